@@ -1,0 +1,1 @@
+"""Network parts that every stage shares: attention and the transformer block."""
