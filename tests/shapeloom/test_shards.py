@@ -1,0 +1,198 @@
+"""Shards: bytes come back, by our readers and by plain webdataset; order is a pure function of (seed, n)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from shapeloom.config import UserError
+from shapeloom.shards import (
+    SCHEMA,
+    AssetShards,
+    LatentShards,
+    ReadingOrder,
+    depth_from_png,
+    depth_to_png,
+    finish_dataset,
+    shard_is_finished,
+    write_shard,
+)
+
+
+def asset(number: int, split: str = "train", views: int = 2) -> dict:
+    rng = np.random.default_rng(number)
+    sample = {
+        "__key__": f"{number:016x}",
+        "json": {"split": split, "captions": ["a thing", f"thing {number}"], "group": f"g{number}"},
+        "cameras.npy": rng.normal(size=(views, 4, 4)).astype(np.float32),
+        "intrinsics.npy": rng.normal(size=(views, 3, 3)).astype(np.float32),
+        "points.npy": rng.normal(size=(5, 3)).astype(np.float32),
+        "points_rgb.npy": rng.integers(0, 256, (5, 3), dtype=np.uint8),
+        "points_normal.npy": rng.integers(-127, 128, (5, 3), dtype=np.int8),
+        "sdf_points.npy": rng.normal(size=(7, 3)).astype(np.float32),
+        "sdf.npy": rng.normal(size=7).astype(np.float32),
+    }
+    for view in range(views):
+        sample[f"rgba_{view:03d}.png"] = rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+        sample[f"depth_{view:03d}.png"] = depth_to_png(rng.uniform(1, 7, (8, 8)).astype(np.float32))
+    return sample
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shard(tmp_path / "shards/000000.tar", [asset(0), asset(1, "val"), asset(2)])
+    write_shard(tmp_path / "shards/000001.tar", [asset(3), asset(4, "val")])
+    finish_dataset(tmp_path, kind="assets", facts={"views": 2, "resolution": 8})
+    return tmp_path
+
+
+def test_reader_returns_what_was_written(folder: Path):
+    shards = AssetShards(folder)
+    assert [row.key for row in shards.rows] == [f"{n:016x}" for n in range(5)]
+    assert (shards.num_views, shards.resolution, len(shards)) == (2, 8, 5)
+    for n in range(5):
+        truth, got = asset(n), shards.read(n, views=[1, 0], depth=True, points=True, sdf=True)
+        np.testing.assert_array_equal(got.rgba, np.stack([truth["rgba_001.png"], truth["rgba_000.png"]]))
+        np.testing.assert_array_equal(got.depth[0], depth_from_png(truth["depth_001.png"]))
+        np.testing.assert_array_equal(got.cam_to_world, truth["cameras.npy"][[1, 0]])
+        np.testing.assert_array_equal(got.intrinsics, truth["intrinsics.npy"][[1, 0]])
+        for name in ("points", "points_rgb", "points_normal", "sdf_points", "sdf"):
+            np.testing.assert_array_equal(getattr(got, name), truth[f"{name}.npy"])
+        assert shards.facts(n)["captions"] == truth["json"]["captions"]
+
+
+def test_reader_decodes_only_what_is_asked_for(folder: Path):
+    sample = AssetShards(folder).read(0, points=True)
+    assert sample.rgba is None
+    assert sample.depth is None
+    assert sample.sdf is None
+    assert sample.cam_to_world.shape == (0, 4, 4)
+    assert sample.points.shape == (5, 3)
+
+
+def test_split_selects_rows_and_shard_sizes(folder: Path):
+    val = AssetShards(folder, "val")
+    assert [row.key for row in val.rows] == ["0000000000000001", "0000000000000004"]
+    assert val.shard_sizes == [1, 1]
+    assert AssetShards(folder, "train").shard_sizes == [2, 1]
+    assert val.read(1, points=True).row.captions == ["a thing", "thing 4"]
+
+
+def test_plain_webdataset_reads_the_same_samples(folder: Path):
+    with (folder / "shards/000000.tar").open("rb") as stream:
+        files = tar_file_expander([{"stream": stream, "url": "000000.tar"}])
+        samples = [webdataset.autodecode.Decoder([])(sample) for sample in group_by_keys(files)]
+    assert [s["__key__"] for s in samples] == [f"{n:016x}" for n in range(3)]
+    np.testing.assert_array_equal(samples[2]["points.npy"], asset(2)["points.npy"])
+    assert samples[2]["json"]["captions"] == ["a thing", "thing 2"]
+
+
+def test_shard_bytes_depend_on_samples_alone(tmp_path: Path):
+    first = write_shard(tmp_path / "a/shards/000000.tar", [asset(0), asset(1)])
+    second = write_shard(tmp_path / "b/shards/000000.tar", iter([asset(0), asset(1)]))
+    other = write_shard(tmp_path / "c/shards/000000.tar", [asset(0), asset(2)])
+    assert first["sha256"] == second["sha256"] != other["sha256"]
+
+
+def test_failed_write_leaves_no_shard(tmp_path: Path):
+    def samples():
+        yield asset(0)
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "000000.tar", samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_means_present_and_unaltered(folder: Path):
+    shard = folder / "shards/000000.tar"
+    assert shard_is_finished(shard)
+    assert not shard_is_finished(folder / "shards/000002.tar")
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    assert not shard_is_finished(shard)
+
+
+@pytest.mark.parametrize("depth", [0.5, 1.2345, 4.0, 7.99])
+def test_depth_survives_to_half_a_count(depth: float):
+    picture = np.array([[0.0, depth]], dtype=np.float32)
+    back = depth_from_png(depth_to_png(picture))
+    assert back[0, 0] == 0
+    assert abs(back[0, 1] - depth) <= 0.5 / 8192 + 1e-6
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b"])
+def test_key_that_webdataset_would_split_is_refused(tmp_path: Path, key: str):
+    with pytest.raises(ValueError, match="key"):
+        write_shard(tmp_path / "000000.tar", [asset(0) | {"__key__": key}])
+
+
+def test_errors_say_what_is_wrong(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"no dataset\.json"):
+        AssetShards(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="'latents'"):
+        LatentShards(folder)
+    with pytest.raises(UserError, match=r"'judge'.*train, val"):
+        AssetShards(folder, "judge")
+    with pytest.raises(UserError, match=r"no rgba_009\.png"):
+        AssetShards(folder).read(0, views=[9])
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "shards/000001.index.json"])
+def test_another_schema_is_refused_by_name(folder: Path, file: str):
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {"schema": SCHEMA + 1}))
+    with pytest.raises(UserError, match=f"{file}.*schema {SCHEMA + 1}"):
+        AssetShards(folder)
+
+
+def test_latents_stack_with_padded_captions(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    latents = []
+    for number, captions in enumerate((["a"], ["b", "c", "d"])):
+        latents.append(
+            {
+                "__key__": str(number),
+                "json": {"split": "train", "captions": captions},
+                "latent.npy": rng.normal(size=(4, 2)).astype(np.float16),
+                "text_pooled.npy": rng.normal(size=(len(captions), 6)).astype(np.float16),
+                "text_mask.npy": np.ones((len(captions), 5), bool),
+                "image_pooled.npy": rng.normal(size=(2, 6)).astype(np.float16),
+            }
+        )
+    write_shard(tmp_path / "shards/000000.tar", latents)
+    finish_dataset(tmp_path, kind="latents", facts={"encoder": "e", "tokens": 4})
+    shards = LatentShards(tmp_path)
+    stacked = shards.load()
+    assert shards.header["encoder"] == "e"
+    assert stacked["num_captions"].tolist() == [1, 3]
+    assert torch.equal(stacked["latent"][1], torch.from_numpy(latents[1]["latent.npy"]))
+    assert torch.equal(stacked["text_pooled"][1], torch.from_numpy(latents[1]["text_pooled.npy"]))
+    assert stacked["text_pooled"][0, 1:].eq(0).all()
+    assert not stacked["text_mask"][0, 1:].any()
+    assert torch.equal(shards.read(0)["image_pooled"], stacked["image_pooled"][0])
+
+
+def test_every_pass_visits_each_row_once_in_another_order():
+    order = ReadingOrder([3, 0, 5, 1, 4], seed=0, window=2)
+    passes = [[order.index(13 * epoch + i) for i in range(13)] for epoch in range(3)]
+    assert all(sorted(rows) == list(range(13)) for rows in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_order_is_a_pure_function_of_seed_and_number():
+    sizes, far = [7] * 40, list(range(2000, 0, -37))
+    reader = ReadingOrder(sizes, seed=5)
+    assert [reader.index(n) for n in far] == [ReadingOrder(sizes, seed=5).index(n) for n in far]
+    assert [reader.index(n) for n in far] != [ReadingOrder(sizes, seed=6).index(n) for n in far]
+
+
+def test_a_window_of_samples_touches_only_its_shards():
+    order = ReadingOrder([10] * 20, seed=1, window=4)
+    for start in range(0, 200, 40):
+        assert len({order.index(n) // 10 for n in range(start, start + 40)}) == 4
