@@ -1,0 +1,79 @@
+# One target a stage. Each is a thin line over a `python -m` command that also works alone.
+#   make demo                          everything, on the embedded data set (2 CPU cores: under 20 minutes)
+#   make demo CONFIG=smoke             the same at toy size, in under 3 minutes
+#   make demo ASSETS=DIR RUN=runs/mine everything, on your own folder of GLB/OBJ/PLY/STL files
+#   make sample PROMPT="a red chair"   more objects from a finished run
+CONFIG ?= tiny
+RUN    ?= runs/demo-$(CONFIG)
+ASSETS ?=
+PROMPT ?=
+NUM    ?= 1
+SEED   ?= 0
+NPROC  ?= 1
+VENV   ?= .venv
+PYTHON ?= python3
+
+PY     = $(VENV)/bin/python
+STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-pytorch3d.txt scripts/setup.sh | sha256sum | cut -c1-16)
+LAUNCH = $(if $(filter-out 1,$(NPROC)),$(VENV)/bin/torchrun --standalone --nproc_per_node $(NPROC) -m,$(PY) -m)
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+
+.PHONY: help setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
+
+help:
+	@sed -n '2,5s/^# *//p' Makefile
+	@echo "targets: setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean"
+
+setup: $(STAMP)
+
+$(STAMP):
+	bash scripts/setup.sh $(PYTHON) $(VENV) $(STAMP)
+
+data-prep: $(STAMP)
+	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out $(RUN)/data $(if $(ASSETS),--set assets=$(ASSETS))
+
+train-clip: $(STAMP)
+	$(LAUNCH) prior.train_clip --config configs/clip/$(CONFIG).yaml --out $(RUN)/clip --set data=$(RUN)/data
+
+train-encoder: $(STAMP)
+	$(LAUNCH) encoder.train --config configs/encoder/$(CONFIG).yaml --out $(RUN)/encoder --set data=$(RUN)/data
+
+encode: $(STAMP)
+	$(PY) -m encoder.encode --config configs/encode/$(CONFIG).yaml --out $(RUN)/latents \
+	    --set data=$(RUN)/data encoder=$(RUN)/encoder clip=$(RUN)/clip
+
+train-prior: $(STAMP)
+	$(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out $(RUN)/prior --set latents=$(RUN)/latents
+
+sample: $(STAMP)
+	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out $(RUN)/samples \
+	    --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip \
+	    $(if $(PROMPT),--prompt "$(PROMPT)") --num $(NUM) --seed $(SEED)
+
+eval: $(STAMP)
+	$(PY) -m eval --config configs/eval/$(CONFIG).yaml --out $(RUN)/eval --set run=$(RUN) setup_seconds_file=$(VENV)/.setup_seconds
+
+# One after another, whatever -j says: each stage reads what the one before it wrote.
+demo: $(STAMP)
+	@for stage in data-prep train-clip train-encoder encode train-prior sample eval; do \
+	    $(MAKE) --no-print-directory $$stage || exit $$?; done
+	@echo && echo "Done. Open $(RUN)/report.html; the meshes are in $(RUN)/samples/." 
+
+serve: $(STAMP)
+	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[serve]"
+	$(PY) -m sampling.app --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip
+
+test: $(STAMP)
+	$(PY) -m pytest -n auto
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Stage 2: shards -> encoder and weight projection, trained; then every asset -> latent shards."""

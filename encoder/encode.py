@@ -1,0 +1,154 @@
+"""Encodes every asset: python -m encoder.encode --out RUN/latents --set data=.. encoder=.. clip=..
+
+Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
+latent reproduces the asset, so that bad encodings can be left out. A shard is written aside and renamed:
+whatever was finished before a kill stays finished.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field as Key
+
+from encoder.losses import mean_psnr
+from encoder.model import Autoencoder, load_encoder, read_for_encoding
+from shapeloom.clip import Clip, load_clip
+from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.decoder import RenderConfig
+from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.runs import Run
+from shapeloom.shards import AssetSample, AssetShards, LatentShards, finish_dataset, shard_is_finished, write_shard
+
+log = get_logger("encode")
+
+
+class EncodeConfig(Config):
+    """What to encode and with what."""
+
+    data: Path  # a data_prep run
+    encoder: Path  # an encoder run
+    clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
+    splits: list[str] = ["train", "val", "test"]
+    clip_views: int = Key(4, ge=1)  # views embedded an asset
+    batch_size: int = Key(16, ge=1)
+    fidelity_size: int = Key(32, ge=8)  # height and width of the render that fidelity is measured on
+
+
+def white_background(rgba: np.ndarray) -> np.ndarray:
+    """Returns uint8 [views, height, width, 3] pictures on white from straight-alpha uint8 RGBA."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return (rgba[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+def encode_batch(
+    shards: AssetShards, indices: Sequence[int], model: Autoencoder, clip: Clip, config: EncodeConfig
+) -> list[dict[str, Any]]:
+    """Returns one latent-shard sample an asset."""
+    samples = [read_for_encoding(shards, i, model.encoder.config) for i in indices]
+    latents = model.encode(samples)
+    num_views = min(config.clip_views, shards.num_views)
+    seen = [shards.read(i, views=range(num_views), depth=True) for i in indices]
+    fidelity = _fidelity(model, latents, seen, config.fidelity_size)
+    pictures = np.concatenate([white_background(asset.rgba) for asset in seen])
+    image_pooled = clip.image(pictures).reshape(len(indices), num_views, -1)
+    captions = [asset.row.captions for asset in seen]
+    text = clip.text([caption for per_asset in captions for caption in per_asset])
+    out, first = [], 0
+    for number, asset in enumerate(seen):
+        part = slice(first, first + len(captions[number]))
+        first = part.stop
+        row = asset.row
+        out.append(
+            {
+                "__key__": row.key,
+                "json": {
+                    "captions": row.captions,
+                    "split": row.split,
+                    "group": row.group,
+                    "category": row.category,
+                    "attributes": row.attributes,
+                    "fidelity": fidelity[number],
+                },
+                "latent.npy": latents[number].cpu().numpy().astype(np.float16),
+                "text_pooled.npy": text.pooled[part].cpu().numpy().astype(np.float16),
+                "text_tokens.npy": text.tokens[part].cpu().numpy().astype(np.float16),
+                "text_mask.npy": text.mask[part].cpu().numpy(),
+                "image_pooled.npy": image_pooled[number].cpu().numpy().astype(np.float16),
+            }
+        )
+    return out
+
+
+def _fidelity(
+    model: Autoencoder, latents: torch.Tensor, seen: list[AssetSample], size: int
+) -> list[dict[str, float]]:
+    """Returns PSNR (dB, on white) and mask IoU of each asset's first view, at `size` pixels squared."""
+    poses = torch.stack([torch.from_numpy(asset.cam_to_world[:1]) for asset in seen])
+    matrices = torch.stack([torch.from_numpy(asset.intrinsics[:1]) for asset in seen])
+    pictures = np.stack([asset.rgba[0] for asset in seen if asset.rgba is not None])
+    full = pictures.shape[1]
+    step = max(1, full // size)
+    # Every step-th pixel's own ray: the centre of pixel (i step) in the large picture is that of i here
+    # once the principal point is shifted by the difference of the two half pixels.
+    matrices = matrices.clone()
+    matrices[..., :2, :] /= step
+    matrices[..., :2, 2] += 0.5 - 0.5 / step
+    truth = torch.from_numpy(pictures[:, ::step, ::step]).float() / 255
+    small = truth.shape[1]
+    render = model.decoder.render(
+        model.decoder.weights(latents), poses.to(latents), matrices.to(latents), small, small,
+        samples=RenderConfig(coarse=32, fine=16),
+    )  # fmt: skip
+    alpha = truth[..., 3:]
+    mse = ((render.rgb[:, 0].cpu() - (truth[..., :3] * alpha + 1 - alpha)) ** 2).flatten(1).mean(dim=1)
+    mask, true_mask = render.alpha[:, 0].cpu() > 0.5, alpha[..., 0] > 0.5
+    union = (mask | true_mask).flatten(1).sum(dim=1).clamp(min=1)
+    iou = (mask & true_mask).flatten(1).sum(dim=1) / union
+    return [
+        {"psnr": round(float(p), 3), "iou": round(float(i), 4)} for p, i in zip(mean_psnr(mse), iou, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Encodes, or goes on, or says that it is done."""
+    config, out, _ = parse_stage(EncodeConfig, stage="encoder.encode", description=__doc__, argv=argv)
+    start_logging()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_encoder(config.encoder, device)
+    clip = load_clip(config.clip, device)
+    shards = AssetShards(config.data)
+    inputs = {"data": shards.digest, "encoder": model.decoder.digest, "clip": clip.digest}
+    run = Run.open(out, config, stage="encode", inputs=inputs)
+    if run.done:
+        log.info("the latents in %s are already there", out)
+        return
+    todo: dict[int, list[int]] = {}
+    for index, row in enumerate(shards.rows):
+        if row.split in config.splits:
+            todo.setdefault(row.shard, []).append(index)
+    if not todo:
+        raise UserError(f"{config.data} has no assets of the splits {config.splits}.")
+    with progress(sum(len(indices) for indices in todo.values()), "encoding assets") as bar:
+        for shard, indices in todo.items():
+            path = out / "shards" / f"{shard:06d}.tar"
+            if not shard_is_finished(path):
+                batches = [indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)]
+                write_shard(
+                    path, [s for batch in batches for s in encode_batch(shards, batch, model, clip, config)]
+                )
+                run.save_progress()
+            bar.advance(len(indices))
+    projection = model.decoder.config.projection
+    facts = {"tokens": projection.num_tokens, "channels": projection.channels, **inputs}
+    finish_dataset(out, kind="latents", facts=facts)
+    latents = LatentShards(out)
+    psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]
+    log.info("%d latents; PSNR of their renders: median %.2f dB", len(psnr), np.median(psnr))
+    run.finish(num_latents=len(psnr), median_psnr=round(float(np.median(psnr)), 3))
+
+
+if __name__ == "__main__":
+    run_main(main)

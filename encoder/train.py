@@ -1,0 +1,116 @@
+"""Trains the encoder on the train split of a data_prep run, through DeepSpeed.
+
+python -m encoder.train --config configs/encoder/tiny.yaml --out RUN/encoder --set data=RUN/data
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field as Key
+from torch import Tensor, nn
+
+from encoder.batches import AugmentConfig, make_batch
+from encoder.losses import LossConfig, mean_psnr, point_losses, ray_losses, total_loss
+from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, read_for_encoding
+from shapeloom import distributed
+from shapeloom.config import Config, parse_stage, run_main
+from shapeloom.decoder import DecoderConfig
+from shapeloom.log import get_logger, start_logging
+from shapeloom.runs import Run, write_atomic
+from shapeloom.seed import normal
+from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.training import TrainConfig, train
+
+log = get_logger("encoder")
+
+
+class EncoderTrainConfig(Config):
+    """Everything that decides an encoder run."""
+
+    data: Path  # a data_prep run
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    losses: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    bottleneck_noise: float = Key(0.05, ge=0)  # standard deviation, for latents in [-1, 1]
+    view_dropout: float = Key(0.3, ge=0, le=1)  # assets that must do with points alone
+    train: TrainConfig = TrainConfig()
+
+
+class EncoderTask:
+    """Batches, loss and pictures of the encoder's training (see shapeloom.training.Task)."""
+
+    def __init__(self, config: EncoderTrainConfig, shards: AssetShards, held_out: AssetShards) -> None:
+        self.config, self.shards, self.held_out = config, shards, held_out
+        torch.manual_seed(config.train.seed)  # initial weights
+        self.model = Autoencoder(config.encoder, config.decoder)
+        self.order = ReadingOrder(shards.shard_sizes, seed=config.train.seed)
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        config = self.config
+        return make_batch(
+            self.shards,
+            [(number, self.order.index(number)) for number in samples],
+            encoder=config.encoder,
+            losses=config.losses,
+            augment=config.augment,
+            view_dropout=config.view_dropout,
+            seed=config.train.seed,
+        )
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(model, Autoencoder)
+        inputs = EncoderInputs(batch["points"], batch["rgb"], batch["normals"], batch.get("pixels"))
+        latent = model.encoder(inputs, batch.get("views_kept"))
+        noise = normal(batch["seed"], tuple(latent.shape[1:]), stream="bottleneck", device=latent.device)
+        weights = model.decoder.weights(latent + self.config.bottleneck_noise * noise)
+        parts = {**ray_losses(model.decoder, weights, batch), **point_losses(model.decoder, weights, batch)}
+        return total_loss(parts, self.config.losses), parts
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        """Returns held-out assets: the truth above, the render below; logs their PSNR."""
+        assert isinstance(model, Autoencoder)
+        shards = self.held_out
+        num = min(8, len(shards))
+        device = next(model.parameters()).device
+        samples = [read_for_encoding(shards, i, model.encoder.config) for i in range(num)]
+        weights = model.decoder.weights(model.encode(samples))
+        view = shards.num_views - 1
+        seen = [shards.read(i, views=[view]) for i in range(num)]
+        poses = torch.stack([torch.from_numpy(s.cam_to_world) for s in seen]).to(device)
+        matrices = torch.stack([torch.from_numpy(s.intrinsics) for s in seen]).to(device)
+        size = shards.resolution
+        render = model.decoder.render(weights, poses, matrices, size, size).rgb[:, 0].cpu()
+        rgba = torch.stack([torch.from_numpy(s.rgba[0]) for s in seen]).float() / 255
+        truth = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+        psnr = mean_psnr(((render - truth) ** 2).flatten(1).mean(dim=1)).mean()
+        log.info("step %d: PSNR of %d held-out pictures %.2f dB", step, num, psnr)
+        rows = [torch.cat(list(images), dim=1) for images in (truth, render)]
+        return {"held_out": (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8).numpy()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, or goes on, or says that it is done."""
+    config, out, _ = parse_stage(EncoderTrainConfig, stage="encoder.train", description=__doc__, argv=argv)
+    shards = AssetShards(config.data, split="train")
+    world = distributed.start()
+    start_logging(quiet=not world.is_main)
+    run = Run.open(out, config, stage="encoder", inputs={"data": shards.digest}, writes=world.is_main)
+    if run.done:
+        log.info("the encoder in %s is already trained", out)
+        return
+    held_out = AssetShards(config.data, split="val") if "val" in shards.header["splits"] else shards
+    task = EncoderTask(config, shards, held_out)
+    if world.is_main:
+        for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
+            write_atomic(out / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json"), sort_keys=False))
+    train(task, config.train, run, world)
+    run.finish()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,50 @@
+"""Checkpoints of a run: `state/STEP/` holds DeepSpeed's files, `state/latest` names the valid one.
+
+`latest` is renamed into place after everything else is on disk, so a kill at any moment leaves either the
+old checkpoint or the new one. Only a run's own checkpoints are ever loaded (they are pickles); all that
+anything else loads is `weights.safetensors`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from shapeloom.distributed import World, barrier, load_engine, save_engine
+from shapeloom.runs import file_digest, write_atomic
+
+KEEP = 2
+
+
+def save_state(engine: Any, folder: Path, step: int, facts: dict[str, Any], world: World) -> None:
+    """Saves the engine and `facts` as the run's newest checkpoint and removes all but the newest two."""
+    state = folder / "state"
+    tag = f"{step:08d}"
+    if world.is_main:
+        shutil.rmtree(state / tag, ignore_errors=True)  # what a kill in the middle of a save left
+    barrier(world)
+    save_engine(engine, state, tag, facts)
+    barrier(world)
+    if world.is_main:
+        write_atomic(state / "latest", tag)
+        saved = sorted(path for path in state.iterdir() if path.is_dir())
+        for path in saved[:-KEEP]:
+            shutil.rmtree(path, ignore_errors=True)
+    barrier(world)
+
+
+def load_state(engine: Any, folder: Path) -> dict[str, Any] | None:
+    """Loads the run's newest valid checkpoint and returns its facts, or None if there is none."""
+    latest = folder / "state" / "latest"
+    if not latest.is_file():
+        return None
+    return load_engine(engine, folder / "state", latest.read_text())
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> str:
+    """Writes weights.safetensors atomically and returns its SHA-256."""
+    path = folder / "weights.safetensors"
+    write_atomic(path, save({name: value.contiguous() for name, value in weights.items()}))
+    return file_digest(path)

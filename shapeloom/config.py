@@ -1,0 +1,127 @@
+"""YAML and `--set` to frozen dataclass-like models, and the errors that users read.
+
+A `Config` subclass lives beside what it configures and is the only source of its defaults; a YAML preset
+holds differences. Unknown keys, wrong types and values out of range are refused with the key's name.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class UserError(ValueError):
+    """A user's mistake. Its text is one paragraph: what was expected, what came, and what to do."""
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Returns `cls` from its defaults, then the YAML file `path`, then overrides such as "train.steps=100".
+
+    Raises UserError that names the file and the key for anything that doesn't fit.
+    """
+    values: dict[str, Any] = {}
+    origin = "the command line"
+    if path is not None:
+        origin = str(path)
+        if not path.is_file():
+            raise UserError(f"The config file {path} does not exist. Presets are in configs/<stage>/*.yaml.")
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold `key: value` lines, but holds a {type(values).__name__}.")
+    for override in overrides:
+        _set_key(values, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, cls, origin)) from error
+
+
+def _set_key(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set takes key=value, such as --set train.steps=100, but got {override!r}.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {parent!r} is a value, not a group of keys.")
+        values = child
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from error
+
+
+def _explain(error: ValidationError, cls: type[Config], origin: str) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole config)"
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(_keys_at(cls, item["loc"][:-1]))
+            problems.append(f"unknown key `{key}` (known there: {known})")
+        else:
+            problems.append(f"`{key}`: {item['msg']}, got {item['input']!r}")
+    return f"{cls.__name__} from {origin} has {len(problems)} error(s): " + "; ".join(problems) + "."
+
+
+def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ["none"]
+        cls = annotation
+    return sorted(cls.model_fields)
+
+
+def parse_stage(
+    cls: type[ConfigT],
+    *,
+    stage: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> tuple[ConfigT, Path, argparse.Namespace]:
+    """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...]`.
+
+    `add_arguments` adds a stage's few shortcuts. Returns the config, the output folder and the namespace.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
+    parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/<stage>/tiny.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; re-running resumes in it")
+    parser.add_argument(
+        "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change one config key"
+    )
+    if add_arguments is not None:
+        add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    overrides = [item for group in arguments.set for item in group]
+    return load_config(cls, arguments.config, overrides), arguments.out, arguments
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a stage; a UserError becomes one paragraph on stderr and exit code 2 instead of a traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Run the same command again to go on from here.\n")
+        raise SystemExit(130) from None

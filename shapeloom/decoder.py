@@ -1,0 +1,216 @@
+"""Latent -> field weights -> field -> pixels: the one place where fields and rendering meet.
+
+A latent is [tokens, channels] in [-1, 1]. Rendering is by coarse stratified samples, then importance
+samples where the coarse ones found something, all of them skipped where an occupancy grid says "empty".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field as Key
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shapeloom.config import Config, UserError, load_config
+from shapeloom.fields.heads import FieldValues
+from shapeloom.fields.mlp import FieldConfig, FieldMLP, hidden_shapes
+from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
+from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
+from shapeloom.rendering.volume import composite, importance_samples, ray_weights
+from shapeloom.runs import file_digest, read_meta
+
+# Points evaluated at once while rendering; bounds memory at about 1 kB a point for a field 64 wide.
+CHUNK_POINTS = 1 << 18
+OCCUPANCY_RESOLUTION = 32
+
+
+class DecoderConfig(Config):
+    """The latent's shape and the field's size."""
+
+    projection: ProjectionConfig = ProjectionConfig()
+    field: FieldConfig = FieldConfig()
+
+
+class RenderConfig(Config):
+    """Samples a ray: `coarse` even ones and `fine` ones where the coarse found density."""
+
+    coarse: int = Key(48, ge=4)
+    fine: int = Key(32, ge=0)
+
+
+DEFAULT_SAMPLES = RenderConfig()
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Pictures of a batch of assets: sRGB on the background; depth along the camera's z, 0 where empty."""
+
+    rgb: Float[Tensor, "batch views height width 3"]
+    alpha: Float[Tensor, "batch views height width"]
+    depth: Float[Tensor, "batch views height width"]
+
+
+class Decoder(nn.Module):
+    """Latents to fields, and fields to pixels."""
+
+    digest: str = ""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.projection = make_projection(config.projection, hidden_shapes(config.field))
+        self.field = FieldMLP(config.field)
+
+    def weights(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
+        """Returns the hidden matrices of each asset's field."""
+        expected = (self.config.projection.num_tokens, self.config.projection.channels)
+        if tuple(latent.shape[1:]) != expected:
+            raise ValueError(
+                f"latents must be [batch, {expected[0]}, {expected[1]}], not {list(latent.shape)}."
+            )
+        matrices: FieldWeights = self.projection(latent)
+        return matrices
+
+    def query(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> FieldValues:
+        """Returns the fields' values at points in [-1, 1]^3."""
+        values: FieldValues = self.field(weights, points)
+        return values
+
+    @torch.no_grad()
+    def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
+        """Returns signed distances of a single asset's field, in chunks."""
+        return torch.cat([self.query(weights, chunk[None]).sdf[0] for chunk in points.split(CHUNK_POINTS)])
+
+    @torch.no_grad()
+    def texture(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """Returns texture colours (sRGB in [0, 1]) of a single asset's field, in chunks."""
+        return torch.cat(
+            [self.query(weights, chunk[None]).texture[0] for chunk in points.split(CHUNK_POINTS)]
+        )
+
+    @torch.no_grad()
+    def render(
+        self,
+        weights: FieldWeights,
+        cam_to_world: Float[Tensor, "batch views 4 4"],
+        intrinsics: Float[Tensor, "batch views 3 3"],
+        height: int,
+        width: int,
+        *,
+        samples: RenderConfig = DEFAULT_SAMPLES,
+        background: float = 1.0,
+    ) -> Rendering:
+        """Returns pictures of every asset from its cameras, without knowing where its surface is.
+
+        Memory is bounded whatever the size: rays go through in chunks of about CHUNK_POINTS samples.
+        """
+        batch, views = cam_to_world.shape[:2]
+        origins, directions, cosine = camera_rays(cam_to_world, intrinsics, height, width)
+        origins, directions = origins.reshape(batch, -1, 3), directions.reshape(batch, -1, 3)
+        occupied = self._occupancy(weights)
+        rays_at_once = max(1, CHUNK_POINTS // (batch * (samples.coarse + samples.fine)))
+        parts = [
+            self._render_rays(weights, occupied, o, d, samples)
+            for o, d in zip(origins.split(rays_at_once, 1), directions.split(rays_at_once, 1), strict=True)
+        ]
+        shape = (batch, views, height, width)
+        rgb = torch.cat([part[0] for part in parts], dim=1).reshape(*shape, 3)
+        alpha = torch.cat([part[1] for part in parts], dim=1).reshape(shape)
+        distance = torch.cat([part[2] for part in parts], dim=1).reshape(shape)
+        depth = torch.where(alpha > 0.5, distance / alpha.clamp(min=0.5) * cosine, torch.zeros_like(alpha))
+        return Rendering(rgb + background * (1 - alpha[..., None]), alpha, depth)
+
+    def _render_rays(
+        self,
+        weights: FieldWeights,
+        occupied: Bool[Tensor, "batch cells cells cells"],
+        origins: Float[Tensor, "batch rays 3"],
+        directions: Float[Tensor, "batch rays 3"],
+        samples: RenderConfig,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        t_near, t_far, _ = intersect_box(origins, directions)
+        share = (torch.arange(samples.coarse, device=origins.device) + 0.5) / samples.coarse
+        t = t_near[..., None] + (t_far - t_near)[..., None] * share
+        density, rgb = self._query_occupied(weights, occupied, origins, directions, t)
+        edges = edges_from_samples(t, t_near, t_far)
+        if samples.fine:
+            found = ray_weights(density, edges[..., 1:] - edges[..., :-1])
+            t_fine = importance_samples(edges, found, samples.fine)
+            fine_density, fine_rgb = self._query_occupied(weights, occupied, origins, directions, t_fine)
+            t, order = torch.cat([t, t_fine], dim=-1).sort(dim=-1)
+            density = torch.cat([density, fine_density], dim=-1).gather(-1, order)
+            rgb = torch.cat([rgb, fine_rgb], dim=-2)
+            rgb = rgb.gather(-2, order[..., None].expand_as(rgb))
+            edges = edges_from_samples(t, t_near, t_far)
+        values = composite(density, rgb, t, edges)
+        return values.rgb, values.alpha, values.distance
+
+    def _query_occupied(
+        self, weights: FieldWeights, occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns density [batch, rays, samples] and rgb [..., 3], evaluated only in occupied cells.
+
+        Each asset's occupied samples are gathered to the front, so that a batch stays one dense product.
+        """
+        batch, rays, num = t.shape
+        points = (origins[..., None, :] + t[..., None] * directions[..., None, :]).reshape(batch, -1, 3)
+        cell = ((points + 1) * (0.5 * OCCUPANCY_RESOLUTION)).long().clamp(0, OCCUPANCY_RESOLUTION - 1)
+        asset = torch.arange(batch, device=t.device)[:, None]
+        needed = occupied[asset, cell[..., 0], cell[..., 1], cell[..., 2]]
+        most = int(needed.sum(dim=1).max())
+        density = points.new_zeros(batch, rays * num)
+        rgb = points.new_zeros(batch, rays * num, 3)
+        if most:
+            # A stable sort keeps neighbours together; rows with fewer occupied samples are filled up.
+            index = needed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+            values = self.query(weights, points.gather(1, index[..., None].expand(-1, -1, 3)))
+            wanted = needed.gather(1, index)
+            density.scatter_(1, index, values.density * wanted)
+            rgb.scatter_(1, index[..., None].expand(-1, -1, 3), values.rgb)
+        return density.reshape(batch, rays, num), rgb.reshape(batch, rays, num, 3)
+
+    def _occupancy(self, weights: FieldWeights) -> Bool[Tensor, "batch cells cells cells"]:
+        """Returns which cells of a grid over the box may hold anything visible.
+
+        A cell counts as empty if at its corners, and in all its neighbours, the density is too low to
+        matter (optical depth below 1% over the cell's diagonal).
+        """
+        num = OCCUPANCY_RESOLUTION + 1
+        line = torch.linspace(-1, 1, num, device=weights[0].device)
+        grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(1, -1, 3)
+        batch = weights[0].shape[0]
+        density = torch.cat(
+            [
+                self.query(weights, chunk.expand(batch, -1, -1)).density
+                for chunk in grid.split(max(1, CHUNK_POINTS // batch), dim=1)
+            ],
+            dim=1,
+        ).reshape(batch, 1, num, num, num)
+        cells = nn.functional.max_pool3d(density, kernel_size=4, stride=1, padding=1)
+        cell_diagonal = 3**0.5 * 2 / OCCUPANCY_RESOLUTION
+        return cells[:, 0] * cell_diagonal > 0.01
+
+
+def select(weights: FieldWeights, index: int) -> FieldWeights:
+    """Returns asset `index` of a batch of fields, as a batch of one."""
+    return [matrix[index : index + 1] for matrix in weights]
+
+
+def load_decoder(folder: Path, device: torch.device | str = "cpu") -> Decoder:
+    """Returns the decoder of a finished encoder run, in eval mode; raises UserError if it isn't one."""
+    meta = read_meta(folder, stage="encoder")
+    decoder = Decoder(load_config(DecoderConfig, folder / "decoder.yaml"))
+    path = folder / "weights.safetensors"
+    digest = file_digest(path)
+    if digest != meta["weights_digest"]:
+        raise UserError(
+            f"{path} isn't the file that its run wrote (its digest differs from meta.json's). "
+            "Copy it again, or train again."
+        )
+    prefix = "decoder."
+    state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+    decoder.load_state_dict(state)
+    decoder.digest = digest
+    return decoder.to(device).eval()

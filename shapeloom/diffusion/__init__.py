@@ -1,0 +1,1 @@
+"""Diffusion as mathematics, without networks: schedules, objectives, samplers, guidance."""

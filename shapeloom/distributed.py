@@ -1,0 +1,155 @@
+"""Processes and DeepSpeed: the only module that imports `deepspeed` and `torch.distributed`.
+
+A single CPU process is an ordinary run: a group of one over gloo, made from no environment at all. torchrun,
+the deepspeed launcher and Slurm (srun) are recognised by the variables that they set.
+"""
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Before deepspeed's import: it otherwise probes for accelerators and warns on machines that have none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed
+from deepspeed.ops import __compatible_ops__
+from deepspeed.utils import logger as deepspeed_logger
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.rank == 0
+
+
+def start() -> World:
+    """Joins the process group, shares the cores among this machine's processes, and returns the world."""
+    for name, slurm in (
+        ("RANK", "SLURM_PROCID"),
+        ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("LOCAL_RANK", "SLURM_LOCALID"),
+    ):
+        if name not in os.environ and "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            os.environ[name] = os.environ[slurm]
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if alone:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_gpu = torch.cuda.is_available()
+    # Two pools of spinning OpenMP threads on the same cores run ten times slower than one thread each.
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if "OMP_NUM_THREADS" not in os.environ or local_size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    deepspeed_logger.setLevel(logging.ERROR)
+    # Without this the first run on a CPU compiles a kernel for a minute or more, in silence.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def barrier(world: World) -> None:
+    """Waits for all processes."""
+    if world.size > 1:
+        torch.distributed.barrier()
+
+
+def mean(values: Tensor, world: World) -> Tensor:
+    """Returns the mean of a small tensor over all processes."""
+    if world.size > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values = values / world.size
+    return values
+
+
+def any_process(flag: bool, world: World) -> bool:
+    """Returns whether `flag` holds in any process, the same answer everywhere."""
+    if world.size == 1:
+        return flag
+    total = torch.tensor(float(flag), device=world.device)
+    torch.distributed.all_reduce(total)
+    return bool(total > 0)
+
+
+def make_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    grad_clip: float,
+    zero_stage: int,
+) -> Any:
+    """Returns a DeepSpeed engine around `model`, with weights and optimizer states in float32.
+
+    bfloat16 is by autocast within the model, so that every ZeRO stage computes the same thing.
+    """
+    settings = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": grad_clip,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return engine
+
+
+def save_engine(engine: Any, folder: Path, tag: str, facts: dict[str, Any]) -> None:
+    """Writes a DeepSpeed checkpoint `folder/tag`; the caller declares it valid."""
+    engine.save_checkpoint(str(folder), tag=tag, client_state=facts, save_latest=False)
+
+
+def load_engine(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
+    """Loads a DeepSpeed checkpoint of this very run and returns the facts saved with it."""
+    path, facts = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
+    return dict(facts)
+
+
+def full_parameters(engine: Any, zero_stage: int) -> dict[str, Tensor]:
+    """Returns all trained parameters and buffers in float32 on the CPU, gathered where ZeRO-3 split them."""
+    module = engine.module
+    parameters = list(module.parameters())
+    if zero_stage < 3:
+        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}
+    with deepspeed.zero.GatheredParameters(parameters):
+        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}

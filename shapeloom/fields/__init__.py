@@ -1,0 +1,1 @@
+"""What a shape is: an implicit MLP whose hidden matrices belong to one asset."""

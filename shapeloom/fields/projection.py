@@ -1,0 +1,102 @@
+"""Latent tokens to the hidden matrices of an asset's field.
+
+`rows` (Shap-E, section 4.2): token i becomes row i of the stacked matrices, normalised, with a learned gain,
+plus a shared base. `low_rank`: layer l is base + U diag(c) V with shared U and V, where c is linear in that
+layer's tokens. No product of two per-asset factors occurs, so latents have no sign ambiguity and their
+noise is not multiplied. The latent needs no more numbers than c does, whatever the field's width.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field as Key
+from torch import Tensor, nn
+
+from shapeloom.config import Config
+
+FieldWeights = list[Float[Tensor, "batch out in"]]
+
+
+class ProjectionConfig(Config):
+    """How a latent becomes weights."""
+
+    kind: Literal["rows", "low_rank"] = "low_rank"
+    num_tokens: int = Key(64, ge=1)  # low_rank: a multiple of the hidden layers; rows: their number of rows
+    channels: int = Key(16, ge=1)
+    rank: int = Key(256, ge=1)  # coefficients a layer (low_rank)
+
+
+class RowProjection(nn.Module):
+    """Token i -> row i. shapes: (out, in) of each hidden matrix."""
+
+    def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.rows = [out for out, _ in shapes]
+        self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
+        self.linear = nn.ModuleList([nn.Linear(config.channels, width) for _, width in shapes])
+        # Rows start at a sixteenth of unit size, so that the shared base leads at first (Shap-E's gain).
+        self.gain = nn.ParameterList([nn.Parameter(torch.full((width,), 0.0625)) for _, width in shapes])
+
+    def forward(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
+        """Returns one [batch, out, in] matrix a layer."""
+        weights = []
+        for tokens, base, linear, gain in zip(
+            latent.split(self.rows, dim=1), self.base, self.linear, self.gain, strict=True
+        ):
+            rows = linear(tokens)
+            weights.append(base + nn.functional.layer_norm(rows, rows.shape[-1:], weight=gain))
+        return weights
+
+
+class LowRankProjection(nn.Module):
+    """Layer l = base + U diag(c) V, c linear in the layer's share of the tokens."""
+
+    def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.tokens_per_layer = config.num_tokens // len(shapes)
+        numbers = self.tokens_per_layer * config.channels
+        self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
+        self.coefficients = nn.ModuleList([nn.Linear(numbers, config.rank, bias=False) for _ in shapes])
+        # With c of order one, U diag(c) V then has entries of the same size as the base's.
+        scale = config.rank**-0.25
+        self.left = nn.ParameterList(
+            [nn.Parameter(torch.randn(out, config.rank) * scale) for out, _ in shapes]
+        )
+        self.right = nn.ParameterList(
+            [nn.Parameter(torch.randn(config.rank, width) * scale / math.sqrt(width)) for _, width in shapes]
+        )
+
+    def forward(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
+        """Returns one [batch, out, in] matrix a layer."""
+        weights = []
+        layers = latent.split(self.tokens_per_layer, dim=1)
+        for tokens, base, linear, left, right in zip(
+            layers, self.base, self.coefficients, self.left, self.right, strict=True
+        ):
+            coefficients = linear(tokens.flatten(1))
+            weights.append(base + (left * coefficients[:, None, :]) @ right)
+        return weights
+
+
+def _initial_matrix(out: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(out, width) * math.sqrt(2.0 / width))
+
+
+def make_projection(config: ProjectionConfig, shapes: list[tuple[int, int]]) -> nn.Module:
+    """Returns the projection for hidden matrices of `shapes`; raises ValueError if the tokens don't fit."""
+    if config.kind == "rows":
+        rows = sum(out for out, _ in shapes)
+        if config.num_tokens != rows:
+            raise ValueError(
+                f"projection.kind=rows needs one token a row: num_tokens must be {rows} for this field, "
+                f"not {config.num_tokens}."
+            )
+        return RowProjection(config, shapes)
+    if config.num_tokens % len(shapes):
+        raise ValueError(
+            f"projection.num_tokens must be a multiple of the field's {len(shapes)} layers, "
+            f"but is {config.num_tokens}."
+        )
+    return LowRankProjection(config, shapes)

@@ -1,0 +1,1 @@
+"""How a shape becomes pixels and surfaces. Knows nothing of latents or networks: fields come as callables."""

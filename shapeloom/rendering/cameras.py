@@ -1,0 +1,79 @@
+"""Pinhole cameras in the OpenCV convention: x right, y down, z forward; square pixels, centres at +0.5.
+
+`cam_to_world` is a 4x4 rigid transform, `intrinsics` a 3x3 matrix in pixels. The world is right-handed, +Z up.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapeloom.seed import torch_generator
+
+
+def look_at(eye: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """Returns cam_to_world of cameras at `eye` that look at `target`, upright with respect to +Z.
+
+    A camera that looks straight up or down takes +Y as its up direction.
+    """
+    forward = torch.nn.functional.normalize(target - eye, dim=-1)
+    up = torch.zeros_like(forward)
+    vertical = forward[..., 2].abs() > 0.9999
+    up[..., 2] = (~vertical).to(up.dtype)
+    up[..., 1] = vertical.to(up.dtype)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    pose = torch.zeros(*eye.shape[:-1], 4, 4, dtype=eye.dtype)
+    pose[..., :3, :] = torch.stack([right, down, forward, eye], dim=-1)
+    pose[..., 3, 3] = 1.0
+    return pose
+
+
+def intrinsics(fov_y: float, height: int, width: int) -> Float[Tensor, "3 3"]:
+    """Returns the matrix of a camera with a vertical field of view of `fov_y` radians."""
+    focal = 0.5 * height / math.tan(0.5 * fov_y)
+    return torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+def spherical(
+    azimuth: Float[Tensor, " num"], elevation: Float[Tensor, " num"], distance: Float[Tensor, " num"] | float
+) -> Float[Tensor, "num 4 4"]:
+    """Returns cameras that look at the origin from angles in radians; azimuth 0 is +X, turning to +Y."""
+    direction = torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+    eye = direction * (distance[:, None] if isinstance(distance, Tensor) else distance)
+    return look_at(eye, torch.zeros_like(eye))
+
+
+def ring(
+    num: int, *, elevation_degrees: float = 20.0, distance: float, start_degrees: float = 30.0
+) -> Float[Tensor, "num 4 4"]:
+    """Returns `num` cameras at even azimuths around +Z: turntables and fixed evaluation views."""
+    azimuth = math.radians(start_degrees) + torch.arange(num) * (2 * math.pi / num)
+    elevation = torch.full((num,), math.radians(elevation_degrees))
+    return spherical(azimuth, elevation, distance)
+
+
+def sphere(
+    num: int,
+    *,
+    seed: int,
+    distance: float,
+    min_elevation_degrees: float = -35.0,
+    max_elevation_degrees: float = 75.0,
+) -> Float[Tensor, "num 4 4"]:
+    """Returns `num` cameras spread evenly over a band of the sphere (Fibonacci lattice, turned by `seed`)."""
+    offset = torch.rand(2, generator=torch_generator("cameras", seed)).tolist()
+    low, high = (math.sin(math.radians(angle)) for angle in (min_elevation_degrees, max_elevation_degrees))
+    index = torch.arange(num, dtype=torch.float64)
+    height = low + (high - low) * ((index + offset[0]) / num)
+    golden_angle = math.pi * (3 - math.sqrt(5))
+    azimuth = index * golden_angle + 2 * math.pi * offset[1]
+    return spherical(azimuth.float(), torch.asin(height).float(), distance)
+
+
+def fitting_distance(fov_y: float) -> float:
+    """Returns the camera distance at which the sphere around [-0.95, 0.95]^3 fills a square picture."""
+    return 0.95 * math.sqrt(3) / math.sin(0.5 * fov_y)

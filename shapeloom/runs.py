@@ -1,0 +1,185 @@
+"""The folder that a stage writes: its resolved config, what it was made from, and whether it is finished.
+
+`config.yaml` is the resolved config, `meta.json` says stage, status, seconds, commit, library versions and
+the digests of the inputs; `metrics.jsonl` and TensorBoard events hold curves, `pictures/` pictures.
+Running the same command again in the same folder resumes, or finds `done`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from shapeloom import __version__
+from shapeloom.config import Config, UserError
+
+_LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes `data` beside `path`, syncs it to disk and renames, so that a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """Returns the SHA-256 of a text as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_meta(folder: Path, *, stage: str) -> dict[str, Any]:
+    """Returns the meta.json of a finished `stage` run; raises UserError if there is none."""
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a finished {stage} run (it has no meta.json). Run that stage first."
+        )
+    meta = json.loads(path.read_text())
+    if meta["stage"] != stage:
+        raise UserError(f"{folder} holds a {meta['stage']} run, but a {stage} run is needed here.")
+    if meta["status"] != "done":
+        raise UserError(f"The {stage} run in {folder} is not finished. Run its command again to go on.")
+    return meta
+
+
+class Run:
+    """One stage's folder. Make it with `Run.open`."""
+
+    def __init__(self, folder: Path, meta: dict[str, Any], *, writes: bool) -> None:
+        self.folder, self.meta, self._writes = folder, meta, writes
+        self._start = time.monotonic()
+        self._writer: SummaryWriter | None = None
+
+    @classmethod
+    def open(
+        cls,
+        out: Path,
+        config: Config,
+        *,
+        stage: str,
+        inputs: Mapping[str, str] | None = None,
+        writes: bool = True,
+    ) -> "Run":
+        """Opens or makes the run folder `out`.
+
+        inputs: name -> digest of what the stage reads. writes: False on ranks other than 0.
+        Raises UserError if `out` was made by another stage, with another config, or from other inputs.
+        """
+        resolved = config.model_dump(mode="json")
+        path = out / "meta.json"
+        if path.is_file():
+            meta = json.loads(path.read_text())
+            _check_same(out, meta, stage, resolved, dict(inputs or {}))
+            return cls(out, meta, writes=writes)
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out} is a file; name a folder.")
+        meta = {
+            "stage": stage,
+            "status": "running",
+            "seconds": 0.0,
+            "shapeloom": __version__,
+            "commit": _commit(),
+            "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+            "inputs": dict(inputs or {}),
+        }
+        if writes:
+            write_atomic(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+            write_atomic(path, json.dumps(meta, indent=1))
+        return cls(out, meta, writes=writes)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has finished in this folder."""
+        return bool(self.meta["status"] == "done")
+
+    def _tensorboard(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+        return self._writer
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line to metrics.jsonl and the same numbers to TensorBoard."""
+        if not self._writes:
+            return
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Saves uint8 [height, width, 3] images as pictures/NAME_STEP.png and in TensorBoard."""
+        if not self._writes:
+            return
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        for name, image in images.items():
+            Image.fromarray(image).save(self.folder / "pictures" / f"{name}_{step:07d}.png")
+            self._tensorboard().add_image(name, image, step, dataformats="HWC")
+
+    def save_progress(self) -> None:
+        """Adds the seconds since the last call to meta.json, so that an interrupted run's time counts."""
+        now = time.monotonic()
+        self.meta["seconds"] += now - self._start
+        self._start = now
+        if self._writes:
+            write_atomic(self.folder / "meta.json", json.dumps(self.meta, indent=1))
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the stage as done and merges `facts` into meta.json."""
+        self.meta.update(facts)
+        self.meta["status"] = "done"
+        self.save_progress()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _check_same(out: Path, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]) -> None:
+    advice = "Use another --out, or delete that folder to start over."
+    if meta["stage"] != stage:
+        raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")
+    before = yaml.safe_load((out / "config.yaml").read_text())
+    changed = _differences(before, resolved)
+    if changed:
+        raise UserError(f"{out} was made with another config ({'; '.join(changed)}). {advice}")
+    for name, digest in inputs.items():
+        if meta["inputs"].get(name) != digest:
+            raise UserError(f"{out} was made from another {name}, which has changed since. {advice}")
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [
+            text
+            for name in names
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,281 @@
+"""The one training loop, for every network of the project. It knows nothing of what it trains.
+
+A `Task` turns global sample numbers into a batch and a batch into a loss. All randomness comes with the
+batch, derived from (seed, sample number), so that a run is the same whatever the number of processes (to
+float tolerance) and goes on bit for bit after a kill at the same number of processes and threads.
+"""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field as Key
+from torch import Tensor, nn
+
+from shapeloom import distributed
+from shapeloom.checkpoint import load_state, save_state, save_weights
+from shapeloom.config import Config, UserError
+from shapeloom.log import get_logger, progress
+from shapeloom.runs import Run
+
+log = get_logger("training")
+MAX_BAD_STEPS = 10
+
+
+class TrainConfig(Config):
+    """Settings that every trainer has."""
+
+    steps: int = Key(1000, ge=1)
+    batch_size: int = Key(16, ge=1)  # global: over all processes
+    accumulation: int = Key(1, ge=1)  # parts that each process's share of the batch is split into
+    learning_rate: float = Key(5e-4, gt=0)
+    min_learning_rate: float = Key(1e-5, ge=0)  # where the cosine ends
+    warmup_steps: int = Key(50, ge=0)
+    weight_decay: float = Key(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    grad_clip: float = Key(1.0, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    ema_decay: float = Key(0.998, ge=0, lt=1)
+    checkpoint_every: int = Key(100, ge=1)
+    log_every: int = Key(10, ge=1)
+    picture_every: int = Key(500, ge=1)
+    seed: int = 0
+
+
+class Task(Protocol):
+    """What a trainer supplies."""
+
+    model: nn.Module
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        """Returns CPU tensors for these global sample numbers, a pure function of them and the seed."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the mean loss over the batch and its named parts, scalars."""
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        """Returns uint8 [height, width, 3] pictures of how the model does (may be none)."""
+
+
+class _LossModule(nn.Module):
+    """Model and loss as one module, so that DeepSpeed's hooks see a forward pass."""
+
+    def __init__(self, task: Task, *, bf16: bool) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task, self._bf16 = task, bf16
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        device = next(iter(batch.values())).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            return self._task.loss(self.model, batch)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Returns whether to compute in bfloat16: asked for, or fast on this hardware."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Returns the rate of step `step` (from 0): linear warm-up, then a cosine down to the minimum."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    low = min(config.min_learning_rate, config.learning_rate)
+    return low + 0.5 * (config.learning_rate - low) * (1 + float(np.cos(np.pi * min(1.0, share))))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns two groups: matrices, which decay, and everything of one axis or none, which doesn't."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class _Averages:
+    """Exponential moving average of the weights, in float32 on the CPU."""
+
+    def __init__(self, decay: float, weights: dict[str, Tensor]) -> None:
+        self.decay, self.weights = decay, weights
+
+    @torch.no_grad()
+    def update(self, weights: dict[str, Tensor], step: int) -> None:
+        # Short averages at first, so that the initial weights are soon forgotten.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value.to(self.weights[name]), 1 - decay)
+
+
+def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -> None:
+    """Trains `task` to the end, resuming from the run's newest checkpoint, and writes its weights.
+
+    Raises UserError when the batch can't be shared among the processes or the loss stays non-finite.
+    """
+    share, rest = divmod(config.batch_size, world.size * config.accumulation)
+    if rest or share == 0:
+        raise UserError(
+            f"train.batch_size={config.batch_size} can't be shared evenly by {world.size} process(es) x "
+            f"{config.accumulation} accumulation step(s). Choose a multiple of {world.size * config.accumulation}."
+        )
+    bf16 = use_bf16(config.precision, world.device)
+    module = _LossModule(task, bf16=bf16).to(world.device)
+    groups = parameter_groups(module, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    engine = distributed.make_engine(
+        module, optimizer, micro_batch=share, accumulation=config.accumulation,
+        grad_clip=config.grad_clip, zero_stage=config.zero_stage,
+    )  # fmt: skip
+    averages = _Averages(config.ema_decay, distributed.full_parameters(engine, config.zero_stage))
+    facts = load_state(engine, run.folder)
+    first = 0
+    if facts is not None:
+        first, averages.weights = facts["step"], facts["ema"]
+        log.info("resuming %s at step %d of %d", run.meta["stage"], first, config.steps)
+    millions = sum(value.numel() for value in averages.weights.values()) / 1e6
+    log.info(
+        "%s: %.2fM numbers, %d process(es) on %s, %s, %d thread(s) each",
+        run.meta["stage"], millions, world.size, world.device, "bf16" if bf16 else "fp32", torch.get_num_threads(),
+    )  # fmt: skip
+    _Loop(task, config, run, world, engine, averages, share).run_from(first)
+    weights = {name.removeprefix("model."): value for name, value in averages.weights.items()}
+    if world.is_main:
+        run.meta["weights_digest"] = save_weights(run.folder, weights)
+    task.model.load_state_dict(weights)
+
+
+class _Loop:
+    """The state of a running training."""
+
+    def __init__(
+        self, task: Task, config: TrainConfig, run: Run, world: distributed.World, engine: Any,
+        averages: _Averages, share: int,
+    ) -> None:  # fmt: skip
+        self.task, self.config, self.run, self.world = task, config, run, world
+        self.engine, self.averages, self.share = engine, averages, share
+        self.stopped = False
+        self.bad_steps = 0
+        self.sums: dict[str, Tensor] = {}
+        self.counted, self.since = 0, time.monotonic()
+
+    def run_from(self, first: int) -> None:
+        config = self.config
+        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            with progress(config.steps, f"training {self.run.meta['stage']}", done=first) as bar:
+                for step, batches in self._batches(first):
+                    loss = self._step(step, batches)
+                    bar.advance(note=f"loss {loss:.4f}")
+                    self._after_step(step + 1)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _batches(self, first: int) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
+        """Yields each step's batches of this process; the next step's is made while this one computes."""
+
+        def make(step: int) -> list[dict[str, Tensor]]:
+            start = step * self.config.batch_size + self.world.rank * self.share * self.config.accumulation
+            return [
+                self.task.batch(range(start + part * self.share, start + (part + 1) * self.share))
+                for part in range(self.config.accumulation)
+            ]
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(make, first) if first < self.config.steps else None
+            for step in range(first, self.config.steps):
+                assert waiting is not None
+                batches = waiting.result()
+                waiting = pool.submit(make, step + 1) if step + 1 < self.config.steps else None
+                yield step, batches
+
+    def _step(self, step: int, batches: list[dict[str, Tensor]]) -> float:
+        rate = learning_rate(self.config, step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        total = 0.0
+        for batch in batches:
+            loss, parts = self.engine({name: value.to(self.world.device) for name, value in batch.items()})
+            finite = not distributed.any_process(not bool(torch.isfinite(loss)), self.world)
+            if not finite:
+                self._count_bad(step, parts)
+                self.engine.zero_grad()
+                return float("nan")
+            self.engine.backward(loss)
+            self.engine.step()
+            total += float(loss.detach()) / len(batches)
+            for name, value in {"loss": loss, **parts}.items():
+                self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+            self.counted += 1
+        self.bad_steps = 0
+        weights = self.engine.module.state_dict()
+        if self.config.zero_stage == 3:
+            weights = distributed.full_parameters(self.engine, 3)
+        self.averages.update(weights, step)
+        return total
+
+    def _count_bad(self, step: int, parts: dict[str, Tensor]) -> None:
+        self.bad_steps += 1
+        values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items())
+        log.warning("step %d: the loss is not finite (%s); step skipped", step, values)
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise UserError(
+                f"The loss was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} ({values}). "
+                f"The newest checkpoint in {self.run.folder / 'state'} is from before. Lower "
+                "train.learning_rate, or train with train.precision=fp32."
+            )
+
+    def _after_step(self, done: int) -> None:
+        config, last = self.config, done == self.config.steps
+        if (done % config.log_every == 0 or last) and self.counted:
+            self._log(done)
+        if done % config.picture_every == 0 or last:
+            self._pictures(done)
+        stopping = distributed.any_process(self.stopped, self.world)
+        if done % config.checkpoint_every == 0 or last or stopping:
+            facts = {"step": done, "ema": self.averages.weights}
+            save_state(self.engine, self.run.folder, done, facts, self.world)
+            self.run.save_progress()
+        if stopping and not last:
+            log.warning("stopped by SIGTERM after step %d; the same command goes on from here", done)
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _log(self, done: int) -> None:
+        names = sorted(self.sums)
+        values = distributed.mean(torch.stack([self.sums[name] / self.counted for name in names]), self.world)
+        scalars = {f"train/{name}": float(value) for name, value in zip(names, values, strict=True)}
+        now = time.monotonic()
+        steps = self.counted / self.config.accumulation
+        scalars["learning_rate"] = learning_rate(self.config, done - 1)
+        scalars["samples_per_second"] = steps * self.config.batch_size / (now - self.since)
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            scalars["grad_norm"] = float(norm)
+        self.run.scalars(done, scalars)
+        self.sums, self.counted, self.since = {}, 0, now
+
+    @torch.no_grad()
+    def _pictures(self, done: int) -> None:
+        """Shows the averaged weights' work; the trained ones are put back afterwards."""
+        if not self.world.is_main or self.config.zero_stage == 3:
+            return
+        model = self.engine.module.model
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict({k.removeprefix("model."): v for k, v in self.averages.weights.items()})
+        model.eval()
+        try:
+            self.run.pictures(done, self.task.pictures(model, done))
+        finally:
+            model.load_state_dict(trained)
+            model.train()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.stopped = True

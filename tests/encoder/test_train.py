@@ -1,0 +1,76 @@
+"""The encoder's trainer as a whole: through its command line, on spheres in closed form."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from encoder.model import load_encoder, read_for_encoding
+from encoder.train import main
+from shapeloom.config import UserError
+from shapeloom.shards import AssetShards
+
+PRESET = "configs/encoder/smoke.yaml"
+
+
+def run(out: Path, data: Path, *settings: str) -> None:
+    main(["--config", PRESET, "--out", str(out), "--set", f"data={data}", *settings])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ball_dataset: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "encoder"
+    run(out, ball_dataset, "train.precision=fp32")
+    return out
+
+
+def test_a_finished_run_can_be_loaded_and_encodes_deterministically(trained: Path, ball_dataset: Path) -> None:
+    model = load_encoder(trained)
+    shards = AssetShards(ball_dataset, split="test")
+    samples = [read_for_encoding(shards, i, model.encoder.config) for i in range(2)]
+    latent = model.encode(samples)
+    assert latent.shape == (2, 16, 8)
+    assert latent.abs().max() <= 1
+    torch.testing.assert_close(model.encode(samples[1:]), latent[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    trained: Path, ball_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def interrupt(self: object, model: object, step: int) -> dict:
+        nonlocal calls
+        calls += 1
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("encoder.train.EncoderTask.pictures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, ball_dataset, "train.precision=fp32", "train.checkpoint_every=4", "train.picture_every=10")
+    assert calls == 1
+    run(tmp_path, ball_dataset, "train.precision=fp32", "train.checkpoint_every=4", "train.picture_every=10")
+    before, now = (load_file(folder / "weights.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(before[name], now[name]) for name in before)
+
+
+def test_a_finished_run_is_left_alone(trained: Path, ball_dataset: Path) -> None:
+    changed = (trained / "weights.safetensors").stat().st_mtime_ns
+    run(trained, ball_dataset, "train.precision=fp32")
+    assert (trained / "weights.safetensors").stat().st_mtime_ns == changed
+
+
+def test_another_config_in_the_same_folder_is_refused(trained: Path, ball_dataset: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.seed was 0, now 1"):
+        run(trained, ball_dataset, "train.precision=fp32", "train.seed=1")
+
+
+def test_tampered_weights_are_refused(trained: Path, tmp_path: Path) -> None:
+    for name in ("meta.json", "encoder.yaml", "decoder.yaml"):
+        (tmp_path / name).write_text((trained / name).read_text())
+    data = bytearray((trained / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(bytes(data))
+    with pytest.raises(UserError, match="digest"):
+        load_encoder(tmp_path)

@@ -1,0 +1,57 @@
+"""Who may import whom (docs/design.md). Reads the source; imports nothing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"shapeloom", "data_prep", "encoder", "prior", "sampling", "eval"}
+MAY_IMPORT = {
+    "shapeloom": set(),
+    "data_prep": {"shapeloom"},
+    "encoder": {"shapeloom"},
+    "prior": {"shapeloom"},
+    "sampling": {"shapeloom", "data_prep", "encoder", "prior"},
+    "eval": ROOMS,
+}
+APART = {"fields", "rendering", "diffusion", "nn"}  # within shapeloom
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        rooms = {name.split(".")[0] for name in imports(path)} & ROOMS
+        assert rooms <= MAY_IMPORT[room] | {room}, path
+
+
+@pytest.mark.parametrize("room", sorted(APART))
+def test_rooms_of_the_ground_floor_stay_apart(room: str) -> None:
+    for path in (ROOT / "shapeloom" / room).rglob("*.py"):
+        for other in APART - {room}:
+            assert not any(name.startswith(f"shapeloom.{other}") for name in imports(path)), path
+
+
+def test_only_the_decoder_joins_fields_and_rendering() -> None:
+    for path in (ROOT / "shapeloom").glob("*.py"):
+        names = imports(path)
+        both = all(any(n.startswith(f"shapeloom.{room}") for n in names) for room in ("fields", "rendering"))
+        assert not both or path.name == "decoder.py", path
+
+
+def test_one_module_imports_deepspeed_and_process_groups() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            names = imports(path)
+            uses = any(n.split(".")[0] == "deepspeed" or n.startswith("torch.distributed") for n in names)
+            assert not uses or path == ROOT / "shapeloom" / "distributed.py", path
