@@ -38,7 +38,7 @@ def guided_samples(
     t_hit: Float[Tensor, "*rays"],
     jitter: Float[Tensor, "*rays samples"],
     config: LossConfig,
-) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays samples+1"]]:
+) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays edges"]]:
     """Returns sorted sample positions and interval edges. t_hit is 0 for rays that miss.
 
     A ray that hits is followed to just behind its surface: whatever alpha it has must come from there.

@@ -48,7 +48,7 @@ class ViewTokens(nn.Module):
 
     def forward(
         self, pixels: Float[Tensor, "batch views height width numbers"]
-    ) -> Float[Tensor, "batch tokens width"]:
+    ) -> Float[Tensor, "batch tokens channels"]:
         """Returns views x patches tokens; raises ValueError unless patches fit the picture."""
         batch, views, height, width, numbers = pixels.shape
         if height % self.patch or width % self.patch:

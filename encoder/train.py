@@ -109,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_atomic(out / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json"), sort_keys=False))
     train(task, config.train, run, world)
     run.finish()
-    distributed.stop()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A single CPU process is an ordinary run: a group of one over gloo, made from no 
 the deepspeed launcher and Slurm (srun) are recognised by the variables that they set.
 """
 
+import atexit
 import logging
 import os
 import socket
@@ -65,6 +66,8 @@ def start() -> World:
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        # At the very end: DeepSpeed keeps groups of its own that outlive any one training.
+        atexit.register(torch.distributed.destroy_process_group)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
@@ -73,12 +76,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def stop() -> None:
-    """Leaves the process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def barrier(world: World) -> None:

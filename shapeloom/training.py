@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class TrainConfig(Config):
     seed: int = 0
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a trainer supplies."""
 

@@ -30,7 +30,7 @@ def encoding_axes(axes: Axes) -> Float[Tensor, "num_axes 3"]:
     return torch.nn.functional.normalize(torch.tensor(corners, dtype=torch.float32), dim=-1)
 
 
-def encoding_matrix(axes: Axes, num_octaves: int) -> Float[Tensor, "num_axes*num_octaves 3"]:
+def encoding_matrix(axes: Axes, num_octaves: int) -> Float[Tensor, "num_frequencies 3"]:
     """Returns angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis.
 
     The lowest has a period of 4, so that it is one-to-one on the box [-1, 1]^3.

@@ -34,7 +34,8 @@ class Heads(nn.Module):
     def __init__(self, width: int, *, initial_beta: float = 0.05) -> None:
         super().__init__()
         self.linear = nn.Linear(width, NUM_OUTPUTS)
-        self.log_beta = nn.Parameter(torch.tensor(math.log(initial_beta)))
+        # One axis, not none: DeepSpeed can't broadcast a scalar.
+        self.log_beta = nn.Parameter(torch.tensor([math.log(initial_beta)]))
         with torch.no_grad():
             self.linear.bias[0] = 0.0  # offset
             self.linear.bias[1] = 0.3  # far from any surface at first: empty space costs no gradient

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from shapeloom.config import Config
 
-FieldWeights = list[Float[Tensor, "batch out in"]]
+FieldWeights = list[Float[Tensor, "batch _ _"]]
+"""One [batch, out, in] matrix a hidden layer."""
 
 
 class ProjectionConfig(Config):

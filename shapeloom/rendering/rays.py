@@ -68,7 +68,7 @@ def intersect_box(
 
 def stratified(
     t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"], jitter: Float[Tensor, "*rays samples"]
-) -> Float[Tensor, "*rays samples+1"]:
+) -> Float[Tensor, "*rays edges"]:
     """Returns bin edges' interior positions: the boundaries of `samples` bins between t_near and t_far.
 
     jitter in [0, 1) moves each sample within its even bin; edges lie midway between samples.
@@ -81,7 +81,7 @@ def stratified(
 
 def edges_from_samples(
     t: Float[Tensor, "*rays samples"], t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"]
-) -> Float[Tensor, "*rays samples+1"]:
+) -> Float[Tensor, "*rays edges"]:
     """Returns interval edges around sorted samples: midpoints between them, t_near and t_far at the ends."""
     middle = 0.5 * (t[..., 1:] + t[..., :-1])
     return torch.cat([t_near[..., None], middle, t_far[..., None]], dim=-1)

@@ -34,7 +34,7 @@ def composite(
     density: Float[Tensor, "*rays samples"],
     rgb: Float[Tensor, "*rays samples 3"],
     t: Float[Tensor, "*rays samples"],
-    edges: Float[Tensor, "*rays samples+1"],
+    edges: Float[Tensor, "*rays edges"],
 ) -> RayValues:
     """Returns colour, alpha and distance of rays whose intervals lie between `edges`, sampled at `t`."""
     weights = ray_weights(density, edges[..., 1:] - edges[..., :-1])
@@ -46,8 +46,8 @@ def composite(
 
 
 def importance_samples(
-    edges: Float[Tensor, "*rays samples+1"], weights: Float[Tensor, "*rays samples"], num_samples: int
-) -> Float[Tensor, "*rays num_samples"]:
+    edges: Float[Tensor, "*rays edges"], weights: Float[Tensor, "*rays samples"], num_samples: int
+) -> Float[Tensor, "*rays fine"]:
     """Returns `num_samples` sorted positions spread evenly over the distribution of `weights` (NeRF, 5.2).
 
     Deterministic: the quantiles (i + 0.5)/num_samples of the piecewise constant density.

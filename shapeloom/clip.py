@@ -1,0 +1,289 @@
+"""CLIP: captions and pictures to vectors of one space, always through open_clip.
+
+A `Clip` is either a pretrained open_clip model, named "MODEL/TAG" ("ViT-B-32/laion2b_s34b_b79k") or
+"MODEL/FILE" (a local checkpoint), or the folder that `python -m prior.train_clip` wrote. Such a folder holds
+`weights.safetensors` and `model.json`, and loading it touches neither the network nor a pickle.
+
+Pictures are uint8 sRGB [batch, height, width, 3] on a white background. Pooled vectors have unit norm.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shapeloom.config import UserError
+from shapeloom.log import get_logger
+
+log = get_logger("clip")
+
+PAD, UNKNOWN = 0, 1
+"""The first two rows of a `CompactTokenizer`: padding, and any word that no training caption had."""
+OFFLINE_ADVICE = (
+    "Put the weights into the Hugging Face cache, name a local checkpoint as MODEL/FILE, or train a small CLIP "
+    "on your own shards (`python -m prior.train_clip` without `pretrained`)."
+)
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """What CLIP makes of n captions: `pooled` unit vectors, and one token vector per BPE token where `mask`."""
+
+    pooled: Float[Tensor, "n embed"]
+    tokens: Float[Tensor, "n length text_width"]
+    mask: Bool[Tensor, "n length"]
+
+
+@functools.cache
+def _byte_pair_encoding() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+class CompactTokenizer:
+    """open_clip's BPE restricted to the ids that occurred in training, so that the embedding stays small.
+
+    `vocabulary[row]` is the BPE id of an embedding row: row 0 is padding, row 1 (id -1) is any other id, and the
+    end-of-text id, the largest, comes last, since CLIP pools at the largest id.
+    """
+
+    def __init__(self, vocabulary: Sequence[int], context_length: int) -> None:
+        if list(vocabulary[:2]) != [PAD, -1] or list(vocabulary[2:]) != sorted(set(vocabulary[2:])):
+            raise ValueError("a vocabulary is [0, -1, then the BPE ids in ascending order]")
+        self.vocabulary, self.context_length = list(vocabulary), context_length
+        self._row = {bpe_id: row for row, bpe_id in enumerate(vocabulary) if row > UNKNOWN}
+
+    @classmethod
+    def from_captions(cls, captions: Sequence[str], context_length: int) -> "CompactTokenizer":
+        """Keeps the ids of `captions` and the two ids that frame a text."""
+        bpe = _byte_pair_encoding()
+        ids = {bpe_id for caption in captions for bpe_id in bpe.encode(caption)}
+        return cls([PAD, -1, *sorted(ids | {bpe.sot_token_id, bpe.eot_token_id})], context_length)
+
+    def __call__(self, captions: Sequence[str]) -> Int64[Tensor, "n length"]:
+        """Rows of the embedding; captions beyond the context length are cut, as in CLIP."""
+        bpe = _byte_pair_encoding()
+        rows = torch.full((len(captions), self.context_length), PAD)
+        for target, caption in zip(rows, captions, strict=True):
+            ids = [bpe.sot_token_id, *bpe.encode(caption)[: self.context_length - 2], bpe.eot_token_id]
+            target[: len(ids)] = torch.tensor([self._row.get(bpe_id, UNKNOWN) for bpe_id in ids])
+        return rows
+
+    def unknown(self, caption: str) -> list[str]:
+        """The words (or word pieces) of `caption` that no training caption had."""
+        bpe = _byte_pair_encoding()
+        return [bpe.decode([i]).strip() for i in bpe.encode(caption) if i not in self._row]
+
+
+class Clip:
+    """A frozen dual encoder of captions and pictures. Make it with `load_clip`.
+
+    Attributes:
+        digest: SHA-256 of its description and weights; latents and priors carry it.
+        name: for people, such as "ViT-B-32/openai".
+        embed_dim: length of a pooled vector.
+        text_width: channels of a text token.
+        context_length: text tokens of a caption, padding included.
+        image_size: side in pixels of the square picture that the network sees.
+    """
+
+    def __init__(
+        self, network: nn.Module, tokenizer: Callable[..., Tensor], description: dict[str, Any], *, name: str
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.description, self.name = description, name
+        self._tokenizer = tokenizer
+        self.device = next(network.parameters()).device
+        self.context_length = int(network.context_length)
+        size = network.visual.image_size
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        text_tower = getattr(network, "text", network)
+        pool = getattr(text_tower, "pool_type", None) or getattr(network, "text_pool_type", None)
+        self._pools_at_largest_id = pool == "argmax"
+        self._mean = torch.tensor(description["mean"], device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(description["std"], device=self.device).view(3, 1, 1)
+        self.digest = _digest(description, network)
+        probe = self.text(["a chair"])
+        self.embed_dim, self.text_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str], *, batch_size: int = 256) -> TextEmbedding:
+        """Embeds captions; raises ValueError if one isn't a string."""
+        if not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(
+                "captions must be strings; got " + ", ".join({type(c).__name__ for c in captions})
+            )
+        parts = [self._text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
+        if not parts:
+            tokens = torch.zeros(0, self.context_length, self.text_width, device=self.device)
+            return TextEmbedding(
+                tokens.new_zeros(0, self.embed_dim), tokens, tokens.new_zeros(tokens.shape[:2]).bool()
+            )
+        return TextEmbedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        ids = self._tokenizer(list(captions)).to(self.device)
+        out = self.network.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if self._pools_at_largest_id:  # all beyond the end-of-text id is padding (whose id is also a word's)
+            mask = torch.arange(ids.shape[1], device=self.device) <= ids.argmax(1, keepdim=True)
+        return out["text_features"].float(), out["text_intermediates"][-1].float(), mask
+
+    @torch.no_grad()
+    def image(
+        self, rgb: UInt8[Tensor | np.ndarray, "n height width 3"], *, batch_size: int = 64
+    ) -> Float[Tensor, "n embed"]:
+        """Embeds square pictures of any size, on white; raises ValueError for other shapes or types."""
+        pictures = torch.as_tensor(rgb)
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+            raise ValueError(
+                f"pictures must be uint8 [batch, height, width, 3], got {pictures.dtype} {tuple(pictures.shape)}"
+            )
+        parts = [
+            F.normalize(self.network.encode_image(self.preprocess(part.to(self.device))).float(), dim=-1)
+            for part in pictures.split(batch_size)
+        ]
+        return torch.cat(parts)
+
+    def preprocess(self, rgb: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 size size"]:
+        """Scales to [0, 1], resizes to the network's size with antialiasing, and normalises."""
+        pixels = rgb.permute(0, 3, 1, 2).float() / 255
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(
+                0, 1
+            )
+        return (pixels - self._mean) / self._std
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """Words of a prompt that this CLIP never saw in training; always empty for a pretrained one."""
+        return self._tokenizer.unknown(caption) if isinstance(self._tokenizer, CompactTokenizer) else []
+
+
+def load_clip(spec: str | Path, device: torch.device | str = "cpu") -> Clip:
+    """Loads a `train_clip` folder, or a pretrained open_clip model "MODEL/TAG" or "MODEL/FILE".
+
+    Raises UserError at once, without a series of retries, when the weights are neither cached nor reachable.
+    """
+    folder = Path(spec)
+    if (folder / "model.json").is_file():
+        return _load_folder(folder, device)
+    model, _, source = str(spec).partition("/")
+    if folder.exists() or model not in open_clip.list_models():
+        raise UserError(
+            f"{spec} is neither a folder that train_clip has finished (it would hold model.json) nor an open_clip "
+            "model such as ViT-B-32/laion2b_s34b_b79k."
+        )
+    return load_pretrained(model, source, device)
+
+
+def build_network(description: dict[str, Any]) -> nn.Module:
+    """Makes the open_clip network that a model.json describes, with fresh weights."""
+    if description["kind"] == "pretrained":
+        return open_clip.create_model(
+            description["model"], pretrained=None, force_quick_gelu=description["quick_gelu"]
+        )
+    return open_clip.CLIP(
+        description["embed_dim"],
+        open_clip.CLIPVisionCfg(**description["vision"]),
+        open_clip.CLIPTextCfg(**description["text"], vocab_size=len(description["vocabulary"])),
+        output_dict=True,
+    )
+
+
+def _tokenizer(description: dict[str, Any]) -> Callable[..., Tensor]:
+    if description["kind"] == "pretrained":
+        return open_clip.get_tokenizer(description["model"])
+    return CompactTokenizer(description["vocabulary"], description["text"]["context_length"])
+
+
+def _load_folder(folder: Path, device: torch.device | str) -> Clip:
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"The CLIP in {folder} is not finished (no weights.safetensors). Run train_clip again."
+        )
+    description = json.loads((folder / "model.json").read_text())
+    network = build_network(description)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{weights} doesn't fit {folder / 'model.json'}: {error}. Delete it and train again."
+        ) from error
+    return Clip(network.to(device), _tokenizer(description), description, name=str(description["name"]))
+
+
+def load_pretrained(model: str, source: str, device: torch.device | str = "cpu") -> Clip:
+    """Loads open_clip's `model` with the weights of a tag, or of a local checkpoint file."""
+    known = open_clip.get_pretrained_cfg(model, source)
+    if not known and not Path(source).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise UserError(f"{model} has no pretrained weights {source!r}, and it is no file. Tags: {tags}.")
+    path = Path(source) if not known else _cached(known) or _download(known, f"{model}/{source}")
+    quick_gelu = bool(known.get("quick_gelu", False))
+    network = open_clip.create_model(model, pretrained=str(path), force_quick_gelu=quick_gelu, device=device)
+    description = {
+        "kind": "pretrained", "name": f"{model}/{source}", "model": model, "quick_gelu": quick_gelu,
+        "mean": list(known.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": list(known.get("std") or open_clip.OPENAI_DATASET_STD),
+    }  # fmt: skip
+    return Clip(network, _tokenizer(description), description, name=f"{model}/{source}")
+
+
+def _cached(known: dict[str, Any]) -> Path | None:
+    """Where open_clip's downloads of these weights lie, if they were made before."""
+    if known.get("hf_hub"):
+        repository, name = os.path.split(known["hf_hub"])
+        names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        for candidate in names:
+            found = huggingface_hub.try_to_load_from_cache(repository, candidate)
+            if isinstance(found, str):
+                return Path(found)
+    if known.get("url"):
+        path = Path("~/.cache/clip").expanduser() / os.path.basename(known["url"])
+        return path if path.is_file() else None
+    return None
+
+
+def _download(known: dict[str, Any], name: str) -> Path:
+    host = "huggingface.co" if known.get("hf_hub") else known["url"].split("/")[2]
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    if offline or not _reachable(host):
+        reason = "HF_HUB_OFFLINE is set" if offline else f"{host} can't be reached"
+        raise UserError(f"The weights of CLIP {name} are not cached and {reason}. {OFFLINE_ADVICE}")
+    log.info("downloading CLIP %s from %s", name, host)
+    return Path(open_clip.download_pretrained(known))
+
+
+def _reachable(host: str) -> bool:
+    """Whether a TCP connection to `host` opens within 2 seconds."""
+    try:
+        socket.create_connection((host, 443), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _digest(description: dict[str, Any], network: nn.Module) -> str:
+    # The name is left out: the same weights under another label are the same CLIP.
+    facts = {key: value for key, value in description.items() if key != "name"}
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()

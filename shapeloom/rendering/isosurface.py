@@ -1,0 +1,122 @@
+"""The zero level of a signed-distance field as triangles: marching cubes, dense or coarse to fine.
+
+A grid of `resolution` cells a side spans the box [-1, 1]^3, nodes on its faces; h = 2 / resolution is a cell's
+side. The field is negative inside. It is closed at the box: what touches the border gets a wall there.
+
+Coarse to fine: a cell is refined unless the field keeps one sign at its corners and is further from zero than
+it could fall on the way to the cell's centre, judging by the steepest slope that was seen on the coarse grid.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from skimage.measure import marching_cubes
+from torch import Tensor
+
+Field = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
+
+# No point of a cell is further than this from a corner, in cell sides.
+HALF_DIAGONAL = 0.5 * 3**0.5
+# The steepest slope between nodes underestimates the steepest slope; wider margins cost time only.
+SLOPE_MARGIN = 1.25
+# The wall of an open field lies this share of a cell inside the box, so that no node has the value zero.
+WALL = 1e-3
+
+
+def extract_surface(
+    sdf: Field, *, resolution: int = 128, coarsest: int = 32, device: torch.device | str = "cpu"
+) -> tuple[Float[np.ndarray, "vertices 3"], Int[np.ndarray, "faces 3"]]:
+    """Returns vertices (world coordinates, float32) and faces (outward, counter-clockwise, int64).
+
+    sdf: points [n, 3] in [-1, 1]^3 on `device` -> signed distances [n], negative inside; any n.
+    resolution: cells a side. coarsest: cells a side of the first grid; `resolution` or more means dense.
+    A field that does not change its sign in the box has no surface: both arrays are empty then.
+    Raises ValueError for a field that isn't finite or returns another shape.
+    """
+    if resolution < 2 or coarsest < 2:
+        raise ValueError(f"resolution and coarsest must be at least 2, got {resolution} and {coarsest}.")
+    sizes = _grid_sizes(resolution, coarsest)
+    values = _evaluate(sdf, _nodes(sizes[0], device), sizes[0]).reshape((sizes[0] + 1,) * 3)
+    slope = _steepest_slope(values)
+    for size in sizes[1:]:
+        values = _refine(sdf, values, size, slope)
+    if not bool((values < 0).any() and (values > 0).any()):
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
+    closed = _close(values).cpu().numpy()
+    # scikit-image orders faces outward of what is low for "descent", whatever its documentation says.
+    vertices, faces, _, _ = marching_cubes(closed, 0.0, gradient_direction="descent", allow_degenerate=False)
+    return (vertices * (2 / resolution) - 1).astype(np.float32), faces.astype(np.int64)
+
+
+def _grid_sizes(resolution: int, coarsest: int) -> list[int]:
+    """Returns the sizes of the grids from coarse to fine, each half of the next: 128, 32 -> 32, 64, 128."""
+    sizes = [resolution]
+    while sizes[0] > coarsest and sizes[0] % 2 == 0:
+        sizes.insert(0, sizes[0] // 2)
+    return sizes
+
+
+def _nodes(size: int, device: torch.device | str) -> Int[Tensor, "nodes 3"]:
+    line = torch.arange(size + 1, device=device)
+    return torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def _evaluate(sdf: Field, nodes: Int[Tensor, "nodes 3"], size: int) -> Float[Tensor, " nodes"]:
+    """Returns the field at grid nodes; exact zeros become the least positive step that float32 can tell."""
+    values = sdf(nodes.float() * (2 / size) - 1).detach().float()
+    if values.shape != nodes.shape[:1]:
+        raise ValueError(f"sdf must return [{len(nodes)}] values for as many points, not {list(values.shape)}.")
+    num_bad = int((~values.isfinite()).sum())
+    if num_bad:
+        raise ValueError(f"the field is not finite at {num_bad} of {len(nodes)} points; it has no surface.")
+    # A vertex on a node would make triangles without an area.
+    return torch.where(values == 0, torch.full_like(values, 1e-6 / size), values)
+
+
+def _steepest_slope(values: Float[Tensor, "x y z"]) -> float:
+    """Returns the largest gradient norm by forward differences, in units a cell side of this grid's box."""
+    step = 2 / (values.shape[0] - 1)
+    inner = values[:-1, :-1, :-1]
+    squares = (values[1:, :-1, :-1] - inner) ** 2
+    squares = squares + (values[:-1, 1:, :-1] - inner) ** 2 + (values[:-1, :-1, 1:] - inner) ** 2
+    return float(squares.max().sqrt()) / step
+
+
+def _refine(sdf: Field, values: Float[Tensor, "x y z"], size: int, slope: float) -> Float[Tensor, "x2 y2 z2"]:
+    """Returns values on a grid of twice the size: evaluated near the surface, interpolated elsewhere.
+
+    Interpolation keeps the one sign that a cell's corners share, so it makes no surface of its own.
+    """
+    near = _near_surface(values, slope * SLOPE_MARGIN)
+    fine = torch.nn.functional.interpolate(
+        values[None, None], size=(size + 1,) * 3, mode="trilinear", align_corners=True
+    )[0, 0]
+    needed = torch.zeros(fine.shape, dtype=torch.bool, device=fine.device)
+    cells = near.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for corner in range(8):
+        x, y, z = corner >> 2, corner >> 1 & 1, corner & 1
+        needed[x : x + size, y : y + size, z : z + size] |= cells
+    nodes = needed.nonzero()
+    if len(nodes):
+        fine[needed] = _evaluate(sdf, nodes, size)
+    return fine
+
+
+def _near_surface(values: Float[Tensor, "x y z"], slope: float) -> Bool[Tensor, "x-1 y-1 z-1"]:
+    """Returns which cells may hold a zero of a field whose gradient is nowhere longer than `slope`."""
+    pool = torch.nn.functional.max_pool3d
+    largest = pool(values[None, None], 2, 1)[0, 0]
+    smallest = -pool(-values[None, None], 2, 1)[0, 0]
+    reach = slope * HALF_DIAGONAL * 2 / (values.shape[0] - 1)
+    # One sign: the corner nearest to zero is the least positive, or the least negative, one.
+    return (smallest <= reach) & (largest >= -reach)
+
+
+def _close(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
+    """Returns the intersection with the box: max(sdf, sdf of the box)."""
+    size = values.shape[0] - 1
+    line = torch.linspace(-1, 1, size + 1, device=values.device).abs() - (1 - WALL * 2 / size)
+    wall = torch.maximum(torch.maximum(line[:, None, None], line[None, :, None]), line[None, None, :])
+    return torch.maximum(values, wall)
