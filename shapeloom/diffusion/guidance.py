@@ -37,7 +37,9 @@ def classifier_free(
     Raises ValueError when scale is negative or rescale is outside [0, 1].
     """
     if scale < 0 or not 0 <= rescale <= 1:
-        raise ValueError(f"expected scale >= 0 and rescale in [0, 1], got scale {scale} and rescale {rescale}")
+        raise ValueError(
+            f"expected scale >= 0 and rescale in [0, 1], got scale {scale} and rescale {rescale}"
+        )
     low, high = interval
 
     def guided(x: Tensor, sigma: Tensor, condition: C) -> Tensor:
@@ -48,7 +50,9 @@ def classifier_free(
         other = denoise(x, sigma, negative)
         result = other + scale * (positive - other)
         if rescale > 0:
-            ratio = _spread(positive) / _spread(result).clamp_min(1e-8)  # a constant x_0 has nothing to bring back
+            ratio = _spread(positive) / _spread(result).clamp_min(
+                1e-8
+            )  # a constant x_0 has nothing to bring back
             result = result * (1 + rescale * (ratio - 1))
         return torch.where(active.reshape(-1, *(1,) * (x.ndim - 1)), result, positive)
 

@@ -31,7 +31,10 @@ def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
 
 
 def add_noise(
-    schedule: Schedule, x0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]
+    schedule: Schedule,
+    x0: Float[Tensor, "batch *shape"],
+    eps: Float[Tensor, "batch *shape"],
+    t: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:
     """x_t = alpha(t) x_0 + sigma(t) eps."""
     return _expand(schedule.alpha(t), x0) * x0 + _expand(schedule.sigma(t), x0) * eps

@@ -46,7 +46,9 @@ def karras_sigmas(
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
-def initial_noise(noise: Float[Tensor, "batch *shape"], sigmas: Float[Tensor, " levels"]) -> Float[Tensor, "batch *shape"]:
+def initial_noise(
+    noise: Float[Tensor, "batch *shape"], sigmas: Float[Tensor, " levels"]
+) -> Float[Tensor, "batch *shape"]:
     """The start of a trajectory: standard normal `noise` at the first level."""
     return noise * float(sigmas[0])
 
@@ -82,7 +84,9 @@ def sample(
     if len(levels) < 2 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or levels[-1] < 0:
         raise ValueError(f"sigmas must be two or more falling levels >= 0, got {levels}")
     if churn > 0 and noise is None:
-        raise ValueError("churn > 0 needs `noise`: a function of the step that returns standard normal numbers")
+        raise ValueError(
+            "churn > 0 needs `noise`: a function of the step that returns standard normal numbers"
+        )
     growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
         start = level
@@ -95,7 +99,9 @@ def sample(
     return x
 
 
-def _step(denoise: Denoise[C], x: Tensor, start: float, end: float, condition: C, *, second_order: bool) -> Tensor:
+def _step(
+    denoise: Denoise[C], x: Tensor, start: float, end: float, condition: C, *, second_order: bool
+) -> Tensor:
     slope = _slope(denoise, x, start, condition)
     moved = x + (end - start) * slope
     if not second_order or end == 0:  # at sigma 0 the slope is not defined; Euler lands on x_0 itself

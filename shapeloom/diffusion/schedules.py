@@ -4,9 +4,9 @@
     log_snr(t) = log(alpha^2 / sigma^2)
     ratio(t) = sigma / alpha    the noise level in the variance-exploding frame x_t / alpha
 
-Every schedule is a walk through the same noise levels, so a network that knows `ratio` can be sampled with any
-of them (Kingma et al. 2021, "Variational Diffusion Models"). `time` inverts `ratio`. At t = 1 the ratio is
-infinite in both schedules here: samplers start from a finite one instead (see `samplers.karras_sigmas`).
+Every schedule is a walk through the same noise levels, so a network that knows `ratio` can be sampled with
+any of them (Kingma et al. 2021, "Variational Diffusion Models"). `time` inverts `ratio`. At t = 1 the ratio
+is infinite in both schedules here: samplers start from a finite one (see `samplers.karras_sigmas`).
 """
 
 import math

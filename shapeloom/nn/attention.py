@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Divides the last axis by its root mean square and multiplies by a learned gain (Zhang & Sennrich 2019)."""
+    """Divides the last axis by its root mean square, times a learned gain (Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -32,8 +32,7 @@ class Mlp(nn.Module):
         if self.gated:
             gate, hidden = hidden.chunk(2, dim=-1)
             return self.outer(F.silu(gate) * hidden)
-        # The tanh form of GELU is several times faster than erf on a CPU; they differ by less than 1e-3.
-        return self.outer(F.gelu(hidden, approximate="tanh"))
+        return self.outer(F.gelu(hidden))
 
 
 class TransformerBlock(nn.Module):
