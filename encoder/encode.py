@@ -20,7 +20,14 @@ from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.runs import Run
-from shapeloom.shards import AssetSample, AssetShards, LatentShards, finish_dataset, shard_is_finished, write_shard
+from shapeloom.shards import (
+    AssetSample,
+    AssetShards,
+    LatentShards,
+    finish_dataset,
+    shard_is_finished,
+    write_shard,
+)
 
 log = get_logger("encode")
 
@@ -108,7 +115,8 @@ def _fidelity(
     union = (mask | true_mask).flatten(1).sum(dim=1).clamp(min=1)
     iou = (mask & true_mask).flatten(1).sum(dim=1) / union
     return [
-        {"psnr": round(float(p), 3), "iou": round(float(i), 4)} for p, i in zip(mean_psnr(mse), iou, strict=True)
+        {"psnr": round(float(p), 3), "iou": round(float(i), 4)}
+        for p, i in zip(mean_psnr(mse), iou, strict=True)
     ]
 
 
@@ -135,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for shard, indices in todo.items():
             path = out / "shards" / f"{shard:06d}.tar"
             if not shard_is_finished(path):
-                batches = [indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)]
+                batches = [
+                    indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)
+                ]
                 write_shard(
                     path, [s for batch in batches for s in encode_batch(shards, batch, model, clip, config)]
                 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shapeloom.config import Config
 
-FieldWeights = list[Float[Tensor, "batch _ _"]]
+FieldWeights = list[Float[Tensor, "_ _ _"]]
 """One [batch, out, in] matrix a hidden layer."""
 
 

@@ -1,0 +1,84 @@
+"""Rendering fields without knowing where their surface is."""
+
+import torch
+
+from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
+from shapeloom.fields.heads import FieldValues
+from shapeloom.fields.mlp import FieldConfig
+from shapeloom.fields.projection import FieldWeights, ProjectionConfig
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+
+SMALL = DecoderConfig(
+    projection=ProjectionConfig(num_tokens=8, channels=4, rank=8), field=FieldConfig(width=8, num_octaves=1)
+)
+FOV = 0.7
+
+
+class Ball(Decoder):
+    """A decoder whose fields are spheres of radius 0.5 (asset 0) and 0.8 (asset 1), coloured by position."""
+
+    def query(self, weights: FieldWeights, points: torch.Tensor) -> FieldValues:
+        radius = weights[0][:, :1, 0]
+        sdf = points.norm(dim=-1) - radius
+        rgb = (0.5 + 0.5 * points).clamp(0, 1)
+        return FieldValues(density=torch.sigmoid(-sdf / 0.004) / 0.004, rgb=rgb, sdf=sdf, texture=rgb)
+
+
+def cameras(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    poses = ring(2, distance=fitting_distance(FOV)).expand(batch, 2, 4, 4)
+    return poses, intrinsics(FOV, size, size).expand(batch, 2, 3, 3)
+
+
+def balls() -> tuple[Ball, FieldWeights]:
+    return Ball(SMALL), [torch.tensor([0.5, 0.8])[:, None, None].expand(2, 4, 4)]
+
+
+def test_a_sphere_covers_the_pixels_that_geometry_says() -> None:
+    decoder, weights = balls()
+    poses, matrices = cameras(2, 96)
+    picture = decoder.render(weights, poses, matrices, 96, 96, samples=RenderConfig(coarse=96, fine=32))
+    distance = fitting_distance(FOV)
+    for asset, radius in enumerate((0.5, 0.8)):
+        # A sphere's outline is a circle of this many pixels' radius.
+        outline = radius / (distance**2 - radius**2) ** 0.5 * float(matrices[0, 0, 0, 0])
+        area = (picture.alpha[asset] > 0.5).float().sum(dim=(1, 2))
+        torch.testing.assert_close(area, torch.full((2,), 3.14159 * outline**2), rtol=0.03, atol=0)
+
+
+def test_depth_is_along_the_camera_axis_and_zero_where_empty() -> None:
+    decoder, weights = balls()
+    poses, matrices = cameras(2, 33)
+    picture = decoder.render(weights, poses, matrices, 33, 33, samples=RenderConfig(coarse=64, fine=64))
+    expected = torch.tensor([0.5, 0.8])
+    torch.testing.assert_close(
+        picture.depth[:, 0, 16, 16], fitting_distance(FOV) - expected, atol=0.02, rtol=0
+    )
+    assert (picture.depth[:, :, 0, 0] == 0).all()
+    torch.testing.assert_close(picture.rgb[:, :, 0, 0], torch.ones(2, 2, 3))
+
+
+def test_an_asset_looks_the_same_whatever_its_batch() -> None:
+    decoder, weights = balls()
+    poses, matrices = cameras(2, 24)
+    together = decoder.render(weights, poses, matrices, 24, 24)
+    alone = decoder.render(select(weights, 1), poses[1:], matrices[1:], 24, 24)
+    torch.testing.assert_close(together.rgb[1:], alone.rgb)
+
+
+def test_skipping_empty_space_changes_nothing_visible(monkeypatch) -> None:
+    decoder, weights = balls()
+    poses, matrices = cameras(2, 24)
+    skipped = decoder.render(weights, poses, matrices, 24, 24)
+    everywhere = torch.ones(2, 32, 32, 32, dtype=torch.bool)
+    monkeypatch.setattr(decoder, "_occupancy", lambda weights: everywhere)
+    torch.testing.assert_close(
+        skipped.rgb, decoder.render(weights, poses, matrices, 24, 24).rgb, atol=0.01, rtol=0
+    )
+
+
+def test_an_empty_field_renders_as_background() -> None:
+    decoder = Ball(SMALL)
+    poses, matrices = cameras(1, 8)
+    picture = decoder.render([torch.full((1, 4, 4), -5.0)], poses, matrices, 8, 8, background=0.25)
+    torch.testing.assert_close(picture.rgb, torch.full((1, 2, 8, 8, 3), 0.25))
+    assert (picture.alpha == 0).all()
