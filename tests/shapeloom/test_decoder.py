@@ -21,7 +21,7 @@ class Ball(Decoder):
         radius = weights[0][:, :1, 0]
         sdf = points.norm(dim=-1) - radius
         rgb = (0.5 + 0.5 * points).clamp(0, 1)
-        return FieldValues(density=torch.sigmoid(-sdf / 0.004) / 0.004, rgb=rgb, sdf=sdf, texture=rgb)
+        return FieldValues(density=torch.sigmoid(-sdf / 0.0005) / 0.0005, rgb=rgb, sdf=sdf, texture=rgb)
 
 
 def cameras(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
