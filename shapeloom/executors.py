@@ -1,17 +1,19 @@
 """A pool of processes that outlives its workers: a task that crashes or hangs costs its worker, not the run.
 
-`concurrent.futures` breaks the whole pool when a worker dies. Here each worker has its own pipe, so the parent
-knows which task it was at and what it last reported.
+`concurrent.futures` breaks the whole pool when a worker dies. Here each worker has its own pipe, so the
+parent knows which task it was at and what it last reported.
 """
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -47,12 +49,12 @@ def run_tasks(
 
     workers: processes (none: one a core), each with one thread; 0 runs in this process, without protection.
     A worker that dies, or is silent for longer than `seconds_between_reports` and is then ended, makes
-    `on_death(task, death)` say what to run in place of its task. `preload`: modules imported once for all workers.
+    `on_death(task, death)` say what to run in place of its task. `preload`: modules that the workers share.
     An exception in `function` is a bug and is raised here.
     """
     if workers == 0:
         for task in tasks:
-            yield function(task, lambda message, task=task: on_report(task, message))
+            yield function(task, partial(on_report, task))
         return
     count = min(workers or os.cpu_count() or 1, len(tasks))
     pool = _Pool(function, deque(tasks), on_report, on_death, seconds_between_reports, preload)
@@ -154,15 +156,14 @@ class _Pool(Generic[TaskT, ResultT]):
 
 def _serve(function: Function, pipe: Connection) -> None:
     """A worker's life: tasks in, reports and results out, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     while True:
         try:
             task = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             pipe.send(("result", function(task, lambda message: pipe.send(("report", message)))))
-        except KeyboardInterrupt:
-            return
         except BrokenPipeError:  # the parent is gone
             return
         except Exception:
@@ -171,7 +172,7 @@ def _serve(function: Function, pipe: Connection) -> None:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """One thread a worker: spinning OpenMP teams on shared cores run many times slower than one thread each."""
+    """One thread a worker: spinning OpenMP teams on shared cores run many times slower."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:

@@ -1,0 +1,139 @@
+"""The whole stage: sources -> shards -> dataset.json and quarantine.jsonl, resumable at every shard."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data_prep.failures import Failure, from_jsonl, to_jsonl
+from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
+from data_prep.procedural import generate
+from data_prep.sources import SPLITS, Source, find_sources
+from shapeloom.config import UserError
+from shapeloom.executors import Death, run_tasks
+from shapeloom.log import get_logger, progress
+from shapeloom.runs import Run, text_digest, write_atomic
+from shapeloom.shards import finish_dataset, shard_is_finished
+
+log = get_logger("data_prep")
+
+
+def prepare(config: DataConfig, out: Path) -> None:
+    """Prepares all assets that `config` names into the dataset folder `out`, or says that this is done.
+
+    A run that was ended goes on from its finished shards. Raises UserError for a folder or captions file that
+    can't be used, and if not a single asset could be prepared.
+    """
+    # How many processes work is no part of what is made.
+    identity = config.model_copy(update={"workers": None})
+    if config.assets is None:
+        run = Run.open(out, identity, stage="data_prep")
+        if run.done:
+            log.info("%s is already done", out)
+            return
+        folder = _procedural_assets(config, out)
+        sources, failures = find_sources(folder, config.splits)
+    else:
+        folder = config.assets
+        sources, failures = find_sources(folder, config.splits)
+        run = Run.open(out, identity, stage="data_prep", inputs={"assets": _digest(sources)})
+        if run.done:
+            log.info("%s is already done", out)
+            return
+    log.info("%d assets in %s%s", len(sources), folder, f", {len(failures)} left out" if failures else "")
+    tasks = plan_shards(sources, folder, out, config)
+    _run_shards(tasks, config)
+    run.finish(**_finish(tasks, failures, config, out))
+
+
+def _procedural_assets(config: DataConfig, out: Path) -> Path:
+    folder, partial = out / "assets", out / ".assets.partial"
+    if not folder.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        log.info("generating the procedural assets in %s", folder)
+        generate(config.procedural, partial)
+        partial.rename(folder)
+    return folder
+
+
+def _digest(sources: Sequence[Source]) -> str:
+    return text_digest("\n".join(str(asdict(source)) for source in sources))
+
+
+def plan_shards(sources: Sequence[Source], folder: Path, out: Path, config: DataConfig) -> list[ShardTask]:
+    """Which assets go into which tar: one split a tar, by content id within a split.
+
+    The order mixes categories, and doesn't change when files are renamed.
+    """
+    chunks = []
+    for split in SPLITS:
+        members = sorted(
+            (source for source in sources if source.split == split), key=lambda source: source.key
+        )
+        chunks += [
+            members[start : start + config.shard_size] for start in range(0, len(members), config.shard_size)
+        ]
+    return [
+        ShardTask(out / "shards" / f"{number:06d}.tar", folder, chunk, config)
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _run_shards(tasks: Sequence[ShardTask], config: DataConfig) -> None:
+    open_tasks = [task for task in tasks if not shard_is_finished(task.path)]
+    total = sum(len(task.sources) for task in tasks)
+    done = total - sum(len(task.sources) for task in open_tasks)
+    if done:
+        log.info("going on: %d of %d assets are in finished shards", done, total)
+    with progress(total, "preparing assets", done=done) as bar:
+        seen: set[tuple[Path, int]] = set()
+
+        def on_report(task: ShardTask, position: int) -> None:
+            if (task.path, position) not in seen:  # a shard that lost its worker starts over
+                seen.add((task.path, position))
+                bar.advance()
+
+        for _ in run_tasks(
+            prepare_shard, open_tasks, workers=config.workers, on_report=on_report, on_death=without_culprit,
+            seconds_between_reports=config.limits.seconds, preload=["data_prep.pipeline"],
+        ):  # fmt: skip
+            pass
+
+
+def without_culprit(task: ShardTask, death: Death) -> ShardTask:
+    """The same shard without the asset at which its worker ended, which goes to the quarantine."""
+    position = death.last_report
+    if position is None or position in task.failures:
+        raise RuntimeError(f"a worker of {task.path.name} {death.message}, and no single asset is to blame")
+    source = task.sources[position]
+    log.warning("%s %s: left out", source.path, death.message)
+    failure = Failure(source.path, "worker", death.reason, death.message, source.sha256)
+    return replace(task, failures={**task.failures, position: failure})
+
+
+def _finish(
+    tasks: Sequence[ShardTask], failures: list[Failure], config: DataConfig, out: Path
+) -> dict[str, object]:
+    for task in tasks:
+        failures = failures + from_jsonl(quarantine_path(task.path).read_text())
+    failures.sort(key=lambda failure: (failure.path, failure.reason, failure.message))
+    write_atomic(out / "quarantine.jsonl", to_jsonl(failures))
+    reasons = dict(sorted(Counter(f"{failure.stage}: {failure.reason}" for failure in failures).items()))
+    facts = {
+        "views": config.num_views,
+        "resolution": config.resolution,
+        "points": config.num_points,
+        "sdf_samples": config.num_sdf,
+        "quarantined": reasons,
+    }
+    header = finish_dataset(out, kind="assets", facts=facts)
+    if not header["num_assets"]:
+        raise UserError(
+            f"None of the {len(failures)} assets could be prepared; {out}/quarantine.jsonl says why."
+        )
+    log.info("%d assets prepared: %s", header["num_assets"], header["splits"])
+    if failures:
+        log.warning("%d left out, see %s: %s", len(failures), out / "quarantine.jsonl", reasons)
+    return {"digest": header["digest"], "num_assets": header["num_assets"], "splits": header["splits"],
+            "quarantined": reasons}  # fmt: skip

@@ -1,0 +1,180 @@
+"""Posed RGBA and depth views by ray casting (Embree), shaded in linear light, anti-aliased.
+
+Each pixel averages n x n rays, premultiplied by alpha and in linear light, and is stored as straight-alpha
+sRGB: the colour at an edge is the object's own, without a dark or white fringe. Depth is the z of the nearest
+surface along the ray through the pixel's centre.
+
+Lighting is fixed in the world and the same for all assets: ambient light, a key light and a weaker fill light
+from the other side, Lambertian on both sides of a face. Its sum never exceeds 1, so base colours never clip.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb
+from shapeloom.rendering.rays import camera_rays
+
+AMBIENT = 0.4
+LIGHTS = (
+    (np.array([0.48, -0.6, 0.64]), 0.45),
+    (np.array([-0.8, 0.36, 0.48]), 0.15),
+)
+"""Unit direction towards the light, intensity."""
+MAX_LAYERS = 8
+"""Holes (cut-out texels) that a ray may pass before it counts as a miss."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Nearest solid surface along each ray."""
+
+    face: Int[ndarray, "rays"]
+    """-1 for a miss; the other entries are then meaningless."""
+    t: Float[ndarray, "rays"]
+    weights: Float[ndarray, "rays 3"]
+    """Barycentric."""
+
+
+class Caster:
+    """Casts rays against one mesh."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.triangles = mesh.triangles
+        self.crosses = face_crosses(self.triangles)
+        self.scene = EmbreeScene()
+        TriangleMesh(self.scene, np.ascontiguousarray(self.triangles, np.float32))
+
+    def cast(self, origins: Float[ndarray, "rays 3"], directions: Float[ndarray, "rays 3"]) -> Hits:
+        """Nearest solid hits; holes in textures are passed through."""
+        hits = self._nearest(origins, directions)
+        if not self.mesh.has_holes:
+            return hits
+        travelled = np.zeros(len(origins))
+        for _ in range(MAX_LAYERS):
+            rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] > 0))
+            _, solid = base_color(self.mesh, hits.face[rays], hits.weights[rays])
+            rays = rays[~solid]
+            if not len(rays):
+                return hits
+            travelled[rays] = hits.t[rays] + 1e-5  # beyond the hole; the asset is about 2 across
+            again = self._nearest(origins[rays] + travelled[rays, None] * directions[rays], directions[rays])
+            hits.face[rays], hits.weights[rays] = again.face, again.weights
+            hits.t[rays] = again.t + travelled[rays]
+        rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] > 0))
+        _, solid = base_color(self.mesh, hits.face[rays], hits.weights[rays])
+        hits.face[rays[~solid]] = -1
+        return hits
+
+    def _nearest(self, origins: ndarray, directions: ndarray) -> Hits:
+        face = self.scene.run(
+            np.ascontiguousarray(origins, np.float32), np.ascontiguousarray(directions, np.float32)
+        ).astype(np.int64)
+        # Embree names the face; where the ray meets it is computed here, in float64.
+        hit = np.flatnonzero(face >= 0)
+        corners, cross = self.triangles[face[hit]], self.crosses[face[hit]]
+        origin, direction = origins[hit], directions[hit]
+        facing = np.einsum("ij,ij->i", direction, cross)
+        facing = np.where(np.abs(facing) > 1e-30, facing, 1e-30)  # an edge-on face: any point of it will do
+        t, weights = np.zeros(len(face)), np.zeros((len(face), 3))
+        t[hit] = np.einsum("ij,ij->i", corners[:, 0] - origin, cross) / facing
+        offset = origin - corners[:, 0]
+        turned = np.cross(offset, direction)
+        v = np.einsum("ij,ij->i", corners[:, 2] - corners[:, 0], turned) / facing
+        w = -np.einsum("ij,ij->i", corners[:, 1] - corners[:, 0], turned) / facing
+        v, w = np.clip(v, 0, 1), np.clip(w, 0, 1)
+        over = np.maximum(v + w, 1)  # rounding may put a hit just outside its triangle
+        weights[hit] = np.stack([1 - (v + w) / over, v / over, w / over], axis=1)
+        return Hits(face, t, weights)
+
+
+def irradiance(normals: Float[ndarray, "hits 3"]) -> Float[ndarray, "hits"]:
+    """Light on a surface whose unit normal faces the viewer, in [AMBIENT, 1]."""
+    light = np.full(len(normals), AMBIENT)
+    for direction, intensity in LIGHTS:
+        light += intensity * np.maximum(normals @ direction, 0)
+    return light
+
+
+def shade(caster: Caster, hits: Hits, directions: Float[ndarray, "rays 3"]) -> Float32[ndarray, "rays 4"]:
+    """Lit linear RGB and alpha (0 or 1) of each ray; misses are all zero. Both sides of a face are lit."""
+    mesh, rays = caster.mesh, np.flatnonzero(hits.face >= 0)
+    face, weights = hits.face[rays], hits.weights[rays]
+    color, _ = base_color(mesh, face, weights)
+    normal = np.einsum("hc,hcd->hd", weights, mesh.shading[face])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)  # opposite corner normals
+    away = np.einsum("ij,ij->i", normal, directions[rays]) > 0
+    normal[away] *= -1
+    result = np.zeros((len(directions), 4), np.float32)
+    result[rays, :3] = color * irradiance(normal)[:, None]
+    result[rays, 3] = 1
+    return result
+
+
+def _rays(pose: Tensor, intrinsics: Tensor, size: int) -> tuple[ndarray, ndarray, ndarray]:
+    """Origins, unit directions [rays, 3] and cosines [rays] of a size x size picture, float64."""
+    origins, directions, cosine = camera_rays(pose.double(), intrinsics.double(), size, size)
+    return origins.reshape(-1, 3).numpy(), directions.reshape(-1, 3).numpy(), cosine.reshape(-1).numpy()
+
+
+def render_view(
+    caster: Caster,
+    cam_to_world: Float[Tensor, "4 4"],
+    intrinsics: Float[Tensor, "3 3"],
+    size: int,
+    supersample: int,
+) -> tuple[UInt8[ndarray, "size size 4"], Float32[ndarray, "size size"]]:
+    """One view: straight-alpha sRGB, and depth along the camera's z with 0 for background."""
+    n = supersample
+    scaled = intrinsics * torch.tensor([n, n, 1.0])[:, None]
+    origins, directions, cosine = _rays(cam_to_world, scaled, size * n)
+    hits = caster.cast(origins, directions)
+    rays = shade(caster, hits, directions).reshape(size, n, size, n, 4)
+    mean = rays.mean(axis=(1, 3))
+    alpha = mean[..., 3:]
+    straight = mean[..., :3] / np.maximum(alpha, 1e-6)  # zero over zero where nothing is hit
+    rgba = np.concatenate([linear_to_srgb(straight), alpha], axis=-1)
+    if n % 2 == 0:
+        origins, directions, cosine = _rays(cam_to_world, intrinsics, size)
+        covered = np.flatnonzero(alpha.reshape(-1) > 0)
+        depth = _covered_depth(caster, origins, directions, cosine, covered)
+    else:
+        z = np.where(hits.face >= 0, hits.t * cosine, 0)
+        depth = z.reshape(size, n, size, n)[:, n // 2, :, n // 2]
+    return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8), depth.reshape(size, size).astype(np.float32)
+
+
+def _covered_depth(
+    caster: Caster, origins: ndarray, directions: ndarray, cosine: ndarray, rays: ndarray
+) -> ndarray:
+    """Depth of the given rays, 0 for all others: no pixel has depth without having colour."""
+    hits = caster.cast(origins[rays], directions[rays])
+    depth = np.zeros(len(origins))
+    depth[rays] = np.where(hits.face >= 0, hits.t * cosine[rays], 0)
+    return depth
+
+
+def render_views(
+    mesh: Mesh,
+    cam_to_world: Float[Tensor, "views 4 4"],
+    intrinsics: Float[Tensor, "3 3"],
+    *,
+    size: int,
+    supersample: int,
+) -> tuple[UInt8[ndarray, "views size size 4"], Float32[ndarray, "views size size"]]:
+    """RGBA (straight alpha, sRGB) and depth of every camera."""
+    caster = Caster(mesh)
+    views = [render_view(caster, pose, intrinsics, size, supersample) for pose in cam_to_world]
+    return np.stack([rgba for rgba, _ in views]), np.stack([depth for _, depth in views])
+
+
+def is_covered(rgba: UInt8[ndarray, "views size size 4"]) -> Bool[ndarray, "views"]:
+    """Which views show anything at all."""
+    return rgba[..., 3].max(axis=(1, 2)) > 0
