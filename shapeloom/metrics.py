@@ -1,0 +1,163 @@
+"""Measures of pictures, surfaces, retrieval and their uncertainty: pure functions without state.
+
+Pictures are sRGB in [0, 1] on a white background, and all pixels count. Surfaces are points in the field's
+box [-1, 1]^3, so a distance of 0.05 is 2.5% of the box. Higher is better except for distances.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from scipy.spatial import cKDTree
+from skimage.metrics import structural_similarity
+
+from shapeloom.seed import numpy_rng
+
+MAX_PSNR = 100.0
+"""Decibels of equal pictures, whose PSNR would be infinite and spoil every mean."""
+FSCORE_THRESHOLD = 0.05
+"""2.5% of the box: about the size of a leg or handle that a viewer would miss."""
+
+Interval = tuple[float, float]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def psnr(
+    predicted: Float[ndarray, "*batch height width 3"], truth: Float[ndarray, "*batch height width 3"]
+) -> Float[ndarray, "*batch"]:
+    """Returns the peak signal-to-noise ratio of each picture, dB, at most MAX_PSNR.
+
+    A constant error of 0.1 gives 20 dB.
+    """
+    error = ((predicted.astype(np.float64) - truth) ** 2).mean(axis=(-3, -2, -1))
+    return np.asarray(-10 * np.log10(np.maximum(error, 10 ** (-MAX_PSNR / 10))))
+
+
+def ssim(predicted: Float[ndarray, "height width 3"], truth: Float[ndarray, "height width 3"]) -> float:
+    """Returns the structural similarity of one picture, at most 1.
+
+    Wang et al. (2004), with their Gaussian window of sigma 1.5 pixels, the mean of the three channels. Raises
+    ValueError for pictures smaller than the window of 11 pixels.
+    """
+    if min(truth.shape[:2]) < 11:
+        raise ValueError(f"SSIM needs pictures of at least 11x11 pixels, got {list(truth.shape[:2])}.")
+    return float(
+        structural_similarity(
+            predicted.astype(np.float64), truth.astype(np.float64), channel_axis=-1, data_range=1.0,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )
+    )  # fmt: skip
+
+
+def mask_iou(
+    predicted: Float[ndarray, "*batch height width"], truth: Float[ndarray, "*batch height width"]
+) -> Float[ndarray, "*batch"]:
+    """Returns intersection over union of alpha > 0.5 for each picture; 1 where both masks are empty."""
+    first, second = predicted > 0.5, truth > 0.5
+    both, either = (first & second).sum(axis=(-2, -1)), (first | second).sum(axis=(-2, -1))
+    return np.asarray(np.where(either > 0, both / np.maximum(either, 1), 1.0))
+
+
+# ---------------------------------------------------------------- surfaces
+
+
+def surface_scores(
+    predicted: Float[ndarray, "n 3"],
+    predicted_normals: Float[ndarray, "n 3"],
+    truth: Float[ndarray, "m 3"],
+    truth_normals: Float[ndarray, "m 3"],
+    *,
+    threshold: float = FSCORE_THRESHOLD,
+) -> dict[str, float]:
+    """Returns chamfer, fscore and normal_consistency of two point sets with unit normals.
+
+    Both sets are finite samples, so a perfect surface scores about half the samples' spacing and not 0.
+    """
+    to_truth, nearest_truth = cKDTree(truth).query(predicted)
+    to_predicted, nearest_predicted = cKDTree(predicted).query(truth)
+    forward = np.abs((predicted_normals * truth_normals[nearest_truth]).sum(axis=1)).mean()
+    backward = np.abs((truth_normals * predicted_normals[nearest_predicted]).sum(axis=1)).mean()
+    return {
+        "chamfer": chamfer_distance(to_truth, to_predicted),
+        "fscore": fscore(to_truth, to_predicted, threshold=threshold),
+        "normal_consistency": float(forward + backward) / 2,
+    }
+
+
+def chamfer_distance(to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"]) -> float:
+    """Returns the mean of both directions' mean distances to the nearest point, unsquared, in world units.
+
+    to_truth: distance of each predicted point to the truth; to_predicted: of each true point to the predicted
+    ones. Two parallel planes at a distance d give d.
+    """
+    return float(to_truth.mean() + to_predicted.mean()) / 2
+
+
+def fscore(
+    to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"], *, threshold: float = FSCORE_THRESHOLD
+) -> float:
+    """Returns the harmonic mean of precision and recall, in [0, 1] (Knapitsch et al. 2017).
+
+    Precision: share of predicted points within `threshold` of the truth; recall: the other way round.
+    """
+    precision, recall = float((to_truth < threshold).mean()), float((to_predicted < threshold).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def ranks(
+    similarity: Float[ndarray, "samples prompts"], target: Int[ndarray, " samples"]
+) -> Int[ndarray, " samples"]:
+    """Returns at which place, from 0, each sample's own prompt comes; a tie counts against it.
+
+    So a judge that answers the same to everything is always wrong, not always right.
+    """
+    own = np.take_along_axis(similarity, target[:, None], axis=1)
+    return np.asarray((similarity >= own).sum(axis=1) - 1)
+
+
+def retrieval_at_k(
+    similarity: Float[ndarray, "samples prompts"], target: Int[ndarray, " samples"], k: int
+) -> float:
+    """Returns the share of samples whose own prompt is among the k most similar; chance is k / prompts."""
+    return float((ranks(similarity, target) < k).mean())
+
+
+# ---------------------------------------------------------------- uncertainty
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.96) -> Interval:
+    """Returns the interval of a share (Wilson 1927); z = 1.96 is 95%. (0, 1) for no trials.
+
+    0 of 100 gives (0, 0.037).
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials are impossible.")
+    if trials == 0:
+        return 0.0, 1.0
+    share, square = successes / trials, z * z / trials
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    # Rounding may leave the ends of 0 or all successes an epsilon outside.
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_interval(right: Bool[ndarray, " trials"]) -> Interval:
+    """Returns the 95% Wilson interval of the share of True."""
+    return wilson_interval(int(right.sum()), len(right))
+
+
+def bootstrap_interval(
+    values: Float[ndarray, " assets"], *, seed: int = 0, num: int = 2000, level: float = 0.95
+) -> Interval:
+    """Returns the percentile interval of the mean over resampled `values` (Efron 1979)."""
+    if not len(values):
+        raise ValueError("a bootstrap needs at least one value")
+    draws = numpy_rng("bootstrap", seed).integers(0, len(values), (num, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
