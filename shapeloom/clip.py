@@ -35,14 +35,14 @@ log = get_logger("clip")
 PAD, UNKNOWN = 0, 1
 """The first two rows of a `CompactTokenizer`: padding, and any word that no training caption had."""
 OFFLINE_ADVICE = (
-    "Put the weights into the Hugging Face cache, name a local checkpoint as MODEL/FILE, or train a small CLIP "
-    "on your own shards (`python -m prior.train_clip` without `pretrained`)."
+    "Put the weights into the Hugging Face cache, name a local checkpoint as MODEL/FILE, or train a small "
+    "CLIP on your own shards (`python -m prior.train_clip` without `pretrained`)."
 )
 
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """What CLIP makes of n captions: `pooled` unit vectors, and one token vector per BPE token where `mask`."""
+    """What CLIP makes of n captions: `pooled` unit vectors, and a vector per BPE token where `mask`."""
 
     pooled: Float[Tensor, "n embed"]
     tokens: Float[Tensor, "n length text_width"]
@@ -57,8 +57,8 @@ def _byte_pair_encoding() -> SimpleTokenizer:
 class CompactTokenizer:
     """open_clip's BPE restricted to the ids that occurred in training, so that the embedding stays small.
 
-    `vocabulary[row]` is the BPE id of an embedding row: row 0 is padding, row 1 (id -1) is any other id, and the
-    end-of-text id, the largest, comes last, since CLIP pools at the largest id.
+    `vocabulary[row]` is the BPE id of an embedding row: row 0 is padding, row 1 (id -1) is any other id, and
+    the end-of-text id, the largest, comes last, since CLIP pools at the largest id.
     """
 
     def __init__(self, vocabulary: Sequence[int], context_length: int) -> None:
@@ -104,12 +104,13 @@ class Clip:
     def __init__(
         self, network: nn.Module, tokenizer: Callable[..., Tensor], description: dict[str, Any], *, name: str
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network: Any = network.eval().requires_grad_(False)
         self.description, self.name = description, name
         self._tokenizer = tokenizer
         self.device = next(network.parameters()).device
-        self.context_length = int(network.context_length)
-        size = network.visual.image_size
+        tower: Any = network
+        self.context_length = int(tower.context_length)
+        size = tower.visual.image_size
         self.image_size = int(size if isinstance(size, int) else size[0])
         text_tower = getattr(network, "text", network)
         pool = getattr(text_tower, "pool_type", None) or getattr(network, "text_pool_type", None)
@@ -151,7 +152,7 @@ class Clip:
         pictures = torch.as_tensor(rgb)
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
             raise ValueError(
-                f"pictures must be uint8 [batch, height, width, 3], got {pictures.dtype} {tuple(pictures.shape)}"
+                f"pictures must be uint8 [n, height, width, 3], got {pictures.dtype} {tuple(pictures.shape)}"
             )
         parts = [
             F.normalize(self.network.encode_image(self.preprocess(part.to(self.device))).float(), dim=-1)
@@ -185,8 +186,8 @@ def load_clip(spec: str | Path, device: torch.device | str = "cpu") -> Clip:
     model, _, source = str(spec).partition("/")
     if folder.exists() or model not in open_clip.list_models():
         raise UserError(
-            f"{spec} is neither a folder that train_clip has finished (it would hold model.json) nor an open_clip "
-            "model such as ViT-B-32/laion2b_s34b_b79k."
+            f"{spec} is neither a folder that train_clip has finished (it would hold model.json) nor an "
+            "open_clip model such as ViT-B-32/laion2b_s34b_b79k."
         )
     return load_pretrained(model, source, device)
 
@@ -201,6 +202,7 @@ def build_network(description: dict[str, Any]) -> nn.Module:
         description["embed_dim"],
         open_clip.CLIPVisionCfg(**description["vision"]),
         open_clip.CLIPTextCfg(**description["text"], vocab_size=len(description["vocabulary"])),
+        nonscalar_logit_scale=True,  # DeepSpeed can't broadcast a parameter without axes
         output_dict=True,
     )
 

@@ -22,7 +22,7 @@ def classifier_free(
     interval: tuple[float, float] = (0.0, math.inf),
     rescale: float = 0.0,
 ) -> Denoise[C]:
-    """Returns a denoiser that moves from the `negative` condition's answer through the positive one's and beyond.
+    """Returns a denoiser that moves from the `negative` condition's answer to the positive one's and beyond.
 
         x_0 = x_0(negative) + scale (x_0(condition) - x_0(negative))       (Ho & Salimans 2022)
 

@@ -93,8 +93,8 @@ def sample_times(
 ) -> Float[Tensor, " batch"]:
     """Training times in (0, 1) from standard normal numbers.
 
-    "logit_normal": t = sigmoid(mean + std z) (Esser et al. 2024, section 3.1); with rectified flow this is EDM's
-    log-normal noise level of the same mean and std. "uniform": the normal's own distribution function.
+    "logit_normal": t = sigmoid(mean + std z) (Esser et al. 2024, section 3.1); with rectified flow this is
+    EDM's log-normal noise level of the same mean and std. "uniform": the normal's distribution function.
     Cut to [1e-4, 1 - 1e-4]: at the ends the sample is all data or all noise, and log_snr is infinite.
     """
     match sampling:

@@ -5,12 +5,13 @@ All of them work in the variance-exploding frame, x = x_0 + sigma eps, through o
     denoise(x, sigma, condition) -> the expected x_0     x [batch, ...], sigma [batch] > 0
 
 where the ODE is dx / dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, eq. 1). A network trained
-with any schedule fits in: it sees alpha x at the time where sigma / alpha equals this sigma. An Euler step here
-is exactly a DDIM step (Song et al. 2021) there.
+with any schedule fits in: it sees alpha x at the time where sigma / alpha equals this sigma. An Euler step
+here is exactly a DDIM step (Song et al. 2021) there.
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -34,12 +35,12 @@ def karras_sigmas(
 ) -> Float[Tensor, " levels"]:
     """`num_steps` noise levels falling from sigma_max to sigma_min, then 0 (Karras et al. 2022, eq. 5).
 
-    `num_steps` Euler steps walk them; the defaults are EDM's range scaled to data of unit variance, except that
-    sigma_min is larger: a bounded latent's own noise hides anything finer.
+    `num_steps` Euler steps walk them. The defaults suit data of unit variance: EDM's sigma_max, and a larger
+    sigma_min than EDM's, since a bounded latent's own noise hides anything finer.
     """
     if num_steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"expected num_steps >= 1 and 0 < sigma_min < sigma_max, got {num_steps}, {sigma_min}, {sigma_max}"
+            f"expected num_steps >= 1, 0 < sigma_min < sigma_max, got {num_steps}, {sigma_min}, {sigma_max}"
         )
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -72,23 +73,23 @@ def sample(
         sigmas: falling noise levels; the last may be 0.
         condition: handed to `denoise`.
         method: "euler" (order 1, one call a step) or "heun" (order 2, two calls a step but the last).
-        churn: EDM's S_churn: each step first raises sigma by the factor 1 + min(churn / steps, sqrt(2) - 1) with
-            fresh noise (Karras et al. 2022, algorithm 2).
-        noise: standard normal numbers for step i, shaped as x; needed with churn. Seed it per sample, so that a
-            sample doesn't depend on its batch mates.
+        churn: EDM's S_churn: each step first raises sigma by the factor 1 + min(churn / steps, sqrt(2) - 1)
+            with fresh noise (Karras et al. 2022, algorithm 2).
+        noise: standard normal numbers for step i, shaped as x; needed with churn. Seed it per sample, so
+            that a sample doesn't depend on its batch mates.
         on_step: called with i after each step, for a progress bar.
 
     Raises ValueError when the levels don't fall or churn comes without noise.
     """
     levels = [float(s) for s in sigmas]
-    if len(levels) < 2 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or levels[-1] < 0:
+    if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
         raise ValueError(f"sigmas must be two or more falling levels >= 0, got {levels}")
     if churn > 0 and noise is None:
         raise ValueError(
             "churn > 0 needs `noise`: a function of the step that returns standard normal numbers"
         )
     growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (level, following) in enumerate(pairwise(levels)):
         start = level
         if growth > 0 and noise is not None:
             start = level * (1 + growth)
