@@ -12,22 +12,16 @@ here is exactly a DDIM step (Song et al. 2021) there.
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-C = TypeVar("C", contravariant=True)
+C = TypeVar("C")
+Denoise = Callable[[Tensor, Tensor, C], Tensor]
+"""The seam between networks and samplers: (x, sigma, condition) -> x_0; the condition is handed through."""
 SamplerName = Literal["euler", "heun"]
-
-
-class Denoise(Protocol[C]):
-    """The seam between networks and samplers; `condition` is handed through untouched."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, condition: C, /) -> Tensor:
-        """Returns the expected x_0 of x [batch, ...] at noise level sigma [batch]."""
-        ...
 
 
 def karras_sigmas(

@@ -10,7 +10,7 @@ is infinite in both schedules here: samplers start from a finite one (see `sampl
 """
 
 import math
-from typing import Literal, Protocol, assert_never
+from typing import Literal, Protocol, assert_never, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 ScheduleName = Literal["rectified_flow", "vp_cosine"]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What objectives need; all functions act per element."""
 

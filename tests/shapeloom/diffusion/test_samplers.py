@@ -1,0 +1,115 @@
+"""Samplers on distributions whose denoiser is exact: order of convergence, DDIM, churn, independence."""
+
+import math
+
+import pytest
+import torch
+
+from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
+from shapeloom.diffusion.schedules import make_schedule
+
+MEANS = torch.tensor([-1.5, 0.2, 1.4], dtype=torch.float64)
+STDS = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+
+
+def mixture_denoiser(x, sigma, condition):
+    """E[x_0 | x] of a one-dimensional Gaussian mixture, in closed form. `condition` shifts its means."""
+    means = MEANS + (0 if condition is None else condition)
+    variance = STDS**2 + sigma[:, None, None] ** 2
+    log_weight = WEIGHTS.log() - 0.5 * variance.log() - (x[..., None] - means) ** 2 / (2 * variance)
+    posterior = torch.softmax(log_weight, dim=-1)
+    return (posterior * (means + STDS**2 / variance * (x[..., None] - means))).sum(-1)
+
+
+def start(count: int, sigma_max: float, seed: int = 0):
+    noise = torch.randn(count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return noise * math.sqrt(sigma_max**2 + 1)
+
+
+def levels(steps: int):
+    """Karras levels that end above 0, so that the last Euler step doesn't hide the order."""
+    return karras_sigmas(steps + 1, sigma_min=0.05, sigma_max=20.0)[:-1]
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_error_falls_with_the_declared_order(method, order):
+    x = start(64, 20.0)
+    reference = sample(mixture_denoiser, x, levels(2048), None, method="heun")
+    steps = torch.tensor([32, 64, 128, 256])
+    errors = [
+        float((sample(mixture_denoiser, x, levels(n), None, method=method) - reference).abs().mean())
+        for n in steps.tolist()
+    ]
+    slope = (math.log(errors[-1]) - math.log(errors[0])) / math.log(steps[-1] / steps[0])
+    # 0.25: the asymptotic rate is only approached at these numbers of steps.
+    assert -slope == pytest.approx(order, abs=0.25)
+
+
+def test_samples_of_a_mixture_have_its_mean_and_variance():
+    x = start(4000, 80.0)
+    result = sample(mixture_denoiser, x, karras_sigmas(32), None)
+    mean = float((WEIGHTS * MEANS).sum())
+    variance = float((WEIGHTS * (STDS**2 + MEANS**2)).sum()) - mean**2
+    # Four standard errors at 4000 samples of a standard deviation near 1.
+    assert float(result.mean()) == pytest.approx(mean, abs=0.07)
+    assert float(result.var()) == pytest.approx(variance, abs=0.1)
+
+
+def test_churn_keeps_the_distribution_and_uses_its_noise():
+    x = start(4000, 80.0)
+
+    def noise(step):
+        return torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(step + 1))
+
+    plain = sample(mixture_denoiser, x, karras_sigmas(32), None)
+    churned = sample(mixture_denoiser, x, karras_sigmas(32), None, churn=8.0, noise=noise)
+    assert float((plain - churned).abs().mean()) > 0.1
+    assert float(churned.mean()) == pytest.approx(float(plain.mean()), abs=0.07)
+    assert float(churned.var()) == pytest.approx(float(plain.var()), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["rectified_flow", "vp_cosine"])
+def test_an_euler_step_is_a_ddim_step_in_the_schedule_s_own_frame(name):
+    schedule = make_schedule(name)
+    t, s = torch.tensor([0.7], dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
+    x_t = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratios = torch.cat([schedule.sigma(u) / schedule.alpha(u) for u in (t, s)])
+    x0 = mixture_denoiser(x_t / schedule.alpha(t), ratios[:1].expand(5), None)
+    eps = (x_t - schedule.alpha(t) * x0) / schedule.sigma(t)
+    ddim = schedule.alpha(s) * x0 + schedule.sigma(s) * eps
+    euler = sample(mixture_denoiser, x_t / schedule.alpha(t), ratios, None, method="euler")
+    torch.testing.assert_close(euler * schedule.alpha(s), ddim)
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates_and_conditions_reach_the_denoiser():
+    x, condition = start(6, 80.0), torch.arange(6, dtype=torch.float64).view(6, 1, 1)
+    together = sample(mixture_denoiser, x, karras_sigmas(8), condition)
+    alone = sample(mixture_denoiser, x[4:5], karras_sigmas(8), condition[4:5])
+    torch.testing.assert_close(together[4:5], alone)
+    assert float((together - sample(mixture_denoiser, x, karras_sigmas(8), None)).abs()[1:].min()) > 0.1
+
+
+def test_karras_levels_follow_equation_5_and_end_at_zero():
+    sigmas = karras_sigmas(5, sigma_min=0.01, sigma_max=10.0, rho=7.0)
+    expected = (10 ** (1 / 7) + 2 / 4 * (0.01 ** (1 / 7) - 10 ** (1 / 7))) ** 7
+    assert sigmas.tolist()[0] == pytest.approx(10)
+    assert sigmas.tolist()[2] == pytest.approx(expected)
+    assert sigmas.tolist()[4:] == [pytest.approx(0.01), 0.0]
+    assert float(initial_noise(torch.ones(1, 1), sigmas)) == pytest.approx(10)
+
+
+def test_every_step_is_reported_once():
+    seen = []
+    sample(mixture_denoiser, start(2, 80.0), karras_sigmas(5), None, on_step=seen.append)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_wrong_levels_and_churn_without_noise_are_refused():
+    x = start(2, 80.0)
+    with pytest.raises(ValueError, match="falling levels"):
+        sample(mixture_denoiser, x, torch.tensor([1.0, 2.0]), None)
+    with pytest.raises(ValueError, match="needs `noise`"):
+        sample(mixture_denoiser, x, karras_sigmas(4), None, churn=1.0)
+    with pytest.raises(ValueError, match="sigma_min"):
+        karras_sigmas(4, sigma_min=2.0, sigma_max=1.0)
