@@ -79,8 +79,10 @@ def base_color_factor(material: dict[str, Any]) -> list[float]:
     """Linear RGBA factor of a material's JSON; of its diffuse colour in the specular-glossiness extension."""
     specular = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
     if specular is not None:
-        return specular.get("diffuseFactor", [1.0] * 4)
-    return material.get("pbrMetallicRoughness", {}).get("baseColorFactor", [1.0] * 4)
+        factor = specular.get("diffuseFactor", [1.0] * 4)
+    else:
+        factor = material.get("pbrMetallicRoughness", {}).get("baseColorFactor", [1.0] * 4)
+    return [float(value) for value in factor]
 
 
 def alpha_cutoff(material: dict[str, Any]) -> float:

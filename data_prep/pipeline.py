@@ -48,7 +48,7 @@ class DataConfig(Config):
     assets: Path | None = Field(
         default=None, description="folder of 3D files; none: generate the procedural set"
     )
-    procedural: ProceduralConfig = Field(default_factory=ProceduralConfig)
+    procedural: ProceduralConfig = ProceduralConfig()
     up: Up = Field(
         default="auto", description="the files' up axis; auto: y for glTF and OBJ, z for PLY and STL"
     )

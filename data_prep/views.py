@@ -87,8 +87,8 @@ class Caster:
         t[hit] = np.einsum("ij,ij->i", corners[:, 0] - origin, cross) / facing
         offset = origin - corners[:, 0]
         turned = np.cross(offset, direction)
-        v = np.einsum("ij,ij->i", corners[:, 2] - corners[:, 0], turned) / facing
-        w = -np.einsum("ij,ij->i", corners[:, 1] - corners[:, 0], turned) / facing
+        v = -np.einsum("ij,ij->i", corners[:, 2] - corners[:, 0], turned) / facing
+        w = np.einsum("ij,ij->i", corners[:, 1] - corners[:, 0], turned) / facing
         v, w = np.clip(v, 0, 1), np.clip(w, 0, 1)
         over = np.maximum(v + w, 1)  # rounding may put a hit just outside its triangle
         weights[hit] = np.stack([1 - (v + w) / over, v / over, w / over], axis=1)
