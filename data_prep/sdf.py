@@ -87,7 +87,8 @@ class SignedDistance:
     vertices: Float64[ndarray, "vertices 3"]
     faces: Int[ndarray, "faces 3"]
     """Turned outwards."""
-    sheets: Int[ndarray, "sheet_faces 3"]
+    is_sheet: Bool[ndarray, "faces"]
+    """Faces that enclose nothing."""
     turned: Bool[ndarray, "faces"]
     """Faces of the original that were inside out."""
     watertight: bool
@@ -96,16 +97,23 @@ class SignedDistance:
     def __call__(self, points: Float64[ndarray, "points 3"]) -> Float32[ndarray, "points"]:
         """Signed distances, negative inside."""
         points = np.ascontiguousarray(points, np.float64)
-        distance = _distance(points, self.vertices, self.faces)
+        distance, nearest = _distance(points, self.vertices, self.faces)
         winding = igl.fast_winding_number(self.vertices, self.faces, points)
         sdf = np.where(winding > 0.5, -distance, distance)
-        if len(self.sheets):
-            sdf = np.minimum(sdf, _distance(points, self.vertices, self.sheets) - self.thickness / 2)
+        if self.is_sheet.any():
+            to_sheet = np.where(self.is_sheet[nearest], distance, np.inf)
+            # Deeper inside a solid than that, a sheet can't be nearer than the solid's own surface.
+            unknown = np.flatnonzero(~self.is_sheet[nearest] & (sdf > -self.thickness / 2))
+            sheets = np.ascontiguousarray(self.faces[self.is_sheet])
+            to_sheet[unknown] = _distance(points[unknown], self.vertices, sheets)[0]
+            sdf = np.minimum(sdf, to_sheet - self.thickness / 2)
         return sdf.astype(np.float32)
 
 
-def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> ndarray:
-    return np.sqrt(igl.point_mesh_squared_distance(points, vertices, faces)[0])
+def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> tuple[ndarray, ndarray]:
+    """Unsigned distance to the triangles, and the nearest of them."""
+    squared, nearest, _ = igl.point_mesh_squared_distance(points, vertices, faces)
+    return np.sqrt(squared), nearest
 
 
 def signed_distance(mesh: Mesh, *, thickness: float) -> SignedDistance:
@@ -116,9 +124,9 @@ def signed_distance(mesh: Mesh, *, thickness: float) -> SignedDistance:
     outward = np.where(turned[:, None], faces[:, [0, 2, 1]], faces)
     # Twice volume over area is the thickness of a plate.
     sheet = ~parts.closed | (2 * np.abs(parts.volume) < thickness * parts.area)
-    sheets = np.ascontiguousarray(outward[sheet[parts.component]])
+    is_sheet = sheet[parts.component]
     return SignedDistance(
-        vertices, np.ascontiguousarray(outward), sheets, turned, bool(parts.closed.all()), thickness
+        vertices, np.ascontiguousarray(outward), is_sheet, turned, bool(parts.closed.all()), thickness
     )
 
 

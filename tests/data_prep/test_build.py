@@ -1,6 +1,7 @@
 """The whole stage on small folders: same bytes whoever works, bad assets aside, killed runs go on."""
 
 import json
+import os
 import struct
 import sys
 from dataclasses import replace
@@ -156,16 +157,12 @@ def test_asset_that_ends_its_worker_goes_to_quarantine(assets, tmp_path):
         without_culprit(task, replace(death, last_report=None))
 
 
-def test_hanging_asset_is_quarantined_and_the_run_goes_on(assets, tmp_path):
-    # A pipe that nobody writes to: opening it for reading never returns.
-    import os
-
-    (assets / "broken.glb").unlink()
-    os.mkfifo(assets / "skin.png")
-    (assets / "hang.mtl").write_text("newmtl m\nmap_Kd skin.png\n")
-    (assets / "hang.obj").write_text("mtllib hang.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl m\nf 1 2 3\n")
-    prepare(config(assets, workers=1), tmp_path / "out")
-    assert len(AssetShards(tmp_path / "out")) == 8  # a pipe is no file: it counts as missing
+def test_pipe_in_place_of_a_texture_is_missing_and_never_waited_for(assets, tmp_path):
+    os.mkfifo(assets / "skin.png")  # opening it for reading would never return
+    (assets / "a.mtl").write_text("newmtl m\nmap_Kd skin.png\n")
+    (assets / "a.obj").write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl m\nf 1 2 3\n")
+    prepare(config(assets), tmp_path / "out")
+    assert len(AssetShards(tmp_path / "out")) == 8
 
 
 def test_quarantine_lines_survive_a_round_trip():
@@ -181,7 +178,7 @@ def test_verify_finds_damage_and_a_sound_folder_sound(prepared):
     offset, _ = row["members"]["sdf_points.npy"]
     data[offset + 128 : offset + 132] = struct.pack("<f", 5.0)  # behind the 128-byte header of .npy
     shard.write_bytes(data)
-    with pytest.raises(UserError, match="not those of its manifest.*SDF samples leave the box"):
+    with pytest.raises(UserError, match=r"not those of its manifest.*SDF samples leave the box"):
         verify(prepared)
 
 
@@ -199,6 +196,7 @@ def test_inspect_shows_the_dataset_and_one_asset(prepared, tmp_path):
 def test_command_line_runs_all_three(assets, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "out")
     sets = [f"{name}={value}" for name, value in SMALL.items()]
+    monkeypatch.setattr("data_prep.__main__.start_logging", lambda: None)  # its handler outlives the test
     monkeypatch.setattr(sys, "argv", ["data_prep", "--out", out, "--set", f"assets={assets}", *sets])
     main()
     for command, expected in (("verify", "are sound"), ("inspect", "splits:")):

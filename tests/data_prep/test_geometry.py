@@ -75,7 +75,7 @@ def test_points_lie_on_the_sphere_with_its_normals_and_colour(ball):
 def test_every_prefix_of_points_covers_the_asset(ball, prefix):
     points, _, _ = surface_points(ball, 1024, np.random.default_rng(RNG_SEED))
     gaps = np.linalg.norm(points[:, None] - points[None, :prefix], axis=2).min(axis=1)
-    # n discs of radius r cover a sphere of radius R only if n r^2 >= 4 R^2; farthest points need twice that r.
+    # n discs of radius r cover a sphere of radius R only if n r^2 >= 4 R^2; farthest points need up to 2 r.
     assert gaps.max() <= 2 * 0.8 * 2 / np.sqrt(prefix)
 
 
