@@ -1,15 +1,15 @@
-"""The embedded data set: captioned objects of 24 families in 11 colours, written as an ordinary asset folder.
+"""The embedded data set: captioned objects of 24 families in 11 colours, as an ordinary asset folder.
 
-`generate` writes `<family>/<colour>_<family>_<n>.glb` and captions.csv; from then on the folder is treated like
-any user's. The same config gives the same bytes. Splits:
+`generate` writes `<family>/<colour>_<family>_<n>.glb` and captions.csv; from then on the folder is treated
+like any user's. The same config gives the same bytes. Splits:
 
 - train: pairs (colour, family) that are seen.
 - val: further assets of seen pairs.
 - test: the held-out pairs alone, which train and val never show.
 - judge: every pair, from a random stream of its own; the evaluation's judge learns from these alone.
 
-One shuffled order of all pairs serves every split: pair i is (colour i mod 11, family i mod 24), so that any run
-of consecutive pairs covers families and colours evenly. Its head is held out, the rest is seen.
+One shuffled order of all pairs serves every split: pair i is (colour i mod 11, family i mod 24), so that any
+run of consecutive pairs covers families and colours evenly. Its head is held out, the rest is seen.
 """
 
 import csv
@@ -17,7 +17,7 @@ import io
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,14 @@ import trimesh
 from pydantic import Field, model_validator
 from trimesh.visual.material import PBRMaterial
 
-from data_prep import families_indoor, families_outdoor
-from data_prep.draft import BODY, Builder, Draft
+from data_prep import families_furniture as furniture
+from data_prep import families_handheld as handheld
+from data_prep import families_outdoor as outdoor
+from data_prep import families_vehicles as vehicles
+from data_prep.draft import Builder, Draft
 from data_prep.mesh import srgb_to_linear
 from data_prep.solids import Solid, join
+from data_prep.wording import captions
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.runs import write_atomic
@@ -66,17 +70,14 @@ NEUTRAL_COLOURS: dict[str, SRGB] = {
 """Parts such as tyres have these whatever the object's colour; captions don't name them."""
 JITTER = 0.03
 """Largest change of each sRGB channel from the named colour."""
-FAMILIES: dict[str, Builder] = {
-    builder.__name__: builder
-    for builder in (
-        families_indoor.chair, families_indoor.table, families_indoor.sofa, families_indoor.bed,
-        families_indoor.lamp, families_indoor.bookshelf, families_indoor.mug, families_indoor.bottle,
-        families_indoor.vase, families_indoor.bowl, families_indoor.hammer, families_indoor.guitar,
-        families_indoor.umbrella, families_outdoor.car, families_outdoor.truck, families_outdoor.boat,
-        families_outdoor.airplane, families_outdoor.house, families_outdoor.tower, families_outdoor.tree,
-        families_outdoor.cactus, families_outdoor.mushroom, families_outdoor.robot, families_outdoor.snowman,
-    )
-}  # fmt: skip
+_BUILDERS: tuple[Builder, ...] = (
+    furniture.chair, furniture.table, furniture.sofa, furniture.bed, furniture.lamp, furniture.bookshelf,
+    handheld.mug, handheld.bottle, handheld.vase, handheld.bowl,
+    vehicles.car, vehicles.truck, vehicles.boat, vehicles.airplane,
+    outdoor.house, outdoor.tower, outdoor.tree, outdoor.cactus, outdoor.mushroom,
+    handheld.hammer, handheld.guitar, handheld.umbrella, outdoor.robot, outdoor.snowman,
+)  # fmt: skip
+FAMILIES: dict[str, Builder] = {builder.__name__: builder for builder in _BUILDERS}
 COLUMNS = (
     "path", "caption", "category", "licence", "group", "split", "colour", "accent_colour", "accent_parts",
 )  # fmt: skip
@@ -153,8 +154,9 @@ def make_asset(
 ) -> tuple[trimesh.Scene, list[str], dict[str, str]]:
     """Returns a random asset of a family in a main colour: scene, captions, attributes.
 
-    The scene is in the project's frame (+Z up, facing -Y), one watertight mesh and material a part. Caption 0 is
-    the fullest; each names colour and family. Attributes: colour, accent_colour and accent_parts ("" if none).
+    The scene is in the project's frame (+Z up, facing -Y), one watertight mesh and material a part. Caption 0
+    is the fullest; each names colour and family. Attributes: colour, accent_colour, accent_parts
+    ("" for none).
     Raises UserError for a family or colour that isn't known.
     """
     if family not in FAMILIES:
@@ -174,9 +176,9 @@ def make_asset(
         else:
             srgb = main_srgb
         scene.add_geometry(_mesh(solids, part, srgb), node_name=part, geom_name=part)
-    captions = _captions(family, colour, accent, accented, draft, rng)
+    texts = captions(family, colour, draft, rng, accent=accent, accented=accented)
     attributes = {"colour": colour, "accent_colour": accent, "accent_parts": " ".join(accented)}
-    return scene, captions, attributes
+    return scene, texts, attributes
 
 
 def _choose_accent(draft: Draft, colour: str, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
@@ -197,64 +199,14 @@ def _jittered(srgb: SRGB, rng: np.random.Generator) -> SRGB:
     return float(red), float(green), float(blue)
 
 
-def _mesh(solids: list[Solid] | Any, part: str, srgb: SRGB) -> trimesh.Trimesh:
+def _mesh(solids: Sequence[Solid], part: str, srgb: SRGB) -> trimesh.Trimesh:
     vertices, faces = join(solids)
     material = PBRMaterial(name=part, metallicFactor=0.0, roughnessFactor=0.8)
-    mesh = trimesh.Trimesh(vertices, faces, process=False, visual=trimesh.visual.TextureVisuals(material=material))
+    mesh = trimesh.Trimesh(
+        vertices, faces, process=False, visual=trimesh.visual.TextureVisuals(material=material)
+    )
     mesh.metadata["linear"] = [round(float(value), 6) for value in srgb_to_linear(np.array(srgb))]
     return mesh
-
-
-# ---------------------------------------------------------------- captions
-
-
-def _article(phrase: str) -> str:
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
-
-
-def _is_plural(noun: str) -> bool:
-    return noun.endswith("s")
-
-
-def _accent_phrase(accent: str, parts: tuple[str, ...]) -> str:
-    """Such as "red legs and armrests", "a red roof and a red door"."""
-    if all(_is_plural(part) for part in parts):
-        return f"{accent} {' and '.join(parts)}"
-    return " and ".join(f"{accent} {part}" if _is_plural(part) else _article(f"{accent} {part}") for part in parts)
-
-
-def _listing(phrases: list[str]) -> str:
-    """Such as "a, b and c"; commas alone before a phrase that has an "and" itself."""
-    if len(phrases) > 1 and " and " not in phrases[-1]:
-        phrases = [*phrases[:-2], f"{phrases[-2]} and {phrases[-1]}"]
-    return ", ".join(phrases)
-
-
-def _captions(
-    family: str, colour: str, accent: str, accented: tuple[str, ...], draft: Draft, rng: np.random.Generator
-) -> list[str]:
-    plain = f"{colour} {family}"
-    adjective = " ".join([*draft.adjectives[:1], plain])
-    # A feature whose part has the accent colour is named with it.
-    features = [phrase for phrase in draft.features if phrase.split(maxsplit=1)[-1] not in accented]
-    features = [phrase for phrase in features if phrase not in accented]
-    accents = [_accent_phrase(accent, accented)] if accented else []
-
-    def with_parts(phrase: str, parts: list[str]) -> str:
-        return f"{_article(phrase)} with {_listing(parts)}" if parts else _article(phrase)
-
-    templates = [
-        f"{_article(family)}, {colour}", plain, f"a 3D model of {_article(plain)}", f"this {family} is {colour}",
-        f"{_article(family)} in {colour}", f"{_article(family)} that is mostly {colour}",
-    ]  # fmt: skip
-    captions = [
-        with_parts(adjective, features + accents),
-        _article(plain),
-        _article(adjective),
-        with_parts(plain, accents),
-        str(rng.choice(templates)),
-    ]
-    return list(dict.fromkeys(captions))
 
 
 # ---------------------------------------------------------------- files
@@ -288,7 +240,9 @@ def generate(config: ProceduralConfig, out: Path) -> None:
     if out.exists():
         if (out / _MARKER).is_file() and (out / _MARKER).read_text() == marker:
             return
-        raise UserError(f"{out} holds something else than this procedural set. Remove it, or name another folder.")
+        raise UserError(
+            f"{out} holds something other than this procedural set. Remove it or name another folder."
+        )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for family in FAMILIES:
@@ -297,11 +251,11 @@ def generate(config: ProceduralConfig, out: Path) -> None:
     with progress(len(plan), "Generating assets") as bar:
         for split, number, (colour, family) in plan:
             rng = numpy_rng("procedural", config.seed, split, number)
-            scene, captions, attributes = make_asset(family, colour, rng)
+            scene, texts, attributes = make_asset(family, colour, rng)
             path = f"{family}/{colour}_{family}_{numbers[colour, family]:03d}.glb"
             numbers[colour, family] += 1
             (partial / path).write_bytes(glb_bytes(scene))
-            rows += [_row(path, caption, split, family, attributes) for caption in captions]
+            rows += [_row(path, caption, split, family, attributes) for caption in texts]
             bar.advance()
     write_atomic(partial / "captions.csv", _csv(rows))
     write_atomic(partial / _MARKER, marker)

@@ -8,17 +8,24 @@ the first ring). Caps are fans, so that a ring must be star-shaped as seen from 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Solid = tuple[Floats, NDArray[np.int64]]
+Coordinates = Sequence[Any] | NDArray[Any]
+"""Numbers, or nested sequences of numbers."""
 SEGMENTS = 24
 
 
 def loft(
-    rings: ArrayLike, *, start: ArrayLike | None = None, end: ArrayLike | None = None, closed: bool = False
+    rings: Coordinates,
+    *,
+    start: Coordinates | None = None,
+    end: Coordinates | None = None,
+    closed: bool = False,
 ) -> Solid:
     """Returns the solid through `rings` [R, K, 3].
 
@@ -65,7 +72,7 @@ def join(solids: Sequence[Solid]) -> Solid:
     return np.concatenate([vertices for vertices, _ in solids]), np.concatenate(faces)
 
 
-def moved(solid: Solid, offset: ArrayLike) -> Solid:
+def moved(solid: Solid, offset: Coordinates) -> Solid:
     """Returns the solid shifted by `offset` [3]."""
     return solid[0] + np.asarray(offset, dtype=np.float64), solid[1]
 
@@ -87,7 +94,7 @@ def circle(segments: int = SEGMENTS) -> Floats:
 
 
 def box(
-    size: ArrayLike, centre: ArrayLike, *, bevel: float = 0.02, taper: tuple[float, float] = (1, 1)
+    size: Coordinates, centre: Coordinates, *, bevel: float = 0.02, taper: tuple[float, float] = (1.0, 1.0)
 ) -> Solid:
     """Returns a box with chamfered edges.
 
@@ -113,7 +120,7 @@ def box(
     return moved(loft(rings), centre)
 
 
-def lathe(profile: ArrayLike, *, segments: int = SEGMENTS, rib: float = 0.0) -> Solid:
+def lathe(profile: Coordinates, *, segments: int = SEGMENTS, rib: float = 0.0) -> Solid:
     """Returns the solid of revolution about z.
 
     profile: [P, 2] pairs (radius, height) from one end to the other; a radius of 0 at either end is the apex
@@ -132,7 +139,7 @@ def lathe(profile: ArrayLike, *, segments: int = SEGMENTS, rib: float = 0.0) -> 
     return loft(np.concatenate([flat, height], axis=2), start=start, end=end)
 
 
-def ball(radii: ArrayLike, centre: ArrayLike, *, segments: int = 20, stacks: int = 10) -> Solid:
+def ball(radii: Coordinates, centre: Coordinates, *, segments: int = 20, stacks: int = 10) -> Solid:
     """Returns an ellipsoid; radii, centre: [3]."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, stacks + 1)
     profile = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -142,7 +149,12 @@ def ball(radii: ArrayLike, centre: ArrayLike, *, segments: int = 20, stacks: int
 
 
 def rod(
-    start: ArrayLike, end: ArrayLike, radius: float, end_radius: float | None = None, *, segments: int = 16
+    start: Coordinates,
+    end: Coordinates,
+    radius: float,
+    end_radius: float | None = None,
+    *,
+    segments: int = 16,
 ) -> Solid:
     """Returns a cylinder, or a truncated cone with `end_radius`, between two points [3]."""
     low, high = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
@@ -155,7 +167,7 @@ def rod(
 
 
 def tube(
-    path: ArrayLike, radius: float, *, normal: ArrayLike, closed: bool = False, segments: int = 10
+    path: Coordinates, radius: float, *, normal: Coordinates, closed: bool = False, segments: int = 10
 ) -> Solid:
     """Returns a round tube along a plane curve; path: [P, 3], normal: [3] unit normal of its plane."""
     points, up = np.asarray(path, dtype=np.float64), np.asarray(normal, dtype=np.float64)
@@ -170,7 +182,7 @@ def tube(
     return loft(rings, closed=closed)
 
 
-def extrude(outline: ArrayLike, thickness: float, *, axis: str = "y") -> Solid:
+def extrude(outline: Coordinates, thickness: float, *, axis: str = "y") -> Solid:
     """Returns a plate: the star-shaped outline [K, 2] drawn out symmetrically along `axis`.
 
     The outline's two coordinates are (x, z) for axis "y", (y, z) for "x" and (x, y) for "z".
@@ -180,7 +192,7 @@ def extrude(outline: ArrayLike, thickness: float, *, axis: str = "y") -> Solid:
     return loft([np.insert(flat, column, side * thickness / 2, axis=1) for side in (-1.0, 1.0)])
 
 
-def arc(centre: tuple[float, float], radius: float, degrees: tuple[float, float], num: int) -> Floats:
-    """Returns `num` points [num, 2] of a circular arc from the first to the second angle."""
+def arc(centre: Coordinates, radius: float, degrees: Coordinates, num: int) -> Floats:
+    """Returns `num` points [num, 2] of a circular arc about `centre` [2] between two angles `degrees` [2]."""
     angle = np.radians(np.linspace(degrees[0], degrees[1], num))
     return np.array(centre) + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
