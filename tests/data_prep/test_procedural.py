@@ -66,7 +66,7 @@ def test_every_part_is_a_watertight_solid_wound_outward(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_def test_each_solid_has_volume_and_is_not_thinner_than_a_few_percent_of_the_object_than_a_few_percent_of_the_object(family: str) -> None:
+def test_each_solid_has_volume_and_is_not_thinner_than_a_few_percent_of_the_object(family: str) -> None:
     for scene in drawn(family, 3):
         size = scene.extents.max()
         for part, mesh in scene.geometry.items():
