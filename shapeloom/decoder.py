@@ -21,8 +21,6 @@ from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights
 from shapeloom.runs import file_digest, read_meta
 
-# Points evaluated at once while rendering; bounds memory at about 1 kB a point for a field 64 wide.
-CHUNK_POINTS = 1 << 18
 OCCUPANCY_RESOLUTION = 32
 
 
@@ -41,6 +39,15 @@ class RenderConfig(Config):
 
 
 DEFAULT_SAMPLES = RenderConfig()
+
+
+def points_at_once(device: torch.device) -> int:
+    """Returns how many points to evaluate in one go outside training.
+
+    On a CPU the activations should stay in its caches (2.7x as fast as 2^18 points, measured at width 64);
+    a GPU wants to be filled. Either bounds the memory, at about 1 kB a point for a field 64 wide.
+    """
+    return 1 << 20 if device.type == "cuda" else 1 << 14
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,18 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
         """Returns signed distances of a single asset's field, in chunks."""
-        return torch.cat([self.query(weights, chunk[None]).sdf[0] for chunk in points.split(CHUNK_POINTS)])
+        return torch.cat(
+            [self.query(weights, chunk[None]).sdf[0] for chunk in points.split(points_at_once(points.device))]
+        )
 
     @torch.no_grad()
     def texture(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Returns texture colours (sRGB in [0, 1]) of a single asset's field, in chunks."""
         return torch.cat(
-            [self.query(weights, chunk[None]).texture[0] for chunk in points.split(CHUNK_POINTS)]
+            [
+                self.query(weights, chunk[None]).texture[0]
+                for chunk in points.split(points_at_once(points.device))
+            ]
         )
 
     @torch.no_grad()
@@ -104,13 +116,13 @@ class Decoder(nn.Module):
     ) -> Rendering:
         """Returns pictures of every asset from its cameras, without knowing where its surface is.
 
-        Memory is bounded whatever the size: rays go through in chunks of about CHUNK_POINTS samples.
+        Memory is bounded whatever the size: rays go through in chunks of about `points_at_once` samples.
         """
         batch, views = cam_to_world.shape[:2]
         origins, directions, cosine = camera_rays(cam_to_world, intrinsics, height, width)
         origins, directions = origins.reshape(batch, -1, 3), directions.reshape(batch, -1, 3)
         occupied = self._occupancy(weights)
-        rays_at_once = max(1, CHUNK_POINTS // (batch * (samples.coarse + samples.fine)))
+        rays_at_once = max(1, points_at_once(origins.device) // (batch * (samples.coarse + samples.fine)))
         parts = [
             self._render_rays(weights, occupied, o, d, samples)
             for o, d in zip(origins.split(rays_at_once, 1), directions.split(rays_at_once, 1), strict=True)
@@ -184,7 +196,7 @@ class Decoder(nn.Module):
         density = torch.cat(
             [
                 self.query(weights, chunk.expand(batch, -1, -1)).density
-                for chunk in grid.split(max(1, CHUNK_POINTS // batch), dim=1)
+                for chunk in grid.split(max(1, points_at_once(grid.device) // batch), dim=1)
             ],
             dim=1,
         ).reshape(batch, 1, num, num, num)

@@ -2,7 +2,8 @@
 
 Density is derived from the signed distance with a learned offset and sharpness (VolSDF, eq. 2-3, with a
 logistic in place of the Laplace distribution): density = sigmoid((offset - sdf) / beta) / beta. So volume
-renders and meshes agree by construction, and samples of signed distance shape both.
+renders and meshes agree by construction, and samples of signed distance shape both. For the same reason the
+NeRF colour is the texture colour with a learned difference (its shading), added before the sigmoid.
 """
 
 import math
@@ -47,7 +48,7 @@ class Heads(nn.Module):
         beta = self.log_beta.exp().clamp(MIN_BETA, MAX_BETA)
         return FieldValues(
             density=torch.sigmoid((offset - sdf) / beta) / beta,
-            rgb=torch.sigmoid(raw[..., 2:5]),
+            rgb=torch.sigmoid(raw[..., 5:8] + raw[..., 2:5]),
             sdf=sdf,
             texture=torch.sigmoid(raw[..., 5:8]),
         )
