@@ -8,7 +8,7 @@ from numpy import ndarray
 from data_prep.failures import AssetError
 from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb, unit_normals
 
-OVERSAMPLE = 4
+OVERSAMPLE = 3
 """Candidates a kept point: enough for an even spread, few enough for farthest-point thinning to be cheap."""
 
 

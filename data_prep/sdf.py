@@ -98,8 +98,7 @@ class SignedDistance:
         """Signed distances, negative inside."""
         points = np.ascontiguousarray(points, np.float64)
         distance, nearest = _distance(points, self.vertices, self.faces)
-        winding = igl.fast_winding_number(self.vertices, self.faces, points)
-        sdf = np.where(winding > 0.5, -distance, distance)
+        sdf = np.where(self._inside(points), -distance, distance)
         if self.is_sheet.any():
             to_sheet = np.where(self.is_sheet[nearest], distance, np.inf)
             # Deeper inside a solid than that, a sheet can't be nearer than the solid's own surface.
@@ -108,6 +107,13 @@ class SignedDistance:
             to_sheet[unknown] = _distance(points[unknown], self.vertices, sheets)[0]
             sdf = np.minimum(sdf, to_sheet - self.thickness / 2)
         return sdf.astype(np.float32)
+
+    def _inside(self, points: Float64[ndarray, "points 3"]) -> Bool[ndarray, "points"]:
+        corners = self.vertices[self.faces].reshape(-1, 3)
+        boxed = ((points > corners.min(axis=0)) & (points < corners.max(axis=0))).all(axis=1)
+        inside = np.zeros(len(points), bool)
+        inside[boxed] = igl.fast_winding_number(self.vertices, self.faces, points[boxed]) > 0.5
+        return inside
 
 
 def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> tuple[ndarray, ndarray]:

@@ -118,47 +118,44 @@ def shade(caster: Caster, hits: Hits, directions: Float[ndarray, "rays 3"]) -> F
     return result
 
 
-def _rays(pose: Tensor, intrinsics: Tensor, size: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Origins, unit directions [rays, 3] and cosines [rays] of a size x size picture, float64."""
-    origins, directions, cosine = camera_rays(pose.double(), intrinsics.double(), size, size)
-    return origins.reshape(-1, 3).numpy(), directions.reshape(-1, 3).numpy(), cosine.reshape(-1).numpy()
+class Film:
+    """The rays of one camera's square picture in the camera's own frame; a view's rays are these, turned."""
+
+    def __init__(self, intrinsics: Float[Tensor, "3 3"], *, size: int, supersample: int) -> None:
+        self.size, self.supersample = size, supersample
+        scale = torch.tensor([supersample, supersample, 1.0])[:, None]
+        self.sub_directions, self.sub_cosine = _local_rays(intrinsics * scale, size * supersample)
+        self.directions, self.cosine = _local_rays(intrinsics, size)
+
+
+def _local_rays(intrinsics: Tensor, size: int) -> tuple[ndarray, ndarray]:
+    """Unit directions [rays, 3] and their cosines to the z axis [rays], float64."""
+    identity = torch.eye(4, dtype=torch.float64)
+    _, directions, cosine = camera_rays(identity, intrinsics.double(), size, size)
+    return directions.reshape(-1, 3).numpy(), cosine.reshape(-1).numpy()
 
 
 def render_view(
-    caster: Caster,
-    cam_to_world: Float[Tensor, "4 4"],
-    intrinsics: Float[Tensor, "3 3"],
-    size: int,
-    supersample: int,
+    caster: Caster, cam_to_world: Float[Tensor, "4 4"], film: Film
 ) -> tuple[UInt8[ndarray, "size size 4"], Float32[ndarray, "size size"]]:
     """One view: straight-alpha sRGB, and depth along the camera's z with 0 for background."""
-    n = supersample
-    scaled = intrinsics * torch.tensor([n, n, 1.0])[:, None]
-    origins, directions, cosine = _rays(cam_to_world, scaled, size * n)
-    hits = caster.cast(origins, directions)
-    rays = shade(caster, hits, directions).reshape(size, n, size, n, 4)
-    mean = rays.mean(axis=(1, 3))
-    alpha = mean[..., 3:]
-    straight = mean[..., :3] / np.maximum(alpha, 1e-6)  # zero over zero where nothing is hit
-    rgba = np.concatenate([linear_to_srgb(straight), alpha], axis=-1)
-    if n % 2 == 0:
-        origins, directions, cosine = _rays(cam_to_world, intrinsics, size)
-        covered = np.flatnonzero(alpha.reshape(-1) > 0)
-        depth = _covered_depth(caster, origins, directions, cosine, covered)
-    else:
-        z = np.where(hits.face >= 0, hits.t * cosine, 0)
-        depth = z.reshape(size, n, size, n)[:, n // 2, :, n // 2]
-    return np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8), depth.reshape(size, size).astype(np.float32)
-
-
-def _covered_depth(
-    caster: Caster, origins: ndarray, directions: ndarray, cosine: ndarray, rays: ndarray
-) -> ndarray:
-    """Depth of the given rays, 0 for all others: no pixel has depth without having colour."""
-    hits = caster.cast(origins[rays], directions[rays])
-    depth = np.zeros(len(origins))
-    depth[rays] = np.where(hits.face >= 0, hits.t * cosine[rays], 0)
-    return depth
+    n, size = film.supersample, film.size
+    pose = cam_to_world.double().numpy()
+    eye, rotation = pose[:3, 3], pose[:3, :3]
+    directions = film.sub_directions @ rotation.T
+    hits = caster.cast(np.broadcast_to(eye, directions.shape), directions)
+    mean = shade(caster, hits, directions).reshape(size, n, size, n, 4).mean(axis=(1, 3)).reshape(-1, 4)
+    covered = np.flatnonzero(mean[:, 3])
+    rgba = np.zeros((size * size, 4), np.float32)
+    rgba[covered, :3] = linear_to_srgb(mean[covered, :3] / mean[covered, 3:])
+    rgba[covered, 3] = mean[covered, 3]
+    # The centre's own ray, cast where the pixel has colour: no pixel has depth without it.
+    directions = film.directions[covered] @ rotation.T
+    hits = caster.cast(np.broadcast_to(eye, directions.shape), directions)
+    depth = np.zeros(size * size, np.float32)
+    depth[covered] = np.where(hits.face >= 0, hits.t * film.cosine[covered], 0)
+    pixels = np.rint(np.clip(rgba, 0, 1) * 255).astype(np.uint8)
+    return pixels.reshape(size, size, 4), depth.reshape(size, size)
 
 
 def render_views(
@@ -170,8 +167,8 @@ def render_views(
     supersample: int,
 ) -> tuple[UInt8[ndarray, "views size size 4"], Float32[ndarray, "views size size"]]:
     """RGBA (straight alpha, sRGB) and depth of every camera."""
-    caster = Caster(mesh)
-    views = [render_view(caster, pose, intrinsics, size, supersample) for pose in cam_to_world]
+    caster, film = Caster(mesh), Film(intrinsics, size=size, supersample=supersample)
+    views = [render_view(caster, pose, film) for pose in cam_to_world]
     return np.stack([rgba for rgba, _ in views]), np.stack([depth for _, depth in views])
 
 
