@@ -97,7 +97,7 @@ class Denoiser(nn.Module):
             )
         self.inp = nn.Linear(shapes.channels * self.group, width)
         self.position = nn.Parameter(torch.randn(shapes.tokens // self.group, width) * 0.02)
-        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(64), 32)))
+        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16), 32)))
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Linear(shapes.clip_dim, width)
         self.image = nn.Linear(shapes.clip_dim, width)
@@ -122,7 +122,7 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "batch tokens channels"]:
         """What the network says of x = x_0 + sigma eps (x_0 standardised), sigma > 0: see `objectives`."""
         size = x.shape[0]
-        level = torch.log(sigma)[:, None].float() / 4 * self.frequencies  # /4 as EDM's c_noise
+        level = torch.log(sigma)[:, None] / 4 * self.frequencies  # /4 as EDM's c_noise
         modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
         # sqrt(dim): entries of a unit vector become of size 1, as a linear layer expects (as in Shap-E).
         scale = math.sqrt(condition.text_pooled.shape[-1])
@@ -132,9 +132,8 @@ class Denoiser(nn.Module):
         modulation = modulation + torch.where(condition.has_image[:, None], image, self.no_image)
         null = self.null_token.expand(size, 1, -1)
         context = torch.cat([null, condition.text_tokens.to(null.dtype)], dim=1)
-        mask = torch.cat(
-            [mask_true(size, x.device), condition.text_mask & condition.has_text[:, None]], dim=1
-        )
+        readable = condition.text_mask & condition.has_text[:, None]
+        mask = torch.cat([torch.ones_like(readable[:, :1]), readable], dim=1)
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
         hidden = self.inp(unit.unflatten(1, (-1, self.group)).flatten(2)) + self.position
         for block in self.blocks:
@@ -226,16 +225,17 @@ class Prior:
         expected = (self.shapes.clip_dim, self.shapes.clip_dim, self.shapes.text_width)
         if widths != expected:
             raise ValueError(f"text, image and text tokens have widths {widths}; this prior knows {expected}")
-        made = Condition(
-            text_pooled=text.pooled, text_tokens=text.tokens, text_mask=text.mask, has_text=has_text,
-            image_pooled=pooled, has_image=torch.full((size,), image is not None),
-        )  # fmt: skip
+        dtype = self.network.position.dtype
+
+        def fitted(value: Tensor) -> Tensor:
+            kind = dtype if value.is_floating_point() else torch.bool
+            return value.expand(size, *value.shape[1:]).to(self.device, kind)
+
         return Condition(
-            **{
-                name: value.expand(size, *value.shape[1:]).to(self.device)
-                for name, value in vars(made).items()
-            }
-        )
+            text_pooled=fitted(text.pooled), text_tokens=fitted(text.tokens), text_mask=fitted(text.mask),
+            has_text=fitted(has_text), image_pooled=fitted(pooled),
+            has_image=fitted(torch.full((size,), image is not None)),
+        )  # fmt: skip
 
     @torch.no_grad()
     def denoise(

@@ -165,9 +165,8 @@ class PriorTask:
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         """No pictures; logs held-out losses at three times, from most signal to most noise."""
         if self._held_out is not None:
-            batch = {
-                name: value.to(next(model.parameters()).device) for name, value in self._held_out.items()
-            }
+            device = next(model.parameters()).device
+            batch = {name: value.to(device) for name, value in self._held_out.items()}
             scalars = {}
             for t in (0.25, 0.5, 0.75):
                 times = torch.full((len(batch["latent"]),), t, device=device)
@@ -182,11 +181,9 @@ def held_out_split(shards: LatentShards) -> Latents | None:
     return Latents(LatentShards(shards.folder, "val")) if shards.header["splits"].get("val") else None
 
 
-def main() -> None:
-    """The command line."""
-    config, out, _ = parse_stage(
-        PriorConfig, stage="prior.train", description="Train the latent diffusion prior."
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, or goes on, or says that it is done."""
+    config, out, _ = parse_stage(PriorConfig, stage="prior.train", description=__doc__, argv=argv)
     world = distributed.start()
     start_logging(quiet=not world.is_main)
     if config.latents is None:

@@ -245,13 +245,9 @@ def _record_pretrained(spec: str, run: Run, world: distributed.World) -> Clip:
     return clip
 
 
-def main() -> None:
-    """The command line."""
-    config, out, _ = parse_stage(
-        DualEncoderConfig,
-        stage="prior.train_clip",
-        description="Record a pretrained CLIP, or train a small one.",
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains or records, or goes on, or says that it is done."""
+    config, out, _ = parse_stage(DualEncoderConfig, stage="prior.train_clip", description=__doc__, argv=argv)
     world = distributed.start()
     start_logging(quiet=not world.is_main)
     if config.pretrained is None and config.data is None:

@@ -123,11 +123,9 @@ class Clip:
 
     @torch.no_grad()
     def text(self, captions: Sequence[str], *, batch_size: int = 256) -> TextEmbedding:
-        """Embeds captions; raises ValueError if one isn't a string."""
-        if not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(
-                "captions must be strings; got " + ", ".join({type(c).__name__ for c in captions})
-            )
+        """Embeds captions; raises ValueError for a bare string, whose letters would be taken for captions."""
+        if isinstance(captions, str):
+            raise ValueError(f"text takes a list of captions: pass [{captions!r}]")
         parts = [self._text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
         if not parts:
             tokens = torch.zeros(0, self.context_length, self.text_width, device=self.device)
@@ -145,10 +143,8 @@ class Clip:
         return out["text_features"].float(), out["text_intermediates"][-1].float(), mask
 
     @torch.no_grad()
-    def image(
-        self, rgb: UInt8[Tensor | np.ndarray, "n height width 3"], *, batch_size: int = 64
-    ) -> Float[Tensor, "n embed"]:
-        """Embeds square pictures of any size, on white; raises ValueError for other shapes or types."""
+    def image(self, rgb: Tensor | np.ndarray, *, batch_size: int = 64) -> Float[Tensor, "n embed"]:
+        """Embeds uint8 pictures [n, height, width, 3] of any size, on white; others raise ValueError."""
         pictures = torch.as_tensor(rgb)
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
             raise ValueError(

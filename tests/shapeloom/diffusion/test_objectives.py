@@ -54,7 +54,7 @@ def test_times_follow_the_named_distributions_and_stay_inside():
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_training_on_a_gaussian_recovers_its_denoiser(target, name):
-    """Least squares of every target on x_t, at a fixed t, is E[x_0 | x_t] = m + k (x_t / a - m), known exactly."""
+    """Least squares of a target on x_t at a fixed t is E[x_0 | x_t] = m + k (x_t / a - m), known exactly."""
     schedule, generator = make_schedule(name), torch.Generator().manual_seed(1)
     mean, std, t = 0.7, 0.5, torch.full((200000,), 0.4, dtype=torch.float64)
     x0 = mean + std * torch.randn(200000, 1, dtype=torch.float64, generator=generator)

@@ -1,0 +1,160 @@
+"""The denoiser's paths and the frozen prior: preconditioning, conditions, standardisation, refusals."""
+
+import pytest
+import torch
+
+from prior.denoiser import (
+    Condition,
+    Denoiser,
+    DiffusionConfig,
+    NetworkConfig,
+    Prior,
+    Shapes,
+    check_latents,
+    predict_x0,
+    standardisation,
+)
+from shapeloom.clip import TextEmbedding
+from shapeloom.config import UserError
+
+SHAPES = Shapes(tokens=8, channels=4, clip_dim=6, text_width=5)
+
+
+def make_prior(group: int = 2, **diffusion: str) -> Prior:
+    torch.manual_seed(0)
+    network = Denoiser(SHAPES, NetworkConfig(width=16, depth=2, heads=2, group=group)).double()
+    for parameter in network.parameters():  # leave the zero initialisation, where nothing depends on anything
+        torch.nn.init.normal_(parameter, std=0.3)
+    facts = {"digest": "d" * 64, "encoder": "e" * 64, "clip": "c" * 64}
+    return Prior(network, SHAPES, DiffusionConfig(**diffusion), facts)
+
+
+def some_text(rows: int, length: int = 3) -> TextEmbedding:
+    generator = torch.Generator().manual_seed(rows)
+    pooled = torch.nn.functional.normalize(torch.randn(rows, 6, generator=generator), dim=1).double()
+    tokens = torch.randn(rows, length, 5, generator=generator).double()
+    return TextEmbedding(pooled, tokens, torch.arange(length) < torch.arange(1, rows + 1)[:, None])
+
+
+def some_noise(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(rows, 8, 4, dtype=torch.float64, generator=generator)
+    return x, torch.linspace(0.1, 5, rows, dtype=torch.float64)
+
+
+def test_an_untrained_network_answers_with_the_best_guess_that_ignores_its_input():
+    """A zero output of target "v" is the exact denoiser of standardised data, x / (1 + sigma^2)."""
+    network = Denoiser(SHAPES, NetworkConfig(width=16, depth=2, heads=2)).double()
+    prior = Prior(network, SHAPES, DiffusionConfig(), {"digest": "", "encoder": "", "clip": ""})
+    x, sigma = some_noise(3)
+    expected = x / (1 + sigma[:, None, None] ** 2)
+    torch.testing.assert_close(prior.denoise(x, sigma, prior.condition(batch=3)), expected)
+
+
+@pytest.mark.parametrize("schedule", ["rectified_flow", "vp_cosine"])
+def test_the_v_prediction_means_the_same_in_every_schedule(schedule: str):
+    prior, (x, sigma) = make_prior(), some_noise(3)
+    condition = prior.condition(batch=3)
+    expected = prior.denoise(x, sigma, condition)
+    other = predict_x0(prior.network, DiffusionConfig(schedule=schedule), x, sigma, condition)
+    torch.testing.assert_close(other, expected)
+
+
+@pytest.mark.parametrize("group", [1, 2, 8])
+def test_a_sample_does_not_depend_on_its_batch_mates(group: int):
+    prior, (x, sigma) = make_prior(group), some_noise(4)
+    text = some_text(4)
+    together = prior.denoise(x, sigma, prior.condition(text))
+    row = TextEmbedding(text.pooled[2:3], text.tokens[2:3], text.mask[2:3])
+    torch.testing.assert_close(together[2:3], prior.denoise(x[2:3], sigma[2:3], prior.condition(row)))
+
+
+def test_every_condition_matters_and_the_null_condition_hides_them_all():
+    prior, (x, sigma) = make_prior(), some_noise(2)
+    image = torch.nn.functional.normalize(torch.ones(2, 6).double(), dim=1)
+    conditions = {
+        "none": prior.condition(batch=2), "text": prior.condition(some_text(2)),
+        "image": prior.condition(image=image), "both": prior.condition(some_text(2), image),
+    }  # fmt: skip
+    answers = {name: prior.denoise(x, sigma, condition) for name, condition in conditions.items()}
+    for name, answer in answers.items():
+        for other, another in answers.items():
+            assert name == other or float((answer - another).abs().max()) > 1e-3
+    torch.testing.assert_close(prior.denoise(x, sigma, conditions["both"].without()), answers["none"])
+
+
+def test_masked_text_tokens_are_not_read():
+    prior, (x, sigma), text = make_prior(), some_noise(2), some_text(2)
+    changed = TextEmbedding(text.pooled, torch.where(text.mask[..., None], text.tokens, 9.0), text.mask)
+    torch.testing.assert_close(
+        prior.denoise(x, sigma, prior.condition(text)), prior.denoise(x, sigma, prior.condition(changed))
+    )
+
+
+def test_one_row_of_text_serves_a_whole_batch():
+    prior, text = make_prior(), some_text(1)
+    condition = prior.condition(text, batch=3)
+    assert isinstance(condition, Condition)
+    assert torch.equal(condition.text_pooled, text.pooled.expand(3, 6))
+    assert condition.has_text.tolist() == [True] * 3
+    assert condition.has_image.tolist() == [False] * 3
+
+
+def test_conditions_that_do_not_fit_are_refused():
+    prior = make_prior()
+    with pytest.raises(ValueError, match="rows of text and image"):
+        prior.condition(some_text(2), batch=3)
+    with pytest.raises(ValueError, match="rows of text and image"):
+        prior.condition()
+    with pytest.raises(ValueError, match="widths"):
+        prior.condition(image=torch.ones(1, 7))
+
+
+def test_another_encoder_or_clip_is_refused():
+    prior = make_prior()
+    prior.check(encoder_digest="e" * 64, clip_digest="c" * 64)
+    with pytest.raises(UserError, match="CLIP cccccccccccc, but was given ffff"):
+        prior.check(clip_digest="f" * 64)
+    with pytest.raises(UserError, match="Use the encoder of the prior's own run"):
+        prior.check(encoder_digest="f" * 64)
+
+
+def test_a_group_that_does_not_divide_the_tokens_is_refused():
+    with pytest.raises(UserError, match="must divide the latents' 8 tokens"):
+        Denoiser(SHAPES, NetworkConfig(width=16, depth=1, heads=2, group=3))
+
+
+def test_unstandardise_inverts_standardise_and_clamps():
+    prior = make_prior()
+    latent = torch.rand(5, 8, 4, dtype=torch.float64) * 1.6 - 0.8
+    mean, std = standardisation(latent)
+    prior.network.standard_mean.copy_(mean)
+    prior.network.standard_std.copy_(std)
+    torch.testing.assert_close(prior.unstandardise(prior.standardise(latent)), latent)
+    assert float(prior.unstandardise(100 * torch.ones(1, 8, 4).double()).max()) == 1
+
+
+def test_standardisation_is_mean_and_deviation_for_many_assets():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    mean, std = standardisation(torch.randn(20000, 2, 2, generator=generator) * scale + 0.5)
+    torch.testing.assert_close(mean, torch.full((2, 2), 0.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(std, scale, atol=0, rtol=0.02)
+
+
+def test_numbers_that_never_vary_keep_a_floor_and_few_assets_are_drawn_to_the_mean():
+    latents = torch.randn(50, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents[:, 0, 0] = 0.3
+    _, std = standardisation(latents, strength=0.0)
+    assert float(std[0, 0]) == pytest.approx(0.05 * float((std**2).mean().sqrt()), rel=0.05)
+    _, drawn = standardisation(latents, strength=8.0)
+    assert float(drawn.std()) < float(std.std())
+    _, alike = standardisation(torch.zeros(3, 2, 2))
+    assert torch.isfinite(1 / alike).all()
+
+
+def test_latents_that_are_not_finite_are_refused_by_name():
+    latents = torch.zeros(3, 2, 2)
+    latents[1, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"1 of 3 latents hold NaN or infinity \(chair\)"):
+        check_latents(latents, ["boat", "chair", "mug"])
