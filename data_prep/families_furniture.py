@@ -118,7 +118,7 @@ def bed(rng: np.random.Generator) -> Draft:
         ],
         "headboard": [box((width + 0.1, 0.14, head), (0, rear, head / 2), bevel=0.05)],
         "legs": _four_legs(width / 2 - 0.1, rear - 0.1, 0.26, 0.16, square=True),
-        "mattress": [box((width - 0.04, length - 0.06, 0.22), (0, 0, 0.5), bevel=0.06)],
+        "mattress": [box((width - 0.04, 0.32 * length, 0.22), (0, 0.33 * length, 0.5), bevel=0.06)],
         pillow: [box((size - 0.08, 0.34, 0.18), (x, rear - 0.27, 0.68), bevel=0.07) for x in places],
     }
     features: tuple[str, ...] = ()

@@ -260,7 +260,7 @@ def generate(config: ProceduralConfig, out: Path) -> None:
     write_atomic(partial / "captions.csv", _csv(rows))
     write_atomic(partial / _MARKER, marker)
     partial.rename(out)
-    get_logger("data_prep").info("%d assets of %d families are in %s", len(plan), len(FAMILIES), out)
+    get_logger("data_prep").info("%d procedural assets are written", len(plan))
 
 
 def _row(path: str, caption: str, split: Split, family: str, attributes: Mapping[str, str]) -> dict[str, str]:
