@@ -95,18 +95,24 @@ def _run_shards(tasks: Sequence[ShardTask], config: DataConfig) -> None:
                 bar.advance()
 
         for _ in run_tasks(
-            prepare_shard, open_tasks, workers=config.workers, on_report=on_report, on_death=without_culprit,
+            prepare_shard, open_tasks, workers=config.workers, on_report=on_report, on_death=after_death,
             seconds_between_reports=config.limits.seconds, preload=["data_prep.pipeline"],
         ):  # fmt: skip
             pass
 
 
-def without_culprit(task: ShardTask, death: Death) -> ShardTask:
-    """The same shard without the asset at which its worker ended, which goes to the quarantine."""
+def after_death(task: ShardTask, death: Death) -> ShardTask:
+    """The same shard for another try, without an asset that hung, or that ended its worker a second time.
+
+    One crash proves little: a machine short of memory ends workers whose assets are innocent.
+    """
     position = death.last_report
     if position is None or position in task.failures:
         raise RuntimeError(f"a worker of {task.path.name} {death.message}, and no single asset is to blame")
     source = task.sources[position]
+    if death.reason == "crash" and position not in task.suspects:
+        log.warning("%s %s: trying again", source.path, death.message)
+        return replace(task, suspects=task.suspects | {position})
     log.warning("%s %s: left out", source.path, death.message)
     failure = Failure(source.path, "worker", death.reason, death.message, source.sha256)
     return replace(task, failures={**task.failures, position: failure})

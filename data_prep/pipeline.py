@@ -81,7 +81,9 @@ class ShardTask:
     sources: list[Source]
     config: DataConfig
     failures: dict[int, Failure] = field(default_factory=dict)
-    """Assets, by position, that ended a worker before and are left out now."""
+    """Assets, by position, that ended their workers and are left out now."""
+    suspects: frozenset[int] = frozenset()
+    """Assets that ended one worker and have their second chance now."""
 
 
 def quarantine_path(shard: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.build import plan_shards, prepare, without_culprit
+from data_prep.build import after_death, plan_shards, prepare
 from data_prep.checks import check_sample, inspect_asset, inspect_dataset, verify
 from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.pipeline import DataConfig, ShardTask
@@ -143,18 +143,20 @@ def test_folder_without_a_good_asset_is_a_user_error(tmp_path):
         prepare(config(tmp_path / "assets"), tmp_path / "out")
 
 
-def test_asset_that_ends_its_worker_goes_to_quarantine(assets, tmp_path):
+def test_asset_that_ends_two_workers_or_hangs_goes_to_quarantine(assets, tmp_path):
     sources, _ = find_sources(assets, SplitFractions())
     task = plan_shards(sources, assets, tmp_path, config(assets))[0]
     death = Death(last_report=1, reason="crash", message="ended the process")
-    again = without_culprit(task, death)
-    assert again.failures[1] == Failure(
-        task.sources[1].path, "worker", "crash", "ended the process", task.sources[1].sha256
-    )
+    second_chance = after_death(task, death)
+    assert second_chance.failures == {}
+    again = after_death(second_chance, death)
+    source = task.sources[1]
+    assert again.failures == {1: Failure(source.path, "worker", "crash", "ended the process", source.sha256)}
+    assert after_death(task, replace(death, reason="timeout")).failures.keys() == {1}
     with pytest.raises(RuntimeError, match="no single asset"):
-        without_culprit(again, death)
+        after_death(again, death)
     with pytest.raises(RuntimeError, match="no single asset"):
-        without_culprit(task, replace(death, last_report=None))
+        after_death(task, replace(death, last_report=None))
 
 
 def test_pipe_in_place_of_a_texture_is_missing_and_never_waited_for(assets, tmp_path):
