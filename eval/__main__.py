@@ -1,0 +1,170 @@
+"""Measures a finished run and shows it.
+
+    python -m eval --config configs/eval/tiny.yaml --out RUN/eval --set run=RUN
+
+Writes RUN/metrics.json and RUN/report.html; its own folder keeps the judge, the samples and single scores.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from sampling.pipeline import ShapePipeline
+from torch import Tensor
+
+from encoder.model import Autoencoder, load_encoder
+from eval.generation import GenerationConfig, Sampler, evaluate_generation
+from eval.judge import JudgeConfig, NoJudge, make_judge
+from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
+from eval.report import Folders, ReportConfig, build_report
+from shapeloom import distributed
+from shapeloom.clip import load_clip
+from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.log import get_logger, start_logging
+from shapeloom.runs import Run, read_meta, write_atomic
+from shapeloom.shards import AssetShards
+
+log = get_logger("eval")
+
+
+class EvalConfig(Config):
+    """What is measured. A folder that isn't named is looked for in `run` under its usual name."""
+
+    run: Path = Field(description="folder of the run; metrics.json and report.html go there")
+    data: Path | None = None
+    clip: Path | None = None
+    encoder: Path | None = None
+    latents: Path | None = None
+    prior: Path | None = None
+    samples: Path | None = None
+    setup_seconds_file: Path | None = Field(None, description="text file with the seconds that setup took")
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    judge: JudgeConfig = JudgeConfig()
+    generation: GenerationConfig = GenerationConfig()
+    report: ReportConfig = ReportConfig()
+
+    def folder(self, stage: str) -> Path:
+        """Returns a stage's folder, such as that of "prior"."""
+        named = {
+            "data": self.data, "clip": self.clip, "encoder": self.encoder, "latents": self.latents,
+            "prior": self.prior, "samples": self.samples,
+        }  # fmt: skip
+        return named[stage] or self.run / stage
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluates, or goes on, or says that it is done."""
+    config, out, _ = parse_stage(EvalConfig, stage="eval", description=__doc__ or "", argv=argv)
+    world = distributed.start()
+    start_logging(quiet=not world.is_main)
+    if world.size > 1:
+        raise UserError("The evaluation runs in one process: start it without torchrun or the like.")
+    device = world.device
+    data = config.folder("data")
+    model = load_encoder(config.folder("encoder"), device)
+    conditioner = load_clip(config.folder("clip"), device)
+    prior = read_meta(config.folder("prior"), stage="prior")
+    inputs = {"data": AssetShards(data).digest, "encoder": model.decoder.digest, "clip": conditioner.digest}
+    run = Run.open(out, config, stage="eval", inputs={**inputs, "prior": prior["weights_digest"]})
+    if run.done:
+        log.info("the evaluation in %s is already done; see %s", out, config.run / "report.html")
+        return
+    measure(config, run, model, conditioner.digest, world)
+
+
+def measure(
+    config: EvalConfig, run: Run, model: Autoencoder, conditioner: str, world: distributed.World
+) -> None:
+    """Runs the parts one after the other; each keeps what it has made."""
+    out, data = run.folder, config.folder("data")
+    reconstruction, reconstructed = evaluate_reconstruction(
+        data, model, config.reconstruction, out / "reconstruction"
+    )
+    log.info(
+        "reconstruction: PSNR %.2f dB, IoU %.3f, Chamfer %.4f, F-score %.3f",
+        *(reconstruction[name] for name in ("psnr", "iou", "chamfer", "fscore")),
+    )
+    run.save_progress()
+    generation, generated = _generation(config, run, model, conditioner, world)
+    run.save_progress()
+    metrics = {
+        "reconstruction": reconstruction,
+        "generation": generation,
+        "seconds": stage_seconds(config, run),
+    }
+    log.info("writing the report")
+    folders = Folders(
+        data=data, clip=config.folder("clip"), encoder=config.folder("encoder"), prior=config.folder("prior"),
+        samples=config.folder("samples"), evaluation=out,
+    )  # fmt: skip
+    html = build_report(config.run.resolve().name, folders, metrics, reconstructed, generated, config.report)
+    write_atomic(config.run / "report.html", html)
+    run.save_progress()
+    metrics["seconds"] = stage_seconds(config, run)
+    write_atomic(config.run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    run.finish()
+    log.info("numbers are in %s, the page is %s", config.run / "metrics.json", config.run / "report.html")
+
+
+def _generation(
+    config: EvalConfig, run: Run, model: Autoencoder, conditioner: str, world: distributed.World
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        judge = make_judge(
+            config.folder("data"), config.judge, run.folder / "judge", conditioner=conditioner, world=world
+        )
+    except NoJudge as error:
+        log.warning("samples are not judged: %s", error)
+        return {"skipped": str(error)}, []
+    run.save_progress()
+    summary, records = evaluate_generation(
+        config.folder("data"), model.decoder, lambda: _sampler(config, world.device), judge,
+        config.generation, run.folder / "generation",
+    )  # fmt: skip
+    if "skipped" not in summary:
+        log.info(
+            "samples: R@1 %.3f (chance %.3f, ceiling %s), CLIP score %.3f",
+            summary["r_at_1"], summary["chance"], summary["ceiling_r_at_1"], summary["clip_score"],
+        )  # fmt: skip
+    return summary, records
+
+
+def _sampler(config: EvalConfig, device: torch.device) -> Sampler:
+    pipeline = ShapePipeline.load(
+        prior=config.folder("prior"),
+        encoder=config.folder("encoder"),
+        clip=config.folder("clip"),
+        device=device,
+    )
+    settings = config.generation
+
+    def sample(prompts: list[str], seeds: list[int]) -> Float[Tensor, "batch tokens channels"]:
+        made = pipeline(prompts, seeds=seeds, steps=settings.steps, guidance_scale=settings.guidance_scale)
+        return torch.stack([shape.latent for shape in made])
+
+    return sample
+
+
+def stage_seconds(config: EvalConfig, run: Run) -> dict[str, float | None]:
+    """Returns the seconds that each stage took, over its restarts; None for one that isn't there."""
+    setup = config.setup_seconds_file
+    seconds: dict[str, float | None] = {"setup": None}
+    if setup is not None and setup.is_file():
+        seconds["setup"] = float(setup.read_text())
+    folders = {
+        "data_prep": "data", "clip": "clip", "encoder": "encoder", "encode": "latents", "prior": "prior",
+        "sample": "samples",
+    }  # fmt: skip
+    for stage, folder in folders.items():
+        meta = config.folder(folder) / "meta.json"
+        seconds[stage] = round(json.loads(meta.read_text())["seconds"], 2) if meta.is_file() else None
+    seconds["eval"] = round(run.meta["seconds"], 2)
+    return seconds
+
+
+if __name__ == "__main__":
+    run_main(main)

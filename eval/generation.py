@@ -1,0 +1,248 @@
+"""Samples of mutually exclusive prompts, seen by a judge that is not the conditioner.
+
+Each sample's NeRF is rendered from four fixed views; the judge looks for the sample's own prompt among all of
+them. Beside the scores stand chance, the judge's own scores on true held-out views (the ceiling), and the
+share of right families and main colours by probes. Batches are cached, so that a killed evaluation goes on.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from PIL import Image
+from pydantic import Field
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from eval.judge import Judge, pooled
+from eval.pictures import on_white, scaled_intrinsics, to_uint8
+from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
+from shapeloom.config import Config
+from shapeloom.decoder import Decoder, RenderConfig
+from shapeloom.log import progress
+from shapeloom.metrics import ranks, retrieval_at_k, share_interval
+from shapeloom.rendering.cameras import fitting_distance, ring
+from shapeloom.runs import write_atomic
+from shapeloom.seed import derive_seed
+from shapeloom.shards import AssetShards
+
+ELEVATION_DEGREES = 20.0
+"""Of the fixed views; true views are chosen near it."""
+
+Sampler = Callable[[list[str], list[int]], Float[Tensor, "batch tokens channels"]]
+"""Prompts and as many seeds -> latents."""
+Summary = dict[str, Any]
+
+
+class GenerationConfig(Config):
+    """What is sampled, and how it is looked at."""
+
+    num_prompts: int = Field(100, ge=2, description="mutually exclusive; chance is one in this many")
+    samples_per_prompt: int = Field(1, ge=1)
+    steps: int = Field(64, ge=1, description="sampling steps")
+    guidance_scale: float = Field(3.0, ge=0)
+    batch_size: int = Field(25, ge=1)
+    views: int = Field(4, ge=1)
+    size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
+    samples: RenderConfig = RenderConfig(coarse=40, fine=24)
+    seed: int = 0
+
+
+def evaluate_generation(
+    data: Path, decoder: Decoder, sampler: Callable[[], Sampler], judge: Judge, config: GenerationConfig,
+    folder: Path,
+) -> tuple[Summary, list[dict[str, Any]]]:  # fmt: skip
+    """Returns the summary and each sample's record; samples are kept in `folder`.
+
+    sampler: makes the sampler, called if any sample is missing. The summary is {"skipped": reason} where
+    there are fewer than two prompts.
+    """
+    shards = AssetShards(data)
+    prompts = choose_prompts(shards.rows, config.num_prompts, seed=config.seed)
+    if len(prompts) < 2:
+        return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, []
+    pictures = sample_pictures(shards, decoder, sampler, prompts, config, folder)
+    of_prompt = np.tile(np.arange(len(prompts)), config.samples_per_prompt)
+    embeddings = judge.embed(pictures)
+    text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
+    similarity = (pooled(embeddings) @ text.T).numpy()
+    scores = retrieval_scores(similarity, of_prompt)
+    seen = np.array([prompt.seen for prompt in prompts])[of_prompt]
+    for name, chosen in (("seen", seen), ("held_out", ~seen)):
+        scores[name] = retrieval_scores(similarity[chosen], of_prompt[chosen]) if chosen.any() else None
+    scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
+    scores["chance"] = 1 / len(prompts)
+    scores |= ceiling(data, judge, prompts, text, config)
+    truth = {
+        "family": [prompts[i].family for i in of_prompt],
+        "colour": [prompts[i].colour for i in of_prompt],
+    }
+    scores |= attribute_scores(judge, embeddings, truth)
+    return scores, _records(prompts, of_prompt, similarity, pictures, folder)
+
+
+def _records(
+    prompts: Sequence[Prompt], of_prompt: ndarray, similarity: ndarray, pictures: ndarray, folder: Path
+) -> list[dict[str, Any]]:
+    """What the report shows of each sample: its views, and what the judge took it for."""
+    places, best = ranks(similarity, of_prompt), similarity.argmax(axis=1)
+    records = []
+    for i, (target, place) in enumerate(zip(of_prompt.tolist(), places.tolist(), strict=True)):
+        save_strip(pictures[i], folder / f"{i:04d}.png")
+        prompt, judged = prompts[target], prompts[int(best[i])].text
+        record = {"prompt": prompt.text, "seen": prompt.seen, "place": place + 1, "judged": judged}
+        records.append(record | {"picture": f"{i:04d}.png"})
+    return records
+
+
+def retrieval_scores(similarity: Float[ndarray, "samples prompts"], target: ndarray) -> Summary:
+    """Returns r_at_1, r_at_5, their 95% intervals, clip_score (mean cosine) and the number of samples."""
+    scores: Summary = {"num_samples": len(target)}
+    for k in (1, 5):
+        scores[f"r_at_{k}"] = round(retrieval_at_k(similarity, target, k), 5)
+        interval = share_interval(ranks(similarity, target) < k)
+        scores[f"r_at_{k}_interval"] = [round(end, 5) for end in interval]
+    scores["clip_score"] = round(float(np.take_along_axis(similarity, target[:, None], axis=1).mean()), 5)
+    return scores
+
+
+def _mismatched(similarity: Float[ndarray, "samples prompts"], target: ndarray) -> float:
+    """Mean cosine with the prompts that are not the sample's own: what clip_score is without any relation."""
+    others = np.ones(similarity.shape, bool)
+    np.put_along_axis(others, target[:, None], False, axis=1)
+    return round(float(similarity[others].mean()), 5)
+
+
+# ---------------------------------------------------------------- samples
+
+
+def sample_pictures(
+    shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], prompts: Sequence[Prompt],
+    config: GenerationConfig, folder: Path,
+) -> UInt8[ndarray, "samples views size size 3"]:  # fmt: skip
+    """Returns views of `samples_per_prompt` rounds over all prompts, round by round; made once, then read."""
+    poses, matrix = fixed_cameras(shards, config)
+    wanted = [(prompt.text, number) for number in range(config.samples_per_prompt) for prompt in prompts]
+    batches = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]
+    made: Sampler | None = None
+    pictures = []
+    with progress(len(wanted), "sampling prompts") as bar:
+        for number, batch in enumerate(batches):
+            path = folder / f"part_{number:03d}.safetensors"
+            if not path.is_file():
+                made = made or sampler()
+                texts = [text for text, _ in batch]
+                seeds = [derive_seed("evaluation", config.seed, text, n) for text, n in batch]
+                latents = made(texts, seeds)
+                rgb = _render(decoder, latents, poses, matrix, config)
+                write_atomic(path, save({"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}))
+            pictures.append(load_file(path)["pictures"].numpy())
+            bar.advance(len(batch))
+    return np.concatenate(pictures)
+
+
+def fixed_cameras(
+    shards: AssetShards, config: GenerationConfig
+) -> tuple[Float[Tensor, "views 4 4"], Float[Tensor, "3 3"]]:
+    """Returns poses around the object, and the matrix of the data's own cameras at the pictures' size."""
+    matrix = scaled_intrinsics(shards, size=config.size)
+    fov = 2 * float(torch.atan(0.5 * config.size / matrix[1, 1]))
+    poses = ring(config.views, elevation_degrees=ELEVATION_DEGREES, distance=fitting_distance(fov))
+    return poses, matrix
+
+
+@torch.no_grad()
+def _render(
+    decoder: Decoder, latents: Tensor, poses: Tensor, matrix: Tensor, config: GenerationConfig
+) -> UInt8[ndarray, "samples views size size 3"]:
+    num = len(latents)
+    rendering = decoder.render(
+        decoder.weights(latents),
+        poses.to(latents.device).expand(num, -1, -1, -1),
+        matrix.to(latents.device).expand(num, config.views, -1, -1),
+        config.size,
+        config.size,
+        samples=config.samples,
+    )
+    return to_uint8(rendering.rgb.cpu().numpy())
+
+
+# ---------------------------------------------------------------- the judge's own scores
+
+
+def ceiling(
+    data: Path, judge: Judge, prompts: Sequence[Prompt], text: Float[Tensor, "prompts embed"],
+    config: GenerationConfig,
+) -> Summary:  # fmt: skip
+    """Returns the judge's scores on true views of held-out assets, among as many prompts as samples have.
+
+    Where there are no held-out assets, every entry is None.
+    """
+    available = AssetShards(data).header["splits"]
+    readers = [AssetShards(data, split) for split in ("val", "test") if available.get(split)]
+    by_pairs = bool(prompts[0].colour)
+    assets = [(reader, i) for reader in readers for i in range(len(reader)) if reader.rows[i].captions]
+    if not assets:
+        return dict.fromkeys(("ceiling_r_at_1", "ceiling_r_at_5", "ceiling_clip_score"))
+    rows = [reader.rows[i] for reader, i in assets]
+    embeddings = judge.embed(np.stack([_true_views(reader, i, config) for reader, i in assets]))
+    own = [own_prompt(row, by_pairs=by_pairs) for row in rows]
+    own_text = judge.clip.text(own).pooled.cpu()
+    similarity = np.stack(
+        [
+            torch.cat([own_text[i : i + 1], _others(prompts, text, own[i])]).numpy() @ view.numpy()
+            for i, view in enumerate(pooled(embeddings))
+        ]
+    )
+    scores = retrieval_scores(similarity, np.zeros(len(assets), np.int64))
+    named = {f"ceiling_{name}": value for name, value in scores.items()}
+    truth = {
+        "family": [row.category for row in rows],
+        "colour": [row.attributes.get(COLOUR, "") for row in rows],
+    }
+    on_truth = attribute_scores(judge, embeddings, truth)
+    return named | {f"ceiling_{name}": value for name, value in on_truth.items() if "skipped" not in name}
+
+
+def _others(prompts: Sequence[Prompt], text: Tensor, own: str) -> Float[Tensor, "others embed"]:
+    """One prompt fewer than there are, none of them `own`: as many candidates as for a sample."""
+    keep = [i for i, prompt in enumerate(prompts) if prompt.text != own]
+    return text[keep[: len(prompts) - 1]]
+
+
+def _true_views(shards: AssetShards, index: int, config: GenerationConfig) -> UInt8[ndarray, "views h w 3"]:
+    """The stored views that look down most nearly as the fixed ones do."""
+    poses = shards.read(index, views=range(shards.num_views)).cam_to_world
+    height = poses[:, 2, 3] / np.linalg.norm(poses[:, :3, 3], axis=1)
+    off = np.abs(height - np.sin(np.radians(ELEVATION_DEGREES)))
+    chosen = np.argsort(off, kind="stable")[: config.views].tolist()
+    rgba = shards.read(index, views=chosen).rgba
+    assert rgba is not None
+    return on_white(rgba)
+
+
+def attribute_scores(
+    judge: Judge, embeddings: Float[Tensor, "samples views embed"], truth: dict[str, list[str]]
+) -> Summary:
+    """Returns the share of right families and colours with intervals; None and the reason where unknown."""
+    scores: Summary = {}
+    for name, values in truth.items():
+        probe = judge.probes.get(name)
+        if probe is None or not all(values):
+            scores[f"{name}_accuracy"] = None
+            scores[f"{name}_skipped"] = judge.skipped.get(name, f"the prompts do not name a {name}")
+            continue
+        right = np.array(probe.predict(embeddings)) == np.array(values)
+        scores[f"{name}_accuracy"] = round(float(right.mean()), 5)
+        scores[f"{name}_accuracy_interval"] = [round(end, 5) for end in share_interval(right)]
+    return scores
+
+
+def save_strip(pictures: UInt8[ndarray, "views size size 3"], path: Path) -> None:
+    """Writes one sample's views side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(list(pictures), axis=1)).save(path, optimize=True)

@@ -1,0 +1,272 @@
+"""RUN/report.html: one page with the data, reconstructions, samples in 3D, curves and numbers.
+
+It embeds all it shows and loads nothing. A part whose stage has not run, or left nothing, says so.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from eval import page, viewer
+from eval.pictures import on_white
+from shapeloom.config import Config
+from shapeloom.shards import AssetShards
+
+Record = Mapping[str, Any]
+
+
+class ReportConfig(Config):
+    """How much the page shows."""
+
+    assets: int = Field(48, ge=0, description="training assets on the contact sheet")
+    generated: int = Field(100, ge=0, description="samples of the evaluation")
+    failures: int = Field(200, ge=0, description="lines of quarantine.jsonl that are listed")
+    model_megabytes: float = Field(
+        8, ge=0, description="of GLB files to embed; later ones show their picture alone"
+    )
+    picture_megabytes: float = Field(4, ge=0, description="of the samples' GIF or PNG files to embed")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the stages of a run lie."""
+
+    data: Path
+    clip: Path
+    encoder: Path
+    prior: Path
+    samples: Path
+    evaluation: Path
+
+
+def build_report(
+    title: str, folders: Folders, metrics: Record, reconstructed: Sequence[Record],
+    generated: Sequence[Record], config: ReportConfig,
+) -> str:  # fmt: skip
+    """Returns the page. metrics: what goes to metrics.json; the others: records of single assets."""
+    figures, models = _sample_figures(folders.samples, config)
+    code = viewer.library() if models else None
+    sections = [
+        f"<h1>{page.text(title)}</h1>",
+        _cards(metrics),
+        _samples(figures, has_viewer=code is not None),
+        _numbers(metrics),
+        _reconstructions(folders.evaluation, reconstructed),
+        _generated(folders.evaluation, generated[: config.generated], metrics),
+        _contact_sheet(folders.data, config.assets),
+        _curves(folders),
+        _seconds(metrics),
+        _failures(folders.data, config.failures),
+    ]
+    scripts = [*models, *viewer.scripts(code)] if code else []
+    return page.document(title, sections, scripts)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _cards(metrics: Record) -> str:
+    rec, gen = metrics["reconstruction"], metrics["generation"]
+    near = rec.get("nearest") or {}
+    nearest = {
+        name: f"nearest training asset {page.number(near.get(name))}" for name in ("psnr", "iou", "fscore")
+    }
+    cards = [
+        page.card("Held-out PSNR", f"{page.number(rec['psnr'], 2)} dB", nearest["psnr"]),
+        page.card("Mask IoU", page.number(rec["iou"]), nearest["iou"]),
+        page.card("Mesh F-score", page.number(rec["fscore"]), nearest["fscore"]),
+    ]
+    if "skipped" not in gen:
+        beside = f"chance {page.number(gen['chance'])}, ceiling {page.number(gen['ceiling_r_at_1'])}"
+        cards.append(page.card("R@1 of samples", page.number(gen["r_at_1"]), beside))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+_RECONSTRUCTION_ROWS = {
+    "psnr": "PSNR of NeRF renders, dB", "ssim": "SSIM of NeRF renders", "iou": "Mask IoU of NeRF renders",
+    "mesh_psnr": "PSNR of mesh renders, dB", "mesh_iou": "Mask IoU of mesh renders",
+    "chamfer": "Chamfer distance of meshes (less is better)", "fscore": "F-score of meshes",
+    "normal_consistency": "Normal consistency of meshes",
+}  # fmt: skip
+_GENERATION_ROWS = {
+    "r_at_1": "R@1", "r_at_5": "R@5", "clip_score": "CLIP score by the judge",
+    "family_accuracy": "Right family", "colour_accuracy": "Right main colour",
+}  # fmt: skip
+
+
+def _numbers(metrics: Record) -> str:
+    gen = metrics["generation"]
+    parts = ["<h2>Numbers</h2>", _reconstruction_table(metrics["reconstruction"])]
+    if "skipped" in gen:
+        return "".join([*parts, f"<p>Samples were not judged: {page.text(gen['skipped'])}</p>"])
+    reasons = [str(gen[key]) for key in ("family_skipped", "colour_skipped") if key in gen]
+    parts.append(_generation_table(gen))
+    return "".join([*parts, *(f'<p class="soft small">{page.text(reason)}</p>' for reason in reasons)])
+
+
+def _reconstruction_table(rec: Record) -> str:
+    columns = {"all": rec, **rec["splits"], "nearest training asset": rec["nearest"], "blank": rec["blank"]}
+    rows = [
+        [label, *(page.number((column or {}).get(key)) for column in columns.values())]
+        for key, label in _RECONSTRUCTION_ROWS.items()
+    ]
+    return page.table(["Reconstruction of held-out assets", *map(page.text, columns)], rows, main=1)
+
+
+def _generation_table(gen: Record) -> str:
+    chance = {"r_at_1": gen["chance"], "r_at_5": min(1.0, 5 * gen["chance"])}
+    chance["clip_score"] = gen["mismatched_clip_score"]
+    rows = []
+    for key, label in _GENERATION_ROWS.items():
+        ends = gen.get(f"{key}_interval")
+        interval = " to ".join(page.number(end) for end in ends) if ends else "–"
+        groups = [page.number((gen[group] or {}).get(key)) for group in ("seen", "held_out")]
+        ceiling = page.number(gen.get(f"ceiling_{key}"))
+        rows.append(
+            [label, page.number(gen.get(key)), interval, *groups, ceiling, page.number(chance.get(key))]
+        )
+    named = ["all", "95% interval", "seen prompts", "held-out prompts", "true views (ceiling)", "chance"]
+    return page.table([f"{gen['num_samples']} samples", *named], rows, main=1)
+
+
+def _seconds(metrics: Record) -> str:
+    rows = [[page.text(stage), page.number(value, 1)] for stage, value in metrics["seconds"].items()]
+    return "<h2>Seconds</h2>" + page.table(["Stage", "seconds"], rows)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _sample_figures(folder: Path, config: ReportConfig) -> tuple[list[str], list[str]]:
+    """Figures of the run's samples, and the script elements of the models that fit the limit."""
+    figures, models = [], []
+    model_left, picture_left = config.model_megabytes * 1e6, config.picture_megabytes * 1e6
+    for number, (glb, picture, prompt) in enumerate(_samples_of(folder)):
+        picture_left -= picture.stat().st_size
+        if picture_left < 0:
+            break
+        attributes = ""
+        model_left -= glb.stat().st_size if glb.is_file() else 0
+        if glb.is_file() and model_left >= 0:
+            models.append(viewer.model_element(f"glb-{number}", glb.read_bytes()))
+            attributes = f' class="model" data-model="glb-{number}" data-prompt="{page.text(prompt)}"'
+        figures.append(
+            page.figure(page.file_uri(picture), page.text(prompt), alt=prompt, attributes=attributes)
+        )
+    return figures, models
+
+
+def _samples_of(folder: Path) -> Iterator[tuple[Path, Path, str]]:
+    """GLB, picture and prompt of each sample, by file name; those without a picture are left out."""
+    prompts = _prompts_of(folder)
+    stems = sorted({path.stem for path in folder.glob("*.g[il][fb]")})
+    for stem in stems:
+        pictures = [path for suffix in (".gif", ".png") if (path := folder / f"{stem}{suffix}").is_file()]
+        if pictures:
+            yield folder / f"{stem}.glb", pictures[0], prompts.get(stem, stem)
+
+
+def _prompts_of(folder: Path) -> dict[str, str]:
+    """Prompt of each file stem, from the sampling stage's metadata.json."""
+    path = folder / "metadata.json"
+    if not path.is_file():
+        return {}
+    return {
+        Path(entry["name"]).stem: str(entry["prompt"]) for entry in json.loads(path.read_text())["samples"]
+    }
+
+
+def _samples(figures: Sequence[str], *, has_viewer: bool) -> str:
+    if not figures:
+        return "<h2>Samples</h2><p class='soft'>The sampling stage has left no samples in this run.</p>"
+    hint = "<p class='soft'>Choose a picture to turn its textured mesh in 3D.</p>" if has_viewer else ""
+    return f"<h2>Samples</h2>{hint}{viewer.VIEWER if has_viewer else ''}{page.tiles(figures)}"
+
+
+def _reconstructions(folder: Path, records: Sequence[Record]) -> str:
+    figures = []
+    for record in records:
+        if picture := record.get("picture"):
+            numbers = f"PSNR {record['psnr']:.1f} dB, IoU {record['iou']:.2f}, F-score {record['fscore']:.2f}"
+            caption = f"{page.text(record['caption'])} ({page.text(record['split'])})<br>{numbers}"
+            uri = page.file_uri(folder / "reconstruction" / picture)
+            figures.append(page.figure(uri, caption, alt=record["caption"], pixels=True))
+    if not figures:
+        return ""
+    legend = "Rows: truth, NeRF, mesh, nearest training asset; columns: views that the encoder was not given."
+    intro = f"<h2>Reconstructions of held-out assets</h2><p class='soft'>{legend}</p>"
+    return intro + page.tiles(figures, large=True)
+
+
+def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
+    figures = []
+    for record in records:
+        right = record["place"] == 1
+        mark = '<span class="good">✓</span>' if right else f'<span class="bad">{record["place"]}.</span>'
+        caption = f"{mark} {page.text(record['prompt'])}{'' if record['seen'] else ' (held out)'}"
+        if not right:
+            caption += f"<br>taken for {page.text(record['judged'])}"
+        uri = page.file_uri(folder / "generation" / record["picture"])
+        figures.append(page.figure(uri, caption, alt=record["prompt"], pixels=True))
+    if not figures:
+        return ""
+    legend = f"One NeRF a prompt, and at which place among {len(records)} prompts the judge puts its own."
+    return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, large=True)}"
+
+
+def _contact_sheet(data: Path, num: int) -> str:
+    shards = (
+        AssetShards(data, "train") if AssetShards(data).header["splits"].get("train") else AssetShards(data)
+    )
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(num, len(shards))).astype(int)).tolist()
+    figures = []
+    for index in chosen:
+        sample = shards.read(index, views=[0])
+        assert sample.rgba is not None  # a view was asked for
+        step = max(1, shards.resolution // 96)
+        picture = on_white(sample.rgba[0])[::step, ::step]
+        caption = sample.row.captions[0] if sample.row.captions else sample.row.key
+        figures.append(page.figure(page.picture_uri(picture), page.text(caption), alt=caption))
+    counts = ", ".join(f"{count} {split}" for split, count in sorted(shards.header["splits"].items()))
+    return f"<h2>Data</h2><p class='soft'>{page.text(counts)}. Some of them:</p>{page.tiles(figures)}"
+
+
+# ---------------------------------------------------------------- curves and failures
+
+
+def _curves(folders: Folders) -> str:
+    parts = []
+    stages = {"CLIP": folders.clip, "encoder": folders.encoder, "prior": folders.prior}
+    for name, folder in {**stages, "judge": folders.evaluation / "judge"}.items():
+        path = folder / "metrics.jsonl"
+        drawn = (
+            page.curves([json.loads(line) for line in path.read_text().splitlines()])
+            if path.is_file()
+            else []
+        )
+        if drawn:
+            parts.append(f"<h3>{name}</h3>{page.tiles(drawn, large=True)}")
+    return f"<h2>Training curves</h2>{''.join(parts)}" if parts else ""
+
+
+def _failures(data: Path, limit: int) -> str:
+    path = data / "quarantine.jsonl"
+    entries = [json.loads(line) for line in path.read_text().split("\n") if line] if path.is_file() else []
+    if not entries:
+        return "<h2>Failures</h2><p>Every asset was prepared.</p>"
+    counts = Counter(str(entry["reason"]) for entry in entries)
+    summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    rows = [[page.text(entry[key]) for key in ("path", "reason", "message")] for entry in entries[:limit]]
+    more = (
+        f"<p class='soft'>… and {len(entries) - limit} more in data/quarantine.jsonl.</p>"
+        if len(entries) > limit
+        else ""
+    )
+    intro = f"<p>{len(entries)} files were left out: {page.text(summary)}.</p>"
+    return "<h2>Failures</h2>" + intro + page.table(["File", "reason", "what was found"], rows) + more
