@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb
-from shapeloom.rendering.rays import camera_rays
+from shapeloom.rendering.rays import pixel_rays
 
 AMBIENT = 0.4
 LIGHTS = (
@@ -122,29 +122,40 @@ class Film:
     """The rays of one camera's square picture in the camera's own frame; a view's rays are these, turned."""
 
     def __init__(self, intrinsics: Float[Tensor, "3 3"], *, size: int, supersample: int) -> None:
-        self.size, self.supersample = size, supersample
-        scale = torch.tensor([supersample, supersample, 1.0])[:, None]
-        self.sub_directions, self.sub_cosine = _local_rays(intrinsics * scale, size * supersample)
-        self.directions, self.cosine = _local_rays(intrinsics, size)
+        self.size, self.rays_per_pixel = size, supersample**2
+        y, x = np.mgrid[:size, :size]
+        corners = np.stack([x, y], axis=-1).reshape(-1, 1, 2)
+        self.sub_directions, _ = _local_rays(intrinsics, corners + sub_pixels(supersample))
+        self.directions, self.cosine = _local_rays(intrinsics, corners + 0.5)
 
 
-def _local_rays(intrinsics: Tensor, size: int) -> tuple[ndarray, ndarray]:
+def sub_pixels(n: int) -> Float64[ndarray, "rays 2"]:
+    """n x n places in the unit pixel: a grid sheared so that no two share a row or column.
+
+    Edges and rods along a picture's axes, which a plain grid resolves in n steps, are resolved in n x n.
+    """
+    j, i = np.mgrid[:n, :n].reshape(2, -1) + 0.5
+    return np.stack([i / n + (j / n - 0.5) / n, j / n - (i / n - 0.5) / n], axis=-1)
+
+
+def _local_rays(intrinsics: Tensor, pixels: ndarray) -> tuple[ndarray, ndarray]:
     """Unit directions [rays, 3] and their cosines to the z axis [rays], float64."""
     identity = torch.eye(4, dtype=torch.float64)
-    _, directions, cosine = camera_rays(identity, intrinsics.double(), size, size)
-    return directions.reshape(-1, 3).numpy(), cosine.reshape(-1).numpy()
+    flat = torch.from_numpy(pixels.reshape(-1, 2))
+    _, directions, cosine = pixel_rays(identity, intrinsics.double(), flat)
+    return directions.numpy(), cosine.numpy()
 
 
 def render_view(
     caster: Caster, cam_to_world: Float[Tensor, "4 4"], film: Film
 ) -> tuple[UInt8[ndarray, "size size 4"], Float32[ndarray, "size size"]]:
     """One view: straight-alpha sRGB, and depth along the camera's z with 0 for background."""
-    n, size = film.supersample, film.size
+    size = film.size
     pose = cam_to_world.double().numpy()
     eye, rotation = pose[:3, 3], pose[:3, :3]
     directions = film.sub_directions @ rotation.T
     hits = caster.cast(np.broadcast_to(eye, directions.shape), directions)
-    mean = shade(caster, hits, directions).reshape(size, n, size, n, 4).mean(axis=(1, 3)).reshape(-1, 4)
+    mean = shade(caster, hits, directions).reshape(size * size, film.rays_per_pixel, 4).mean(axis=1)
     covered = np.flatnonzero(mean[:, 3])
     rgba = np.zeros((size * size, 4), np.float32)
     rgba[covered, :3] = linear_to_srgb(mean[covered, :3] / mean[covered, 3:])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.mesh import linear_to_srgb, srgb_to_linear
-from data_prep.views import AMBIENT, LIGHTS, Caster, irradiance, render_views
+from data_prep.views import AMBIENT, LIGHTS, Caster, irradiance, render_views, sub_pixels
 from shapeloom.rendering import cameras
 from shapeloom.rendering.rays import camera_rays
 
@@ -49,6 +49,23 @@ def test_alpha_is_the_covered_share_of_a_pixel(make_soup):
     np.testing.assert_array_equal(rgba[0, :, :4, 3], 255)
     np.testing.assert_array_equal(rgba[0, :, 4, 3], 128)
     np.testing.assert_array_equal(rgba[0, :, 5:, 3], 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_sub_pixels_have_rows_and_columns_of_their_own(n):
+    places = sub_pixels(n)
+    for axis in (0, 1):
+        steps = np.sort(places[:, axis])
+        np.testing.assert_allclose(steps, (np.arange(n * n) + 0.5) / n**2, atol=1e-12)
+
+
+def test_rod_between_two_columns_is_seen(make_soup):
+    # A quarter of a pixel wide, on the border of the columns 3 and 4 of 8.
+    half = 0.125 * math.tan(FOV / 2)  # at distance 4, a pixel is tan(fov / 2) wide
+    rod = make_soup([[-half, 0, -9], [half, 0, -9], [half, 0, 9], [-half, 0, 9]], [[0, 1, 2], [0, 2, 3]])
+    pose = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+    rgba, _ = render_views(rod, pose, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2)
+    assert (rgba[0, :, 3:5, 3] > 0).all()
 
 
 def test_edge_pixels_keep_the_objects_colour(ball):
