@@ -123,6 +123,8 @@ def _finish(
 ) -> dict[str, object]:
     for task in tasks:
         failures = failures + from_jsonl(quarantine_path(task.path).read_text())
+    for leftover in (out / "shards").glob(".*.tmp"):  # of workers that were killed
+        leftover.unlink()
     failures.sort(key=lambda failure: (failure.path, failure.reason, failure.message))
     write_atomic(out / "quarantine.jsonl", to_jsonl(failures))
     reasons = dict(sorted(Counter(f"{failure.stage}: {failure.reason}" for failure in failures).items()))
