@@ -71,17 +71,21 @@ def evaluate_generation(
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
     similarity = (pooled(embeddings) @ text.T).numpy()
     scores = retrieval_scores(similarity, of_prompt)
+    truth = {
+        "family": np.array([prompts[i].family for i in of_prompt]),
+        "colour": np.array([prompts[i].colour for i in of_prompt]),
+    }
+    scores |= attribute_scores(judge, embeddings, truth)
     seen = np.array([prompt.seen for prompt in prompts])[of_prompt]
     for name, chosen in (("seen", seen), ("held_out", ~seen)):
-        scores[name] = retrieval_scores(similarity[chosen], of_prompt[chosen]) if chosen.any() else None
+        scores[name] = None
+        if chosen.any():
+            scores[name] = retrieval_scores(similarity[chosen], of_prompt[chosen])
+            of_group = {attribute: values[chosen] for attribute, values in truth.items()}
+            scores[name] |= attribute_scores(judge, embeddings[torch.from_numpy(chosen)], of_group)
     scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
     scores["chance"] = 1 / len(prompts)
     scores |= ceiling(data, judge, prompts, text, config)
-    truth = {
-        "family": [prompts[i].family for i in of_prompt],
-        "colour": [prompts[i].colour for i in of_prompt],
-    }
-    scores |= attribute_scores(judge, embeddings, truth)
     return scores, _records(prompts, of_prompt, similarity, pictures, folder)
 
 
@@ -201,8 +205,8 @@ def ceiling(
     scores = retrieval_scores(similarity, np.zeros(len(assets), np.int64))
     named = {f"ceiling_{name}": value for name, value in scores.items()}
     truth = {
-        "family": [row.category for row in rows],
-        "colour": [row.attributes.get(COLOUR, "") for row in rows],
+        "family": np.array([row.category for row in rows]),
+        "colour": np.array([row.attributes.get(COLOUR, "") for row in rows]),
     }
     on_truth = attribute_scores(judge, embeddings, truth)
     return named | {f"ceiling_{name}": value for name, value in on_truth.items() if "skipped" not in name}
@@ -226,17 +230,17 @@ def _true_views(shards: AssetShards, index: int, config: GenerationConfig) -> UI
 
 
 def attribute_scores(
-    judge: Judge, embeddings: Float[Tensor, "samples views embed"], truth: dict[str, list[str]]
+    judge: Judge, embeddings: Float[Tensor, "samples views embed"], truth: dict[str, ndarray]
 ) -> Summary:
     """Returns the share of right families and colours with intervals; None and the reason where unknown."""
     scores: Summary = {}
     for name, values in truth.items():
         probe = judge.probes.get(name)
-        if probe is None or not all(values):
+        if probe is None or not values.astype(bool).all():
             scores[f"{name}_accuracy"] = None
             scores[f"{name}_skipped"] = judge.skipped.get(name, f"the prompts do not name a {name}")
             continue
-        right = np.array(probe.predict(embeddings)) == np.array(values)
+        right = np.array(probe.predict(embeddings)) == values
         scores[f"{name}_accuracy"] = round(float(right.mean()), 5)
         scores[f"{name}_accuracy_interval"] = [round(end, 5) for end in share_interval(right)]
     return scores

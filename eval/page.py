@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,15 +28,17 @@ body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink); backg
 main { max-width: 1120px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 26px; margin: 8px 0 0; } h2 { font-size: 19px; margin: 36px 0 8px; }
 p { margin: 6px 0; max-width: 75ch; } .soft { color: var(--soft); } .small { font-size: 13px; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-bottom: 18px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } td.words { text-align: left; white-space: normal; }
+@media (max-width: 600px) { td:first-child { white-space: normal; min-width: 110px; } }
 th { font-weight: 600; font-size: 13px; color: var(--soft); } td.main { font-weight: 650; }
 .cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; flex: 1 1 150px; }
 .card b { display: block; font-size: 24px; line-height: 1.2; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
+.tiles.medium { grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); }
 .tiles.large { grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
 figure { margin: 0; } .pixels { image-rendering: pixelated; }
 figure img { width: 100%; display: block; border: 1px solid var(--line); border-radius: 6px; }
@@ -80,9 +82,9 @@ def figure(uri: str, caption: str, *, alt: str, attributes: str = "", pixels: bo
     return f"<figure{attributes}>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def tiles(figures: Iterable[str], *, large: bool = False) -> str:
+def tiles(figures: Iterable[str], size: Literal["small", "medium", "large"] = "small") -> str:
     """Returns figures as a grid that fits its columns to the screen."""
-    return f'<div class="tiles{" large" if large else ""}">{"".join(figures)}</div>'
+    return f'<div class="tiles {size}">{"".join(figures)}</div>'
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -54,6 +54,7 @@ def build_report(
     code = viewer.library() if models else None
     sections = [
         f"<h1>{page.text(title)}</h1>",
+        "<p class='soft'>What this run's models make, and how good it is.</p>",
         _cards(metrics),
         _samples(figures, has_viewer=code is not None),
         _numbers(metrics),
@@ -201,7 +202,7 @@ def _reconstructions(folder: Path, records: Sequence[Record]) -> str:
         return ""
     legend = "Rows: truth, NeRF, mesh, nearest training asset; columns: views that the encoder was not given."
     intro = f"<h2>Reconstructions of held-out assets</h2><p class='soft'>{legend}</p>"
-    return intro + page.tiles(figures, large=True)
+    return intro + page.tiles(figures, "large")
 
 
 def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
@@ -217,7 +218,7 @@ def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
     if not figures:
         return ""
     legend = f"One NeRF a prompt, and at which place among {len(records)} prompts the judge puts its own."
-    return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, large=True)}"
+    return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, 'medium')}"
 
 
 def _contact_sheet(data: Path, num: int) -> str:
@@ -251,7 +252,7 @@ def _curves(folders: Folders) -> str:
             else []
         )
         if drawn:
-            parts.append(f"<h3>{name}</h3>{page.tiles(drawn, large=True)}")
+            parts.append(f"<h3>{name}</h3>{page.tiles(drawn, 'large')}")
     return f"<h2>Training curves</h2>{''.join(parts)}" if parts else ""
 
 

@@ -21,7 +21,7 @@ _CODE = """
 (() => {
   const box = document.getElementById('viewer'), note = document.getElementById('viewer-note');
   const figures = [...document.querySelectorAll('figure.model')];
-  let renderer, scene, camera, light, controls, shown, touched = false;
+  let renderer, scene, camera, light, controls, wanted, shown, touched = false;
   function start() {
     renderer = new THREE.WebGLRenderer({antialias: true, alpha: true});
     renderer.outputEncoding = THREE.sRGBEncoding;
@@ -55,9 +55,11 @@ _CODE = """
     renderer.render(scene, camera);
   }
   function show(figure) {
+    wanted = figure;
     const text = document.getElementById(figure.dataset.model).textContent;
     const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
     new THREE.GLTFLoader().parse(bytes.buffer, '', gltf => {
+      if (wanted !== figure) return;  // another was chosen while this one was loading
       if (shown) scene.remove(shown);
       const ball = new THREE.Box3().setFromObject(gltf.scene).getBoundingSphere(new THREE.Sphere());
       shown = new THREE.Group();
