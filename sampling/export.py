@@ -1,0 +1,119 @@
+"""Textured meshes to files. Our frame is +Z up; glTF's is +Y up and is converted to here, once.
+
+GLB: one mesh with normals, uv and a PNG base colour (metallic 0, roughness 0.8, double-sided); without a
+texture its colours go to the vertices, which glTF holds in linear light. PLY: vertex colours in sRGB, +Z up.
+OBJ: with MTL and PNG beside it, +Z up.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from jaxtyping import UInt8
+from PIL import Image
+from trimesh.visual.material import PBRMaterial, SimpleMaterial
+
+from sampling.mesh import Mesh
+from sampling.texture import Atlas
+from shapeloom.config import UserError
+from shapeloom.runs import write_atomic
+
+# Rows are glTF's x, y, z in our axes: (x, y, z) -> (x, z, -y).
+Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+ROUGHNESS = 0.8
+MESH_SUFFIXES = (".glb", ".ply", ".obj")
+
+
+@dataclass(frozen=True)
+class TexturedMesh:
+    """A mesh with, where it was baked, its atlas and texture."""
+
+    mesh: Mesh
+    atlas: Atlas | None = None
+    texture: UInt8[np.ndarray, "size size 3"] | None = None
+
+    @property
+    def num_faces(self) -> int:
+        """How many triangles there are; 0 where the field had no surface."""
+        return len(self.mesh.faces)
+
+    def save(self, path: str | Path) -> None:
+        """Writes .glb, .ply or .obj, by the suffix; raises UserError for another, or for an empty mesh."""
+        path = Path(path)
+        if path.suffix not in MESH_SUFFIXES:
+            raise UserError(f"A mesh can be saved as {', '.join(MESH_SUFFIXES)}, not as {path.name}.")
+        if not self.num_faces:
+            raise UserError(
+                f"There is no surface to write to {path.name}: the field keeps one sign in its whole box. "
+                "An untrained model does that; another seed or prompt may help with a trained one."
+            )
+        match path.suffix:
+            case ".glb":
+                write_atomic(path, self.glb())
+            case ".ply":
+                write_atomic(path, self.ply())
+            case ".obj":
+                self._save_obj(path)
+
+    def glb(self) -> bytes:
+        """Returns the bytes of a binary glTF 2.0 file, +Y up."""
+        if self.texture is None:
+            coloured = self._plain(Z_UP_TO_Y_UP, linear_colours=True)
+            return bytes(coloured.export(file_type="glb", include_normals=True))
+        material = PBRMaterial(
+            name="baked",
+            baseColorTexture=Image.fromarray(self.texture),
+            metallicFactor=0.0,
+            roughnessFactor=ROUGHNESS,
+            doubleSided=True,
+        )
+        return bytes(self._textured(material, Z_UP_TO_Y_UP).export(file_type="glb", include_normals=True))
+
+    def ply(self) -> bytes:
+        """Returns the bytes of a binary PLY file with normals and sRGB vertex colours, +Z up."""
+        return bytes(self._plain(np.eye(3)).export(file_type="ply", vertex_normal=True))
+
+    def _save_obj(self, path: Path) -> None:
+        if self.texture is None:
+            write_atomic(path, self._plain(np.eye(3)).export(file_type="obj", include_normals=True))
+            return
+        material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
+        material.name = path.stem
+        text, beside = trimesh.exchange.obj.export_obj(
+            self._textured(material, np.eye(3)),
+            include_normals=True,
+            return_texture=True,
+            mtl_name=f"{path.stem}.mtl",
+        )
+        for name, data in beside.items():
+            write_atomic(path.parent / name, data)
+        write_atomic(path, text)
+
+    def _plain(self, turn: np.ndarray, *, linear_colours: bool = False) -> trimesh.Trimesh:
+        colours: Any = self.mesh.colours
+        if linear_colours:
+            colours = (srgb_to_linear(colours / 255.0) * 255).round().astype(np.uint8)
+        return trimesh.Trimesh(
+            self.mesh.vertices @ turn.T,
+            self.mesh.faces,
+            vertex_normals=self.mesh.normals @ turn.T,
+            vertex_colors=colours,
+            process=False,
+        )
+
+    def _textured(self, material: PBRMaterial | SimpleMaterial, turn: np.ndarray) -> trimesh.Trimesh:
+        assert self.atlas is not None, "a texture comes with its atlas"
+        return trimesh.Trimesh(
+            self.mesh.vertices[self.atlas.origin] @ turn.T,
+            self.atlas.faces,
+            vertex_normals=self.mesh.normals[self.atlas.origin] @ turn.T,
+            visual=trimesh.visual.TextureVisuals(uv=self.atlas.uv, material=material),
+            process=False,
+        )
+
+
+def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Returns linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
