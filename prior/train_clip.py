@@ -11,13 +11,13 @@ RUN/clip holds config.yaml, meta.json, model.json, weights.safetensors; `shapelo
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -48,11 +48,13 @@ class DualEncoderConfig(Config):
     image_size: int = Field(
         default=64, ge=16, description="side of the picture that the network sees, pixels"
     )
-    patch_size: int = Field(default=8, ge=2)
-    image_width: int = Field(
-        default=128, ge=32, multiple_of=32, description="channels of a patch; heads have 32"
+    image_tower: Literal["vit", "resnet"] = Field(
+        default="vit", description="resnet learns shapes from fewer steps; its image_size is a multiple of 32"
     )
-    image_layers: int = Field(default=4, ge=1)
+    resnet_width: int = Field(default=16, ge=1, description="channels of a resnet's first stage")
+    patch_size: int = Field(default=8, ge=2, description="of a vit")
+    image_width: int = Field(default=128, ge=32, multiple_of=32, description="channels of a vit's patch")
+    image_layers: int = Field(default=4, ge=1, description="of a vit")
     context_length: int = Field(default=32, ge=4, description="BPE tokens of a caption; longer ones are cut")
     text_width: int = Field(default=128, ge=32, multiple_of=32)
     text_layers: int = Field(default=2, ge=1)
@@ -63,6 +65,20 @@ class DualEncoderConfig(Config):
         steps=300, batch_size=128, learning_rate=1e-3, weight_decay=0.1, warmup_steps=30, ema_decay=0.99
     )
 
+    @model_validator(mode="after")
+    def _resnet_divides(self) -> "DualEncoderConfig":
+        if self.image_tower == "resnet" and self.image_size % 32:
+            raise ValueError(f"image_size must be a multiple of 32 for a resnet, got {self.image_size}")
+        return self
+
+    def vision(self) -> dict[str, Any]:
+        """open_clip's settings of the image tower; heads have 32 channels."""
+        if self.image_tower == "resnet":
+            shape: dict[str, Any] = {"width": self.resnet_width, "layers": [1, 1, 1, 1]}
+        else:
+            shape = {"width": self.image_width, "layers": self.image_layers, "patch_size": self.patch_size}
+        return {"image_size": self.image_size, "head_width": 32, **shape}
+
 
 def describe(config: DualEncoderConfig, captions: Sequence[str]) -> dict[str, Any]:
     """The model.json of a small CLIP that knows the words of `captions`."""
@@ -71,10 +87,7 @@ def describe(config: DualEncoderConfig, captions: Sequence[str]) -> dict[str, An
         "kind": "dual_encoder",
         "name": f"dual encoder ({config.split})",
         "embed_dim": config.embed_dim,
-        "vision": {
-            "image_size": config.image_size, "patch_size": config.patch_size, "width": config.image_width,
-            "layers": config.image_layers, "head_width": 32,
-        },
+        "vision": config.vision(),
         "text": {
             "context_length": config.context_length, "width": config.text_width,
             "layers": config.text_layers, "heads": config.text_width // 32,

@@ -10,6 +10,7 @@ Pictures are uint8 sRGB [batch, height, width, 3] on a white background. Pooled 
 import functools
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -191,9 +192,12 @@ def load_clip(spec: str | Path, device: torch.device | str = "cpu") -> Clip:
 def build_network(description: dict[str, Any]) -> nn.Module:
     """Makes the open_clip network that a model.json describes, with fresh weights."""
     if description["kind"] == "pretrained":
-        return open_clip.create_model(
-            description["model"], pretrained=None, force_quick_gelu=description["quick_gelu"]
-        )
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # open_clip warns of random weights, but the caller loads others
+        try:
+            return open_clip.create_model(description["model"], force_quick_gelu=description["quick_gelu"])
+        finally:
+            logging.disable(previous)
     return open_clip.CLIP(
         description["embed_dim"],
         open_clip.CLIPVisionCfg(**description["vision"]),

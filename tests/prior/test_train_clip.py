@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from prior.train_clip import DualEncoderConfig, augment, caption_accuracy, contrastive_loss, fit, main
+from prior.train_clip import (
+    DualEncoderConfig,
+    augment,
+    caption_accuracy,
+    contrastive_loss,
+    describe,
+    fit,
+    main,
+)
 from shapeloom import distributed
-from shapeloom.clip import load_clip
+from shapeloom.clip import build_network, load_clip
 from shapeloom.config import UserError
 from shapeloom.runs import Run, read_meta
 from shapeloom.training import TrainConfig
@@ -111,6 +119,18 @@ def test_the_command_line_trains_records_and_resumes(ball_dataset: Path, tmp_pat
     assert load_clip(tmp_path).digest == clip.digest
     with pytest.raises(UserError, match="another config"):
         main([*arguments, "train.steps=5"])
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_both_image_towers_give_a_loadable_network(tower: str):
+    config = DualEncoderConfig(image_tower=tower, image_layers=1, text_layers=1)
+    network = build_network(describe(config, ["a ball"]))
+    assert network.encode_image(torch.zeros(2, 3, 64, 64)).shape == (2, config.embed_dim)
+
+
+def test_a_resnet_of_an_odd_size_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="multiple of 32 for a resnet, got 48"):
+        main(["--out", str(tmp_path), "--set", "image_tower=resnet", "image_size=48"])
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path):
