@@ -35,16 +35,29 @@ class NoJudge(UserError):
     """There is nothing that a judge could learn from; all but the samples can be measured."""
 
 
+class JudgeTrainConfig(TrainConfig):
+    """The conditioner's training with another seed."""
+
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(30, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    seed: int = 1
+
+
+class JudgeClipConfig(DualEncoderConfig):
+    """A dual encoder on assets of its own."""
+
+    split: str = "judge"
+    train: JudgeTrainConfig = JudgeTrainConfig()
+
+
 class JudgeConfig(Config):
     """The judge: what it is trained on, or which pretrained CLIP it is (`clip.pretrained`)."""
 
-    clip: DualEncoderConfig = DualEncoderConfig(
-        split="judge",
-        train=TrainConfig(
-            steps=300, batch_size=128, learning_rate=1e-3, weight_decay=0.1, warmup_steps=30, ema_decay=0.99,
-            seed=1,
-        ),
-    )  # fmt: skip
+    clip: JudgeClipConfig = JudgeClipConfig()
     probe_penalty: float = Field(1e-4, gt=0, description="weight decay of the linear probes")
 
 

@@ -129,7 +129,7 @@ _WIDTH, _HEIGHT, _PAD, _MAX_POINTS = 320, 130, 8, 200
 _LOG_RATIO = 20.0
 
 
-def curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:
+def curve(name: str, steps: Sequence[float | int], values: Sequence[float | int]) -> str:
     """Returns one scalar over steps as an SVG line with its first, last, least and largest value.
 
     Logarithmic where all values are positive and span a factor of 20. Values that aren't finite are left out.
@@ -137,7 +137,7 @@ def curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:
     points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     if len(points) < 2:
         return ""
-    points = points[:: math.ceil(len(points) / _MAX_POINTS)] + points[-1:]
+    points = points[: -1 : math.ceil(len(points) / _MAX_POINTS)] + points[-1:]
     x, y = np.array(points, dtype=np.float64).T
     logarithmic = bool(y.min() > 0 and y.max() / y.min() > _LOG_RATIO)
     height = np.log(y) if logarithmic else y
@@ -157,7 +157,7 @@ def curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:
     )
 
 
-def curves(lines: Sequence[Mapping[str, float]]) -> list[str]:
+def curves(lines: Sequence[Mapping[str, float | int]]) -> list[str]:
     """Returns one curve a scalar of a stage's metrics.jsonl, in the order in which they appear first."""
     names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
     drawn = []
