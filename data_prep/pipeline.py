@@ -150,7 +150,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     sdf_points, sdf = sdf_samples(mesh, distance, config.num_sdf, numpy_rng(config.seed, source.key, "sdf"))
     stage.name = "points"
     rng = numpy_rng(config.seed, source.key, "points")
-    points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng)
+    points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
     stage.name = "views"
     return {
         "__key__": source.key,

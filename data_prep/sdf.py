@@ -28,6 +28,9 @@ WELD = 1e-5
 NEAR = ((0.45, 0.01), (0.35, 0.05))
 """Share of the samples and standard deviation of their offset from the surface; the rest fill [-1, 1]^3."""
 
+HIDDEN_OFFSET = 3e-3
+"""How far to either side of a surface point to look for what hides it."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -107,6 +110,15 @@ class SignedDistance:
             to_sheet[unknown] = _distance(points[unknown], self.vertices, sheets)[0]
             sdf = np.minimum(sdf, to_sheet - self.thickness / 2)
         return sdf.astype(np.float32)
+
+    def hidden(
+        self, points: Float64[ndarray, "points 3"], normals: Float64[ndarray, "points 3"]
+    ) -> Bool[ndarray, "points"]:
+        """Whether surface points have the solid on both of their sides, as where parts overlap."""
+        points = np.ascontiguousarray(points, np.float64)
+        hidden = self._inside(points + HIDDEN_OFFSET * normals)
+        hidden[hidden] = self._inside(points[hidden] - HIDDEN_OFFSET * normals[hidden])
+        return hidden
 
     def _inside(self, points: Float64[ndarray, "points 3"]) -> Bool[ndarray, "points"]:
         corners = self.vertices[self.faces].reshape(-1, 3)

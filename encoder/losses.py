@@ -87,7 +87,9 @@ def point_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """Returns texture colour's L1 at surface points and the signed distance's weighted L1.
 
-    Errors of distance count fully at the surface and less far from it, where only the sign matters.
+    Errors of distance count fully at the surface and less far from it, where only the sign matters. Inside,
+    the truth is the distance to the nearest face, which may be one that another part hides: the distance to
+    the outside is at least that, so there only too shallow a value is an error.
     """
     surface, sdf_points = batch["surface_points"], batch["sdf_points"]
     values = decoder.query(weights, torch.cat([surface, sdf_points], dim=1))
@@ -95,7 +97,9 @@ def point_losses(
     texture_error = (values.texture[:, :num] - batch["surface_rgb"]).abs().mean()
     truth = torch.cat([torch.zeros_like(values.sdf[:, :num]), batch["sdf"]], dim=1)
     importance = 0.1 / (0.1 + truth.abs())
-    return {"texture": texture_error, "sdf": (importance * (values.sdf - truth).abs()).mean()}
+    error = values.sdf - truth
+    error = torch.where(truth < 0, error.clamp(min=0), error.abs())
+    return {"texture": texture_error, "sdf": (importance * error).mean()}
 
 
 def total_loss(parts: dict[str, Tensor], config: LossConfig) -> Tensor:

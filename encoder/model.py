@@ -53,12 +53,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.point_tokens = PointTokens(width)
+        # There are many more points than tokens: half the width serves, at half the cost.
+        point_width = width // 2
+        self.point_tokens = PointTokens(point_width)
+        self.anchor_tokens = nn.Linear(point_width, width)
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
         self.latent_tokens = nn.Parameter(torch.randn(decoder.projection.num_tokens, width))
         self.query_norm = nn.LayerNorm(width)
-        self.point_norm = nn.LayerNorm(width)
-        self.from_points = Attention(width, config.heads, context_width=width)
+        self.point_norm = nn.LayerNorm(point_width)
+        self.from_points = Attention(width, config.heads, context_width=point_width)
         self.from_views = Attention(width, config.heads, context_width=width) if config.num_views else None
         self.blocks = nn.ModuleList([TransformerBlock(width, config.heads) for _ in range(config.num_layers)])
         self.out_norm = nn.LayerNorm(width)
@@ -69,7 +72,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "batch tokens channels"]:
         """Returns the latent, in [-1, 1]. views_kept: 1 to use an asset's views, 0 to do without."""
         context = self.point_tokens(inputs.points, inputs.rgb, inputs.normals)
-        anchors = context[:, : self.config.num_anchors]
+        anchors = self.anchor_tokens(context[:, : self.config.num_anchors])
         latent = self.latent_tokens.expand(context.shape[0], -1, -1)
         x = torch.cat([anchors, latent.to(anchors.dtype)], dim=1)
         x = x + self.from_points(self.query_norm(x), self.point_norm(context))

@@ -23,7 +23,8 @@ class PointTokens(nn.Module):
         super().__init__()
         frequencies = encoding_matrix("cartesian", POINT_OCTAVES)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.linear = nn.Linear(encoding_width("cartesian", POINT_OCTAVES) + 6, width)
+        self.inner = nn.Linear(encoding_width("cartesian", POINT_OCTAVES) + 6, width)
+        self.outer = nn.Linear(width, width)
 
     def forward(
         self,
@@ -33,7 +34,7 @@ class PointTokens(nn.Module):
     ) -> Float[Tensor, "batch points width"]:
         """Returns tokens. points in [-1, 1]^3, rgb in [0, 1], unit normals."""
         features = torch.cat([encode(points, self.frequencies), 2 * rgb - 1, normals], dim=-1)
-        tokens: Tensor = self.linear(features)
+        tokens: Tensor = self.outer(nn.functional.silu(self.inner(features)))
         return tokens
 
 

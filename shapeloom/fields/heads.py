@@ -32,7 +32,7 @@ class FieldValues:
 class Heads(nn.Module):
     """Shared linear heads on the trunk's features."""
 
-    def __init__(self, width: int, *, initial_beta: float = 0.05) -> None:
+    def __init__(self, width: int, *, initial_beta: float = 0.02) -> None:
         super().__init__()
         self.linear = nn.Linear(width, NUM_OUTPUTS)
         # One axis, not none: DeepSpeed can't broadcast a scalar.

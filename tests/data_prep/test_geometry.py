@@ -14,6 +14,10 @@ from data_prep.sdf import sdf_samples, signed_distance, topology
 RNG_SEED = 7
 
 
+def nothing(points, normals):
+    return np.zeros(len(points), bool)
+
+
 def box_sdf(points, half):
     outside = np.abs(points) - half
     return np.linalg.norm(np.maximum(outside, 0), axis=1) + np.minimum(outside.max(axis=1), 0)
@@ -63,7 +67,7 @@ def test_samples_are_uniform_by_area(make_soup):
 def test_points_lie_on_the_sphere_with_its_normals_and_colour(ball):
     color = np.float32([0.2158605, 0, 1])
     mesh = replace(ball, tint=np.broadcast_to(color, ball.tint.shape))
-    points, rgb, normal = surface_points(mesh, 500, np.random.default_rng(RNG_SEED))
+    points, rgb, normal = surface_points(mesh, 500, np.random.default_rng(RNG_SEED), hidden=nothing)
     radius = np.linalg.norm(points, axis=1)
     assert radius.min() > 0.797  # facets sag below the sphere by 0.002
     assert radius.max() < 0.8001
@@ -73,7 +77,7 @@ def test_points_lie_on_the_sphere_with_its_normals_and_colour(ball):
 
 @pytest.mark.parametrize("prefix", [16, 64, 256])
 def test_every_prefix_of_points_covers_the_asset(ball, prefix):
-    points, _, _ = surface_points(ball, 1024, np.random.default_rng(RNG_SEED))
+    points, _, _ = surface_points(ball, 1024, np.random.default_rng(RNG_SEED), hidden=nothing)
     gaps = np.linalg.norm(points[:, None] - points[None, :prefix], axis=2).min(axis=1)
     # n discs of radius r cover a sphere of radius R only if n r^2 >= 4 R^2; farthest points need up to 2 r.
     assert gaps.max() <= 2 * 0.8 * 2 / np.sqrt(prefix)
@@ -85,13 +89,23 @@ def test_cut_out_surface_gets_no_points(make_soup):
     texture = np.full((8, 8, 4), 255, np.uint8)
     texture[:, 4:, 3] = 0  # the right half is a hole
     holed = replace(mesh, uv=uv, texture=np.array([0]), textures=[texture], cutoff=np.float32([0.5]))
-    points, _, _ = surface_points(holed, 200, np.random.default_rng(RNG_SEED))
+    points, _, _ = surface_points(holed, 200, np.random.default_rng(RNG_SEED), hidden=nothing)
     assert points.shape == (200, 3)
     # Half a texel of blending at the cut and, through the texture's repeat, none at the left border.
     assert points[:, 0].max() < 0.5 + 1 / 16
     gone = replace(holed, textures=[np.zeros((2, 2, 4), np.uint8)])
     with pytest.raises(AssetError, match="whole surface"):
-        surface_points(gone, 10, np.random.default_rng(RNG_SEED))
+        surface_points(gone, 10, np.random.default_rng(RNG_SEED), hidden=nothing)
+
+
+def test_surface_within_another_part_gets_no_points(make_soup):
+    big = trimesh.creation.box((1, 1, 1))
+    peg = trimesh.creation.box((0.2, 0.2, 1.2))  # sticks out by 0.1 at either end
+    both = trimesh.util.concatenate([big, peg])
+    mesh = make_soup(both.vertices, both.faces)
+    hidden = signed_distance(mesh, thickness=0.02).hidden
+    points, _, _ = surface_points(mesh, 500, np.random.default_rng(RNG_SEED), hidden=hidden)
+    assert (np.abs(points).max(axis=1) >= 0.5 - 1e-6).all()
 
 
 # ---------------------------------------------------------------- sdf

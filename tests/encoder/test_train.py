@@ -25,7 +25,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ball_dataset: Path) -> Pat
     return out
 
 
-def test_a_finished_run_can_be_loaded_and_encodes_deterministically(trained: Path, ball_dataset: Path) -> None:
+def test_a_finished_run_can_be_loaded_and_encodes_deterministically(
+    trained: Path, ball_dataset: Path
+) -> None:
     model = load_encoder(trained)
     shards = AssetShards(ball_dataset, split="test")
     samples = [read_for_encoding(shards, i, model.encoder.config) for i in range(2)]
@@ -48,7 +50,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr("encoder.train.EncoderTask.pictures", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, ball_dataset, "train.precision=fp32", "train.checkpoint_every=4", "train.picture_every=10")
+            run(
+                tmp_path,
+                ball_dataset,
+                "train.precision=fp32",
+                "train.checkpoint_every=4",
+                "train.picture_every=10",
+            )
     assert calls == 1
     run(tmp_path, ball_dataset, "train.precision=fp32", "train.checkpoint_every=4", "train.picture_every=10")
     before, now = (load_file(folder / "weights.safetensors") for folder in (trained, tmp_path))
