@@ -27,7 +27,9 @@ class MeshConfig(Config):
 
     resolution: int = Key(128, ge=16, le=512, description="cells a side of the isosurface grid")
     max_faces: int = Key(10_000, ge=20, description="simplify to this many triangles at most")
-    texture_size: int = Key(512, ge=0, le=8192, description="side of the texture in pixels; 0: vertex colours alone")
+    texture_size: int = Key(
+        512, ge=0, le=8192, description="side of the texture in pixels; 0: vertex colours alone"
+    )
     min_component: float = Key(0.005, ge=0, le=1, description="drop parts below this share of the whole area")
 
 
@@ -85,7 +87,9 @@ def simplify(
 ) -> tuple[Float[np.ndarray, "kept 3"], Int[np.ndarray, "kept_faces 3"]]:
     """Simplifies to about `max_faces` triangles by quadric error, and drops triangles without an area."""
     if len(faces) > max_faces:
-        vertices, faces = fast_simplification.simplify(vertices, faces.astype(np.int32), target_count=max_faces)
+        vertices, faces = fast_simplification.simplify(
+            vertices, faces.astype(np.int32), target_count=max_faces
+        )
     area = trimesh.triangles.area(vertices[faces])
     return _compact(vertices, faces[area > 1e-12])
 

@@ -67,7 +67,9 @@ def _evaluate(sdf: Field, nodes: Int[Tensor, "nodes 3"], size: int) -> Float[Ten
     """Returns the field at grid nodes; exact zeros become the least positive step that float32 can tell."""
     values = sdf(nodes.float() * (2 / size) - 1).detach().float()
     if values.shape != nodes.shape[:1]:
-        raise ValueError(f"sdf must return [{len(nodes)}] values for as many points, not {list(values.shape)}.")
+        raise ValueError(
+            f"sdf must return [{len(nodes)}] values for as many points, not {list(values.shape)}."
+        )
     num_bad = int((~values.isfinite()).sum())
     if num_bad:
         raise ValueError(f"the field is not finite at {num_bad} of {len(nodes)} points; it has no surface.")

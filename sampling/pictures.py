@@ -1,0 +1,113 @@
+"""Pictures in and out: condition images, animations and contact sheets. All uint8 sRGB [height, width, 3]."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from shapeloom.config import UserError
+from shapeloom.runs import write_atomic
+
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_IMAGE_PIXELS = 64_000_000
+FRAMES_PER_SECOND = 12
+LABEL_HEIGHT = 16
+
+
+def load_image(path: Path) -> UInt8[np.ndarray, "side side 3"]:
+    """Returns a PNG or JPEG upright, on white and padded with white to a square.
+
+    Raises UserError for files that are missing, too large (64 MB, 64 megapixels) or not such a picture.
+    """
+    if not path.is_file():
+        raise UserError(f"The image {path} does not exist.")
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise UserError(f"{path} is larger than {MAX_IMAGE_BYTES >> 20} MB; scale it down first.")
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as opened:
+            width, height = opened.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise UserError(
+                    f"{path} has {width}x{height} pixels; at most {MAX_IMAGE_PIXELS // 10**6} million "
+                    "are taken. Scale it down first."
+                )
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} can't be read as a PNG or JPEG picture ({error}).") from error
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.array(square.convert("RGB"))
+
+
+def gif(frames: UInt8[np.ndarray, "frames height width 3"]) -> bytes:
+    """Returns an endless animation. All frames share one palette, so that still parts don't flicker."""
+    num, height, width, _ = frames.shape
+    strip = Image.fromarray(frames.reshape(num * height, width, 3)).quantize(256)
+    images = [strip.crop((0, i * height, width, (i + 1) * height)) for i in range(num)]
+    data = io.BytesIO()
+    images[0].save(
+        data, "GIF", save_all=True, append_images=images[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
+    )
+    return data.getvalue()
+
+
+def png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Returns a PNG file's bytes."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()
+
+
+def save_mp4(path: Path, frames: UInt8[np.ndarray, "frames height width 3"]) -> None:
+    """Writes an H.264 video; an odd side gets a copy of its last line, since the format wants even ones."""
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        str(temporary),
+        (frames.shape[2], frames.shape[1]),
+        fps=FRAMES_PER_SECOND,
+        macro_block_size=2,
+        quality=8,
+    )
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
+    temporary.replace(path)
+
+
+def contact_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    labels: Sequence[str],
+    *,
+    size: int = 128,
+    columns: int = 6,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a grid of pictures, each scaled to size x size, with its label (cut to fit) below."""
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (columns * size, rows * (size + LABEL_HEIGHT)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = i % columns * size, i // columns * (size + LABEL_HEIGHT)
+        sheet.paste(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x + 3, y + size + 1), _cut(label, font, size - 6), fill=(60, 60, 60), font=font)
+    return np.array(sheet)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Returns as much of `text` as fits `width` pixels, with an ellipsis where something is missing."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
