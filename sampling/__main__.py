@@ -3,7 +3,7 @@
     python -m sampling --config configs/sampling/tiny.yaml --out RUN/samples \\
         --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip --prompt "a red chair" --num 4 --seed 0
 
-A folder may be added to: objects that it already holds (same prompt or picture, same seed) are not made again.
+A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
 metadata.json lists them with their settings and files; contact_sheet.png shows them all.
 """
 
@@ -88,7 +88,8 @@ class Album:
             saved = json.loads(self.path.read_text())
             if saved["schema"] != SCHEMA:
                 raise UserError(
-                    f"{self.path} has schema {saved['schema']}; this version writes {SCHEMA}. Use another --out."
+                    f"{self.path} has schema {saved['schema']}, but this version writes {SCHEMA}. "
+                    "Use another --out."
                 )
             self.records = saved["samples"]
 
@@ -176,8 +177,8 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     """Loads what the config names; raises UserError for what is missing or doesn't fit together."""
     if config.prior is None or config.encoder is None or config.clip is None:
         raise UserError(
-            "Sampling needs --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip: finished runs of prior.train, "
-            "encoder.train and prior.train_clip."
+            "Sampling needs --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip: finished runs of "
+            "prior.train, encoder.train and prior.train_clip."
         )
     device = config.device
     if device == "auto":

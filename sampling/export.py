@@ -60,8 +60,7 @@ class TexturedMesh:
     def glb(self) -> bytes:
         """Returns the bytes of a binary glTF 2.0 file, +Y up."""
         if self.texture is None:
-            coloured = self._plain(Z_UP_TO_Y_UP, linear_colours=True)
-            return bytes(coloured.export(file_type="glb", include_normals=True))
+            return _export(self._plain(Z_UP_TO_Y_UP, linear_colours=True), "glb", include_normals=True)
         material = PBRMaterial(
             name="baked",
             baseColorTexture=Image.fromarray(self.texture),
@@ -69,15 +68,15 @@ class TexturedMesh:
             roughnessFactor=ROUGHNESS,
             doubleSided=True,
         )
-        return bytes(self._textured(material, Z_UP_TO_Y_UP).export(file_type="glb", include_normals=True))
+        return _export(self._textured(material, Z_UP_TO_Y_UP), "glb", include_normals=True)
 
     def ply(self) -> bytes:
         """Returns the bytes of a binary PLY file with normals and sRGB vertex colours, +Z up."""
-        return bytes(self._plain(np.eye(3)).export(file_type="ply", vertex_normal=True))
+        return _export(self._plain(np.eye(3)), "ply", vertex_normal=True)
 
     def _save_obj(self, path: Path) -> None:
         if self.texture is None:
-            write_atomic(path, self._plain(np.eye(3)).export(file_type="obj", include_normals=True))
+            write_atomic(path, _export(self._plain(np.eye(3)), "obj", include_normals=True))
             return
         material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
         material.name = path.stem
@@ -112,6 +111,12 @@ class TexturedMesh:
             visual=trimesh.visual.TextureVisuals(uv=self.atlas.uv, material=material),
             process=False,
         )
+
+
+def _export(mesh: trimesh.Trimesh, file_type: str, **options: bool) -> bytes:
+    data = mesh.export(file_type=file_type, **options)
+    assert isinstance(data, (bytes, str)), "one file, not a folder of them"
+    return data.encode() if isinstance(data, str) else data
 
 
 def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:

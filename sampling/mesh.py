@@ -33,6 +33,9 @@ class MeshConfig(Config):
     min_component: float = Key(0.005, ge=0, le=1, description="drop parts below this share of the whole area")
 
 
+DEFAULT_MESH = MeshConfig()
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Triangles with unit normals and sRGB colours at their vertices."""
@@ -44,7 +47,7 @@ class Mesh:
 
 
 def field_to_mesh(
-    sdf: Field, texture: Texture, config: MeshConfig = MeshConfig(), *, device: torch.device | str = "cpu"
+    sdf: Field, texture: Texture, config: MeshConfig = DEFAULT_MESH, *, device: torch.device | str = "cpu"
 ) -> Mesh:
     """Returns the zero level of `sdf`, coloured by `texture` (points -> sRGB in [0, 1]).
 

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from shapeloom.config import UserError
-from shapeloom.runs import write_atomic
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64_000_000

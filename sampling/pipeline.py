@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prior.denoiser import Prior, load_prior
 from sampling.export import MESH_SUFFIXES, TexturedMesh
-from sampling.mesh import MeshConfig, field_to_mesh
+from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
 from sampling.pictures import gif, png, save_mp4
 from sampling.texture import bake, unwrap
 from shapeloom.clip import Clip, load_clip
@@ -38,7 +38,6 @@ MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1
 FOV = math.radians(40)
 PICTURE_SUFFIXES = (".gif", ".mp4", ".png")
-DEFAULT_MESH = MeshConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,12 +195,12 @@ class ShapePipeline:
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> str:
-    """Returns the prompt with its white space made single; raises UserError if nothing or too much is left."""
+    """Returns the prompt, its white space made single; raises UserError if nothing or too much is left."""
     text = " ".join(prompt.split())
     if not text and not may_be_empty:
         raise UserError('A prompt says what to make, such as "a red chair"; this one is empty.')
     if len(text) > MAX_PROMPT_LENGTH:
         raise UserError(
-            f"A prompt has at most {MAX_PROMPT_LENGTH} characters, but this one has {len(text)}: {text[:60]}..."
+            f"A prompt has at most {MAX_PROMPT_LENGTH} characters, this one {len(text)}: {text[:60]}..."
         )
     return text

@@ -32,7 +32,7 @@ class Atlas:
 def unwrap(
     vertices: Float[np.ndarray, "vertices 3"], faces: Int[np.ndarray, "faces 3"], *, size: int
 ) -> Atlas:
-    """Returns charts without overlap, packed for a picture of size x size pixels; the faces keep their winding.
+    """Returns charts without overlap, packed for a picture of size x size; faces keep their winding.
 
     Deterministic. Raises ValueError for a mesh without faces.
     """
@@ -112,7 +112,7 @@ def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def bake(
     mesh: Mesh, atlas: Atlas, texture: Texture, *, size: int, device: torch.device | str = "cpu"
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns the texture's colours at the surface points of the texels; gaps take their nearest texel's colour."""
+    """Returns the texture's colours at the texels' surface points; gaps take their nearest texel's colour."""
     face, barycentric = rasterize(atlas.uv, atlas.faces, size=size)
     covered = face >= 0
     if not covered.any():

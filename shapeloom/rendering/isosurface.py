@@ -1,7 +1,7 @@
 """The zero level of a signed-distance field as triangles: marching cubes, dense or coarse to fine.
 
-A grid of `resolution` cells a side spans the box [-1, 1]^3, nodes on its faces; h = 2 / resolution is a cell's
-side. The field is negative inside. It is closed at the box: what touches the border gets a wall there.
+A grid of `resolution` cells a side spans the box [-1, 1]^3, with nodes on its faces. The field is negative
+inside. It is closed at the box: what touches the border gets a wall there.
 
 Coarse to fine: a cell is refined unless the field keeps one sign at its corners and is further from zero than
 it could fall on the way to the cell's centre, judging by the steepest slope that was seen on the coarse grid.
