@@ -160,7 +160,7 @@ def _make_clip(shards: AssetShards | None, config: DualEncoderConfig, folder: Pa
         images, captions = read_pairs(shards, size=config.image_size, num_views=config.num_views)
         if has_colours(shards.rows):  # the prompts that it will be asked about
             extra = [pair_prompt(row) for row in shards.rows]
-            captions = [[*own, *[prompt] * len(own)] for own, prompt in zip(captions, extra, strict=True)]
+            captions = [[*own, prompt] for own, prompt in zip(captions, extra, strict=True)]
         if len({caption for own in captions for caption in own}) < 2 or not all(captions):
             raise NoJudge(
                 f"The assets of the split {config.split!r} have fewer than two different captions, or some "
