@@ -25,7 +25,7 @@ from pydantic import Field as Key
 from sampling.mesh import MeshConfig
 from sampling.pictures import contact_sheet, gif, load_image, png
 from sampling.pipeline import MAX_SEED, ShapePipeline, ShapeSample, check_prompt
-from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.log import get_logger, progress, start_logging
@@ -239,8 +239,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, arguments = parse_stage(
         SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv, add_arguments=add_arguments
     )
-    shortcuts = {name: value for name in ("num", "seed") if (value := getattr(arguments, name)) is not None}
-    config = SamplingConfig.model_validate(config.model_dump() | shortcuts)
+    shortcuts = [
+        f"{key}={value}" for key in ("num", "seed") if (value := getattr(arguments, key)) is not None
+    ]
+    if shortcuts:
+        overrides = [item for group in arguments.set for item in group]
+        config = load_config(SamplingConfig, arguments.config, [*overrides, *shortcuts])
     wanted = wishes(config, arguments)
     start_logging()
     pipeline = load_pipeline(config)

@@ -30,7 +30,7 @@ MAX_PAGE_SEED = 2**53 - 1
 
 def generate(
     pipeline: ShapePipeline, config: SamplingConfig, folder: Path,
-    prompt: str, seed: float, steps: float, guidance: float,
+    prompt: str, seed: int | float, steps: int | float, guidance: int | float,
 ) -> tuple[str, str | None, list[str]]:  # fmt: skip
     """Makes one shape. Returns the paths of its GIF, its GLB (None if it has no surface) and all its files.
 
@@ -42,7 +42,7 @@ def generate(
     in_range = 0 <= seed <= MAX_PAGE_SEED and 1 <= steps <= MAX_PAGE_STEPS and 0 <= guidance <= 20
     if not in_range:
         raise UserError(
-            f"The seed goes from 0 to {MAX_PAGE_SEED}, steps from 1 to {MAX_PAGE_STEPS}, guidance from 0 to 20."
+            f"Seeds go from 0 to {MAX_PAGE_SEED}, steps from 1 to {MAX_PAGE_STEPS}, guidance from 0 to 20."
         )
     shape = pipeline(
         [text], seeds=[int(seed)], steps=int(steps), guidance_scale=guidance,

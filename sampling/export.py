@@ -60,7 +60,7 @@ class TexturedMesh:
     def glb(self) -> bytes:
         """Returns the bytes of a binary glTF 2.0 file, +Y up."""
         if self.texture is None:
-            return _export(self._plain(Z_UP_TO_Y_UP, linear_colours=True), "glb", include_normals=True)
+            return _glb(self._plain(Z_UP_TO_Y_UP, linear_colours=True))
         material = PBRMaterial(
             name="baked",
             baseColorTexture=Image.fromarray(self.texture),
@@ -68,15 +68,15 @@ class TexturedMesh:
             roughnessFactor=ROUGHNESS,
             doubleSided=True,
         )
-        return _export(self._textured(material, Z_UP_TO_Y_UP), "glb", include_normals=True)
+        return _glb(self._textured(material, Z_UP_TO_Y_UP))
 
     def ply(self) -> bytes:
         """Returns the bytes of a binary PLY file with normals and sRGB vertex colours, +Z up."""
-        return _export(self._plain(np.eye(3)), "ply", vertex_normal=True)
+        return trimesh.exchange.ply.export_ply(self._plain(np.eye(3)), vertex_normal=True)
 
     def _save_obj(self, path: Path) -> None:
         if self.texture is None:
-            write_atomic(path, _export(self._plain(np.eye(3)), "obj", include_normals=True))
+            write_atomic(path, trimesh.exchange.obj.export_obj(self._plain(np.eye(3)), include_normals=True))
             return
         material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
         material.name = path.stem
@@ -113,10 +113,8 @@ class TexturedMesh:
         )
 
 
-def _export(mesh: trimesh.Trimesh, file_type: str, **options: bool) -> bytes:
-    data = mesh.export(file_type=file_type, **options)
-    assert isinstance(data, (bytes, str)), "one file, not a folder of them"
-    return data.encode() if isinstance(data, str) else data
+def _glb(mesh: trimesh.Trimesh) -> bytes:
+    return trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True)
 
 
 def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:

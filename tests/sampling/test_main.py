@@ -1,0 +1,186 @@
+"""The command line: what it writes, what it skips, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sampling.__main__ import Album, SamplingConfig, load_pipeline, main, read_prompts
+from sampling.pictures import contact_sheet, gif, load_image
+from shapeloom.config import UserError
+
+
+def records(out) -> list[dict]:
+    return json.loads((out / "metadata.json").read_text())["samples"]
+
+
+def test_every_object_gets_its_files_and_its_record(runs):
+    main([*runs.arguments, "--prompt", "a red chair!", "--prompt", "a mug", "--num", "2", "--seed", "7"])
+    found = records(runs.out)
+    names = [record["name"] for record in found]
+    assert names == [
+        "000_a-red-chair_seed7", "001_a-red-chair_seed8", "002_a-mug_seed7", "003_a-mug_seed8"
+    ]  # fmt: skip
+    for record in found:
+        assert sorted(record["files"]) == ["gif", "glb", "ply"]
+        assert all((runs.out / name).stat().st_size > 0 for name in record["files"].values())
+        assert record["inputs"]["prior"] == "the prior's digest"
+        assert (record["steps"], record["guidance_scale"]) == (2, 3.0)
+    meta = json.loads((runs.out / "meta.json").read_text())
+    assert (meta["stage"], meta["status"], meta["num_objects"]) == ("sampling", "done", 4)
+    with Image.open(runs.out / "contact_sheet.png") as sheet:
+        assert sheet.size == (4 * 128, 128 + 16)
+
+
+def test_a_second_run_makes_only_what_is_missing(runs):
+    main([*runs.arguments, "--prompt", "a mug", "--num", "2"])
+    kept, lost = (runs.out / record["files"]["glb"] for record in records(runs.out))
+    before, bytes_lost = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    main([*runs.arguments, "--prompt", "a mug", "--num", "2", "--prompt", "a chair"])
+    assert kept.stat().st_mtime_ns == before
+    # Alone in its batch it is the same object up to rounding, under the same name.
+    assert abs(len(lost.read_bytes()) - len(bytes_lost)) < 0.05 * len(bytes_lost)
+    assert [record["label"] for record in records(runs.out)] == ["a mug", "a mug", "a chair", "a chair"]
+    stamp = (runs.out / "metadata.json").stat().st_mtime_ns
+    main([*runs.arguments, "--prompt", "a mug"])
+    assert (runs.out / "metadata.json").stat().st_mtime_ns == stamp
+
+
+def test_a_killed_run_goes_on_where_it_was(runs, monkeypatch):
+    add = Album.add
+
+    def killed(self, record):
+        if len(self.records) == 2:
+            raise KeyboardInterrupt
+        add(self, record)
+
+    monkeypatch.setattr(Album, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main([*runs.arguments, "--prompt", "a mug", "--num", "3"])
+    monkeypatch.setattr(Album, "add", add)
+    first = runs.out / records(runs.out)[0]["files"]["glb"]
+    before = first.stat().st_mtime_ns
+    main([*runs.arguments, "--prompt", "a mug", "--num", "3"])
+    assert len(records(runs.out)) == 3
+    assert first.stat().st_mtime_ns == before
+
+
+def test_an_object_without_a_surface_is_recorded_without_a_mesh(runs, monkeypatch):
+    nothing = (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
+    warned: list[str] = []
+    monkeypatch.setattr("sampling.mesh.extract_surface", lambda *_, **__: nothing)
+    monkeypatch.setattr("sampling.__main__.log.warning", lambda text, *values: warned.append(text % values))
+    main([*runs.arguments, "--prompt", "a rocket"])
+    (record,) = records(runs.out)
+    assert (list(record["files"]), record["faces"]) == (["gif"], 0)
+    assert "never saw 'rocket'" in warned[0]
+    assert "no surface" in warned[1]
+
+
+def test_prompts_come_from_a_file_or_the_config(runs, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa mug\n\n  a chair  \na mug\n", encoding="utf-8")
+    main([*runs.arguments, "--prompts", str(path)])
+    assert [record["prompt"] for record in records(runs.out)] == ["a mug", "a chair"]
+    main([*runs.arguments, "prompts=[a car]"])
+    assert records(runs.out)[-1]["prompt"] == "a car"
+
+
+def test_a_picture_is_a_condition_with_or_without_a_prompt(runs, tmp_path):
+    Image.new("RGBA", (6, 4), (255, 0, 0, 128)).save(tmp_path / "my chair.png")
+    main([*runs.arguments, "prompts=[a car]", "--image", str(tmp_path / "my chair.png")])
+    main([*runs.arguments, "--image", str(tmp_path / "my chair.png"), "--prompt", "a chair"])
+    first, second = records(runs.out)
+    assert (first["name"], first["prompt"]) == ("000_my-chair_seed0", "")
+    assert first["image"] == second["image"] != ""
+
+
+def test_other_settings_in_the_same_folder_are_refused(runs):
+    main([*runs.arguments, "--prompt", "a mug"])
+    with pytest.raises(UserError, match=r"guidance_scale was 3\.0, now 5\.0"):
+        main([*runs.arguments, "guidance_scale=5.0", "--prompt", "a mug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Say what to make"),
+        (["--prompt", " "], "this one is empty"),
+        (["--prompts", "no-such-file"], "can't be read"),
+        (["--image", "no-such-file"], "does not exist"),
+        (["--prompt", "a mug", "--num", "0"], "`num`"),
+        (["--prompt", "a mug", "--seed", "-3"], "`seed`"),
+        (["--prompt", "a mug", "--seed", str(2**63 - 1), "--num", "2"], "goes beyond"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(runs, arguments, message):
+    with pytest.raises(UserError, match=message):
+        main([*runs.arguments, *arguments])
+    assert not runs.out.exists()
+
+
+def test_missing_inputs_and_devices_are_named():
+    with pytest.raises(UserError, match="Sampling needs --set prior="):
+        load_pipeline(SamplingConfig())
+
+
+def test_a_metadata_file_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "metadata.json").write_text('{"schema": 99, "samples": []}')
+    with pytest.raises(UserError, match="schema 99"):
+        Album(tmp_path)
+
+
+def test_empty_prompt_files_are_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="is empty; write one prompt a line"):
+        read_prompts(tmp_path / "empty.txt")
+
+
+def test_pictures_come_upright_on_white_and_square(tmp_path):
+    image = Image.new("RGBA", (4, 2), (0, 0, 255, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    image.save(tmp_path / "wide.png")
+    picture = load_image(tmp_path / "wide.png")
+    assert picture.shape == (4, 4, 3)
+    assert picture[1, 0].tolist() == [255, 0, 0]
+    assert (picture.reshape(-1, 3) == 255).all(axis=1).sum() == 15
+    turned = Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert (load_image(tmp_path / "turned.jpg")[:, 1] < 50).all()
+
+
+def test_files_that_are_no_pictures_or_too_large_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
+        load_image(tmp_path / "text.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
+        load_image(tmp_path / "a.bmp")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:45])
+    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
+        load_image(tmp_path / "cut.png")
+    monkeypatch.setattr("sampling.pictures.MAX_IMAGE_PIXELS", 63)
+    with pytest.raises(UserError, match="8x8 pixels"):
+        load_image(tmp_path / "a.png")
+    monkeypatch.setattr("sampling.pictures.MAX_IMAGE_BYTES", 10)
+    with pytest.raises(UserError, match="larger than"):
+        load_image(tmp_path / "a.png")
+
+
+def test_gifs_and_sheets_keep_their_pictures(tmp_path):
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    frames[0], frames[1], frames[2] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    (tmp_path / "a.gif").write_bytes(gif(frames))
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3
+        image.seek(2)
+        assert np.array(image.convert("RGB"))[4, 4].tolist() == [0, 0, 255]
+    sheet = contact_sheet(list(frames), ["red", "green " * 40, "blue"], size=32, columns=2)
+    assert sheet.shape == (2 * 48, 64, 3)
+    assert sheet[16, 48].tolist() == [0, 255, 0]

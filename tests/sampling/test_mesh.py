@@ -1,0 +1,204 @@
+"""Meshes, atlases, textures and exports against a coloured sphere and torus in closed form."""
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from sampling.export import Z_UP_TO_Y_UP, TexturedMesh, srgb_to_linear
+from sampling.mesh import Mesh, MeshConfig, drop_crumbs, field_to_mesh, simplify
+from sampling.texture import Atlas, bake, rasterize, unwrap
+from shapeloom.config import UserError
+
+SIZE = 256
+
+
+def ball(p: Tensor) -> Tensor:
+    return p.norm(dim=-1) - 0.7
+
+
+def colour(p: Tensor) -> Tensor:
+    """Every place has its own colour, smoothly."""
+    return (p / 2 + 0.5).clamp(0, 1)
+
+
+def srgb_at(points: np.ndarray) -> np.ndarray:
+    return 255 * (points / 2 + 0.5)
+
+
+@pytest.fixture(scope="module")
+def textured() -> TexturedMesh:
+    mesh = field_to_mesh(ball, colour, MeshConfig(resolution=64, max_faces=3000))
+    atlas = unwrap(mesh.vertices, mesh.faces, size=SIZE)
+    return TexturedMesh(mesh, atlas, bake(mesh, atlas, colour, size=SIZE))
+
+
+def colours_by_uv(mesh: trimesh.Trimesh, texture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points inside faces and the texels that a viewer finds there."""
+    weights = np.array([0.5, 0.3, 0.2])
+    points = np.einsum("fcx,c->fx", mesh.vertices[mesh.faces], weights)
+    u, v = np.einsum("fcx,c->fx", mesh.visual.uv[mesh.faces], weights).T
+    size = len(texture)
+    row, column = ((1 - v) * size).astype(int), (u * size).astype(int)
+    return points, texture[row.clip(0, size - 1), column.clip(0, size - 1)].astype(float)
+
+
+def test_the_mesh_fits_its_budget_and_stays_on_the_surface(textured):
+    mesh = textured.mesh
+    assert 1500 < len(mesh.faces) <= 3000
+    # A triangle of 3000 on this sphere has sides of 0.07: its corners stay within a tenth of that.
+    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), 0.7, atol=0.007)
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).is_watertight
+
+
+def test_normals_and_vertex_colours_are_the_fields_own(textured):
+    mesh = textured.mesh
+    radial = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+    assert (mesh.normals * radial).sum(axis=1).min() > 0.999
+    np.testing.assert_allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(mesh.colours, srgb_at(mesh.vertices), atol=0.51)
+
+
+def test_crumbs_go_and_parts_stay():
+    def parts(p: Tensor) -> Tensor:
+        leg = (p - torch.tensor([0.8, 0.0, 0.0])).norm(dim=-1) - 0.15
+        crumb = (p - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) - 0.03
+        return torch.stack([p.norm(dim=-1) - 0.5, leg, crumb]).amin(0)
+
+    mesh = field_to_mesh(parts, colour, MeshConfig(resolution=64, min_component=0.01))
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).body_count == 2
+    crumb_alone = field_to_mesh(ball, colour, MeshConfig(resolution=32, min_component=1.0))
+    assert len(crumb_alone.faces) > 0
+
+
+def test_empty_fields_give_empty_meshes_that_refuse_to_be_saved(tmp_path):
+    mesh = field_to_mesh(lambda p: torch.ones(len(p)), colour, MeshConfig(resolution=16))
+    assert mesh.vertices.shape == mesh.normals.shape == mesh.colours.shape == (0, 3)
+    with pytest.raises(UserError, match=r"no surface to write to a\.glb"):
+        TexturedMesh(mesh).save(tmp_path / "a.glb")
+    with pytest.raises(ValueError, match="can't be unwrapped"):
+        unwrap(mesh.vertices, mesh.faces, size=64)
+    no_faces = drop_crumbs(mesh.vertices, mesh.faces, min_share=0.1)
+    assert len(simplify(*no_faces, max_faces=10)[1]) == 0
+
+
+def test_rasterize_finds_the_face_and_place_of_each_texel():
+    uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    face, barycentric = rasterize(uv, np.array([[0, 1, 2], [0, 2, 3]]), size=8)
+    assert (face >= 0).all()
+    rows, columns = np.mgrid[:8, :8]
+    u, v = (columns + 0.5) / 8, 1 - (rows + 0.5) / 8
+    assert (face[u > v] == 0).all()
+    assert (face[u < v] == 1).all()
+    corners = uv[np.array([[0, 1, 2], [0, 2, 3]])[face]]
+    np.testing.assert_allclose((corners * barycentric[..., None]).sum(2), np.stack([u, v], -1), atol=1e-6)
+    outside, _ = rasterize(uv[:3] * 0.5, np.array([[0, 1, 2], [0, 0, 1]]), size=8)
+    assert (outside[:4] == -1).all()
+    assert (outside[4:, :4] >= 0).sum() == 10
+
+
+@pytest.mark.parametrize("chunk_faces", [400, 10_000])
+def test_atlases_keep_the_faces_and_do_not_overlap(textured, monkeypatch, chunk_faces):
+    # Charts of several chunks share one atlas.
+    monkeypatch.setattr("sampling.texture.CHUNK_FACES", chunk_faces)
+    mesh = textured.mesh
+    atlas = unwrap(mesh.vertices, mesh.faces, size=SIZE)
+    ours = np.sort(np.sort(mesh.faces, axis=1).view("i8,i8,i8").ravel())
+    theirs = np.sort(np.sort(atlas.origin[atlas.faces], axis=1).view("i8,i8,i8").ravel())
+    np.testing.assert_array_equal(ours, theirs)
+    assert atlas.uv.min() >= 0
+    assert atlas.uv.max() <= 1
+    corners = atlas.uv[atlas.faces].astype(float)
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]).sum() / 2
+    face, _ = rasterize(atlas.uv, atlas.faces, size=1024)
+    # What the triangles cover together is as much as they have: nothing lies on top of another.
+    assert (face >= 0).mean() == pytest.approx(area, rel=0.01)
+    assert area > 0.4
+
+
+def test_the_texture_shows_each_place_its_colour(textured):
+    assert textured.texture.shape == (SIZE, SIZE, 3)
+    assert textured.texture.dtype == np.uint8
+    atlas = textured.atlas
+    visual = trimesh.visual.TextureVisuals(uv=atlas.uv)
+    mesh = trimesh.Trimesh(textured.mesh.vertices[atlas.origin], atlas.faces, visual=visual, process=False)
+    points, found = colours_by_uv(mesh, textured.texture)
+    # A texel is 0.01 wide here or so, 1.3 of 255 in colour; seams look up a neighbour.
+    assert np.abs(found - srgb_at(points)).max() < 5
+
+
+def test_charts_smaller_than_a_texel_still_get_a_colour(textured):
+    atlas = Atlas(textured.atlas.origin, textured.atlas.faces, textured.atlas.uv * 0)
+    picture = bake(textured.mesh, atlas, colour, size=4)
+    assert (picture == textured.mesh.colours[0]).all()
+
+
+def test_glb_comes_back_y_up_with_its_texture(textured, tmp_path):
+    textured.save(tmp_path / "ball.glb")
+    assert (tmp_path / "ball.glb").read_bytes() == textured.glb()
+    scene = trimesh.load_scene(tmp_path / "ball.glb")
+    (back,) = scene.geometry.values()
+    material = back.visual.material
+    assert (material.metallicFactor, material.roughnessFactor, material.doubleSided) == (0, 0.8, True)
+    picture = np.array(material.baseColorTexture.convert("RGB"))
+    np.testing.assert_array_equal(picture, textured.texture)
+    normals = back.vertex_normals @ Z_UP_TO_Y_UP
+    np.testing.assert_allclose(normals, textured.mesh.normals[textured.atlas.origin], atol=1e-6)
+    back.vertices = back.vertices @ Z_UP_TO_Y_UP
+    expected = textured.mesh.vertices[textured.atlas.origin]
+    np.testing.assert_allclose(back.vertices, expected, atol=1e-6)
+    points, found = colours_by_uv(back, picture)
+    assert np.abs(found - srgb_at(points)).max() < 5
+
+
+def test_up_becomes_gltfs_up():
+    np.testing.assert_array_equal(Z_UP_TO_Y_UP @ [0, 0, 1], [0, 1, 0])
+    # -Y, where objects face, is glTF's front, +Z; and nothing is mirrored.
+    np.testing.assert_array_equal(Z_UP_TO_Y_UP @ [0, -1, 0], [0, 0, 1])
+    assert np.linalg.det(Z_UP_TO_Y_UP) == pytest.approx(1)
+
+
+def test_ply_comes_back_with_srgb_colours_and_normals(textured, tmp_path):
+    textured.save(tmp_path / "ball.ply")
+    (back,) = trimesh.load_scene(tmp_path / "ball.ply", process=False).geometry.values()
+    np.testing.assert_allclose(back.vertices, textured.mesh.vertices, atol=1e-6)
+    np.testing.assert_array_equal(back.faces, textured.mesh.faces)
+    np.testing.assert_array_equal(back.visual.vertex_colors[:, :3], textured.mesh.colours)
+    np.testing.assert_allclose(back.vertex_normals, textured.mesh.normals, atol=1e-6)
+
+
+def test_obj_comes_back_with_its_texture(textured, tmp_path):
+    textured.save(tmp_path / "ball.obj")
+    assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball.png"}
+    back = trimesh.load_mesh(tmp_path / "ball.obj", process=False)
+    points, found = colours_by_uv(back, np.array(back.visual.material.image.convert("RGB")))
+    assert np.abs(found - srgb_at(points)).max() < 5
+
+
+def test_glb_without_a_texture_has_linear_vertex_colours(textured, tmp_path):
+    plain = TexturedMesh(textured.mesh)
+    plain.save(tmp_path / "plain.glb")
+    (back,) = trimesh.load_scene(tmp_path / "plain.glb").geometry.values()
+    expected = 255 * srgb_to_linear(textured.mesh.colours / 255)
+    np.testing.assert_allclose(back.visual.vertex_colors[:, :3], expected, atol=1)
+
+
+def test_srgb_to_linear_has_its_known_values():
+    np.testing.assert_allclose(srgb_to_linear(np.array([0, 0.5, 1])), [0, 0.21404, 1], atol=1e-5)
+
+
+def test_unknown_suffixes_are_refused(textured, tmp_path):
+    with pytest.raises(UserError, match=r"\.glb, \.ply, \.obj, not as a\.fbx"):
+        textured.save(tmp_path / "a.fbx")
+
+
+def test_a_vertex_whose_normals_cancel_gets_a_unit_normal():
+    flat = np.array([[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0]], np.float32)
+    both_sides = np.array([[0, 1, 2], [0, 2, 1]])
+    from sampling.mesh import _normals
+
+    normals = _normals(lambda p: p[:, 0] * 0, flat, both_sides, step=0.1, device="cpu")
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-6)
+    assert Mesh(flat, both_sides, normals, np.zeros((3, 3), np.uint8)).faces.shape == (2, 3)

@@ -1,0 +1,131 @@
+"""Claims on shapes and the pipeline that makes them."""
+
+import copy
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sampling.mesh import MeshConfig
+from sampling.pipeline import FOV, ShapePipeline, ShapeSample, check_prompt
+from shapeloom.config import UserError
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+
+
+@pytest.fixture
+def shape(pipeline) -> ShapeSample:
+    return ShapeSample(torch.zeros(4, 3), "a ball", 0, pipeline.decoder)
+
+
+def test_a_shape_does_not_depend_on_its_batch(pipeline):
+    prompts, seeds = ["a red chair", "a blue mug", "a car"], [5, 6, 5]
+    together = pipeline(prompts, seeds=seeds, steps=4)
+    for prompt, seed, shape in zip(prompts, seeds, together, strict=True):
+        (alone,) = pipeline([prompt], seeds=[seed], steps=4)
+        # Products of other batch sizes are summed in another order.
+        torch.testing.assert_close(shape.latent, alone.latent, atol=1e-5, rtol=0)
+        assert (shape.prompt, shape.seed) == (prompt, seed)
+
+
+def test_prompt_seed_guidance_negative_prompt_and_picture_all_matter(pipeline):
+    def latent(prompt="a red chair", seed=0, **options) -> torch.Tensor:
+        return pipeline([prompt], seeds=[seed], steps=4, **options)[0].latent
+
+    picture = np.full((4, 4, 3), 200, np.uint8)
+    changed = [
+        latent("a mug"), latent(seed=1), latent(guidance_scale=8.0), latent(negative_prompt="a mug"),
+        latent(image=picture), latent("", image=picture), latent(sampler="euler"),
+    ]  # fmt: skip
+    for other in changed:
+        assert (other - latent()).abs().max() > 1e-4
+    torch.testing.assert_close(latent(), latent(), atol=0, rtol=0)
+
+
+def test_latents_are_what_a_decoder_takes(pipeline):
+    (shape,) = pipeline(["a chair"], seeds=[3], steps=3)
+    assert shape.latent.shape == (4, 3)
+    assert shape.latent.abs().max() <= 1
+
+
+def test_steps_are_reported(pipeline):
+    seen: list[int] = []
+    pipeline(["a chair"], seeds=[3], steps=3, on_step=seen.append)
+    assert seen == [0, 1, 2]
+    assert pipeline([], seeds=[]) == []
+
+
+def test_wrong_inputs_are_refused(pipeline):
+    with pytest.raises(UserError, match="this one is empty"):
+        pipeline(["  "], seeds=[0])
+    with pytest.raises(UserError, match="at most 1000 characters"):
+        pipeline(["chair" * 300], seeds=[0])
+    with pytest.raises(UserError, match="A seed is a number from 0"):
+        pipeline(["a chair"], seeds=[-1])
+    with pytest.raises(ValueError, match="a seed of its own, got 1 and 2"):
+        pipeline(["a chair"], seeds=[0, 1])
+    with pytest.raises(UserError, match="either all shapes of a batch have a prompt"):
+        pipeline(["a chair", ""], seeds=[0, 1], image=np.zeros((4, 4, 3), np.uint8))
+    assert check_prompt(" a \n red\tchair ") == "a red chair"
+
+
+def test_parts_of_other_runs_are_refused(pipeline):
+    for name, part in (("encoder", pipeline.decoder), ("CLIP", pipeline.clip)):
+        stranger = copy.copy(part)
+        stranger.digest = "someone else's"
+        decoder, clip = (stranger, pipeline.clip) if name == "encoder" else (pipeline.decoder, stranger)
+        with pytest.raises(UserError, match=f"trained with the {name}"):
+            ShapePipeline(pipeline.prior, decoder, clip)
+
+
+def test_missing_runs_are_named(tmp_path):
+    with pytest.raises(UserError, match="is not a finished prior run"):
+        ShapePipeline.load(prior=tmp_path, encoder=tmp_path, clip=tmp_path)
+
+
+def test_a_render_shows_the_ball_where_it_is(shape):
+    size = 64
+    (picture,) = shape.turntable(1, size)
+    assert picture.shape == (size, size, 3)
+    ball = (picture < 250).any(axis=-1)
+    # A ball of radius r at distance d is a disc of f r / sqrt(d^2 - r^2) pixels.
+    distance = fitting_distance(FOV)
+    radius = float(intrinsics(FOV, size, size)[0, 0]) * 0.6 / np.sqrt(distance**2 - 0.36)
+    assert ball.sum() == pytest.approx(np.pi * radius**2, rel=0.1)
+    views = shape.render(ring(2, distance=distance), intrinsics(FOV, size, size), size, size)
+    np.testing.assert_array_equal(views[0], picture)
+    with pytest.raises(ValueError, match="must be positive"):
+        shape.turntable(0)
+
+
+def test_a_mesh_has_its_texture_and_is_the_ball(shape):
+    textured = shape.mesh(MeshConfig(resolution=32, max_faces=500, texture_size=64))
+    assert textured.texture.shape == (64, 64, 3)
+    np.testing.assert_allclose(np.linalg.norm(textured.mesh.vertices, axis=1), 0.6, atol=0.02)
+    assert shape.mesh(MeshConfig(resolution=16, texture_size=0)).texture is None
+
+
+def test_a_shape_without_a_surface_has_an_empty_mesh(pipeline):
+    nothing = ShapeSample(-torch.ones(4, 3), "nothing", 0, pipeline.decoder)
+    assert nothing.mesh(MeshConfig(resolution=16)).num_faces == 0
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".ply", ".obj", ".gif", ".png", ".mp4"])
+def test_shapes_are_saved_by_suffix(shape, tmp_path, suffix, monkeypatch):
+    small = ShapeSample.turntable
+    monkeypatch.setattr(ShapeSample, "turntable", lambda self, num=3, size=0: small(self, min(num, 3), 31))
+    path = tmp_path / f"ball{suffix}"
+    shape.save(path, mesh=MeshConfig(resolution=16, texture_size=32))
+    assert path.stat().st_size > 100
+    if suffix == ".gif":
+        with Image.open(path) as image:
+            assert (image.n_frames, image.size) == (3, (31, 31))
+    if suffix == ".mp4":
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+        assert frames == 3
+
+
+def test_unknown_suffixes_are_refused(shape, tmp_path):
+    with pytest.raises(UserError, match=r"\.mp4, \.png, not as a\.usd"):
+        shape.save(tmp_path / "a.usd")
