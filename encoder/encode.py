@@ -59,7 +59,7 @@ def encode_batch(
     num_views = min(config.clip_views, shards.num_views)
     seen = [shards.read(i, views=range(num_views), depth=True) for i in indices]
     fidelity = _fidelity(model, latents, seen, config.fidelity_size)
-    pictures = np.concatenate([white_background(asset.rgba) for asset in seen])
+    pictures = np.concatenate([white_background(asset.rgba) for asset in seen if asset.rgba is not None])
     image_pooled = clip.image(pictures).reshape(len(indices), num_views, -1)
     captions = [asset.row.captions for asset in seen]
     text = clip.text([caption for per_asset in captions for caption in per_asset])

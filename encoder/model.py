@@ -5,10 +5,12 @@ cross-attention, then from the views' patches where there are any, then talk amo
 tokens end in a tanh.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field as Key
@@ -46,6 +48,37 @@ class EncoderInputs:
     pixels: Float[Tensor, "batch views height width numbers"] | None = None
 
 
+class PointPooling(nn.Module):
+    """What lies where: each latent token sums the point tokens around a place of its own (learned).
+
+    Attention alone starts from averages over the whole asset, and takes long to find out about places.
+    """
+
+    def __init__(self, num_tokens: int, point_width: int, width: int) -> None:
+        super().__init__()
+        sobol = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_tokens)
+        self.centres = nn.Parameter(1.8 * sobol - 0.9)
+        self.log_radius = nn.Parameter(torch.full((num_tokens, 1), math.log(0.3)))
+        self.linear = nn.Linear(point_width + 1, width)
+
+    def forward(
+        self, points: Float[Tensor, "batch points 3"], tokens: Float[Tensor, "batch points point_width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Returns the sums, weighted by a Gaussian around each place."""
+        with torch.autocast(points.device.type, enabled=False):
+            # |p - c|^2 as one product, in full precision.
+            square = (points**2).sum(-1)[:, None, :] + (self.centres**2).sum(-1, keepdim=True)
+            distance = square - 2 * self.centres @ points.transpose(1, 2)
+            weights = torch.exp(-0.5 * distance / torch.exp(2 * self.log_radius))
+        # Of the order of one where a tenth of all points are near.
+        weights = weights * (10 / points.shape[1])
+        amount = weights.sum(dim=2, keepdim=True)
+        pooled: Tensor = self.linear(
+            torch.cat([weights.to(tokens.dtype) @ tokens, amount.to(tokens.dtype)], dim=-1)
+        )
+        return pooled
+
+
 class Encoder(nn.Module):
     """Points and views to a latent."""
 
@@ -58,7 +91,8 @@ class Encoder(nn.Module):
         self.point_tokens = PointTokens(point_width)
         self.anchor_tokens = nn.Linear(point_width, width)
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
-        self.latent_tokens = nn.Parameter(torch.randn(decoder.projection.num_tokens, width))
+        self.latent_tokens = nn.Parameter(0.1 * torch.randn(decoder.projection.num_tokens, width))
+        self.pooling = PointPooling(decoder.projection.num_tokens, point_width, width)
         self.query_norm = nn.LayerNorm(width)
         self.point_norm = nn.LayerNorm(point_width)
         self.from_points = Attention(width, config.heads, context_width=point_width)
@@ -73,7 +107,7 @@ class Encoder(nn.Module):
         """Returns the latent, in [-1, 1]. views_kept: 1 to use an asset's views, 0 to do without."""
         context = self.point_tokens(inputs.points, inputs.rgb, inputs.normals)
         anchors = self.anchor_tokens(context[:, : self.config.num_anchors])
-        latent = self.latent_tokens.expand(context.shape[0], -1, -1)
+        latent = self.latent_tokens + self.pooling(inputs.points, context)
         x = torch.cat([anchors, latent.to(anchors.dtype)], dim=1)
         x = x + self.from_points(self.query_norm(x), self.point_norm(context))
         if self.from_views is not None and self.view_tokens is not None and inputs.pixels is not None:
@@ -120,17 +154,20 @@ def encoder_inputs(
                 f"asset {sample.row.key} has {have} points, but the encoder reads {num}: prepare the data "
                 "with more points (data_prep's num_points) or train with a smaller encoder.num_points."
             )
-    points = torch.stack([torch.from_numpy(s.points[:num]) for s in samples])
-    rgb = torch.stack([torch.from_numpy(s.points_rgb[:num]) for s in samples]).float() / 255
-    normals = torch.stack([torch.from_numpy(s.points_normal[:num]) for s in samples]).float() / 127
+    points = _stack([s.points for s in samples])[:, :num]
+    rgb = _stack([s.points_rgb for s in samples])[:, :num].float() / 255
+    normals = _stack([s.points_normal for s in samples])[:, :num].float() / 127
     pixels = None
     if config.num_views:
-        rgba = torch.stack([torch.from_numpy(s.rgba) for s in samples]).float() / 255
-        depth = torch.stack([torch.from_numpy(s.depth) for s in samples])
-        poses = torch.stack([torch.from_numpy(s.cam_to_world) for s in samples])
-        matrices = torch.stack([torch.from_numpy(s.intrinsics) for s in samples])
+        rgba = _stack([s.rgba for s in samples]).float() / 255
+        depth = _stack([s.depth for s in samples])
+        poses, matrices = _stack([s.cam_to_world for s in samples]), _stack([s.intrinsics for s in samples])
         pixels = pixel_features(rgba, depth, *camera_rays(poses, matrices, *depth.shape[-2:])).to(device)
     return EncoderInputs(points.to(device), rgb.to(device), normals.to(device), pixels)
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
+    return torch.stack([torch.from_numpy(array) for array in arrays if array is not None])
 
 
 def load_encoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:

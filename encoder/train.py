@@ -46,7 +46,7 @@ class EncoderTask:
     def __init__(self, config: EncoderTrainConfig, shards: AssetShards, held_out: AssetShards) -> None:
         self.config, self.shards, self.held_out = config, shards, held_out
         torch.manual_seed(config.train.seed)  # initial weights
-        self.model = Autoencoder(config.encoder, config.decoder)
+        self.model: nn.Module = Autoencoder(config.encoder, config.decoder)
         self.order = ReadingOrder(shards.shard_sizes, seed=config.train.seed)
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class EncoderTask:
         matrices = torch.stack([torch.from_numpy(s.intrinsics) for s in seen]).to(device)
         size = shards.resolution
         render = model.decoder.render(weights, poses, matrices, size, size).rgb[:, 0].cpu()
-        rgba = torch.stack([torch.from_numpy(s.rgba[0]) for s in seen]).float() / 255
+        rgba = torch.stack([torch.from_numpy(s.rgba[0]) for s in seen if s.rgba is not None]).float() / 255
         truth = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
         psnr = mean_psnr(((render - truth) ** 2).flatten(1).mean(dim=1)).mean()
         log.info("step %d: PSNR of %d held-out pictures %.2f dB", step, num, psnr)

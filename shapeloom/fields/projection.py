@@ -60,9 +60,9 @@ class LowRankProjection(nn.Module):
         numbers = self.tokens_per_layer * config.channels
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
         self.coefficients = nn.ModuleList([nn.Linear(numbers, config.rank, bias=False) for _ in shapes])
-        for linear in self.coefficients:
+        for weight in self.coefficients.parameters():
             # c of order one for latents of half their range: torch's default would make it 0.3.
-            nn.init.normal_(linear.weight, std=2 / math.sqrt(numbers))
+            nn.init.normal_(weight, std=2 / math.sqrt(numbers))
         # With c of order one, U diag(c) V then has entries of the same size as the base's.
         scale = config.rank**-0.25
         self.left = nn.ParameterList(
