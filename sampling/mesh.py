@@ -31,6 +31,9 @@ class MeshConfig(Config):
         512, ge=0, le=8192, description="side of the texture in pixels; 0: vertex colours alone"
     )
     min_component: float = Key(0.005, ge=0, le=1, description="drop parts below this share of the whole area")
+    thicken: float = Key(
+        0.0, ge=0, le=0.1, description="surface at sdf = this; keeps walls a young model lost"
+    )
 
 
 DEFAULT_MESH = MeshConfig()
@@ -49,11 +52,16 @@ class Mesh:
 def field_to_mesh(
     sdf: Field, texture: Texture, config: MeshConfig = DEFAULT_MESH, *, device: torch.device | str = "cpu"
 ) -> Mesh:
-    """Returns the zero level of `sdf`, coloured by `texture` (points -> sRGB in [0, 1]).
+    """Returns the surface of `sdf`, coloured by `texture` (points -> sRGB in [0, 1]).
 
-    It has no faces if the field has no surface. Raises ValueError if the field isn't finite.
+    A model that hasn't learnt walls thinner than its detail says "just outside" in them: its zero level has
+    holes there that volume renders don't show, and `thicken`, half a grid cell or so, closes them. It has no faces if the field has no surface. Raises ValueError if the field isn't finite.
     """
-    vertices, faces = extract_surface(sdf, resolution=config.resolution, device=device)
+
+    def shifted(points: Tensor) -> Tensor:
+        return sdf(points) - config.thicken
+
+    vertices, faces = extract_surface(shifted, resolution=config.resolution, device=device)
     vertices, faces = drop_crumbs(vertices, faces, min_share=config.min_component)
     vertices, faces = simplify(vertices, faces, max_faces=config.max_faces)
     normals = _normals(sdf, vertices, faces, step=2 / config.resolution, device=device)

@@ -60,6 +60,15 @@ def test_normals_and_vertex_colours_are_the_fields_own(textured):
     np.testing.assert_allclose(mesh.colours, srgb_at(mesh.vertices), atol=0.51)
 
 
+def test_thickening_moves_the_surface_outward_and_closes_lost_walls():
+    mesh = field_to_mesh(ball, colour, MeshConfig(resolution=64, thicken=0.05))
+    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), 0.75, atol=0.005)
+    lost_wall = field_to_mesh(
+        lambda p: ball(p).abs() + 0.005, colour, MeshConfig(resolution=64, thicken=0.03)
+    )
+    assert trimesh.Trimesh(lost_wall.vertices, lost_wall.faces).body_count == 2  # outside and inside
+
+
 def test_crumbs_go_and_parts_stay():
     def parts(p: Tensor) -> Tensor:
         leg = (p - torch.tensor([0.8, 0.0, 0.0])).norm(dim=-1) - 0.15
