@@ -55,7 +55,8 @@ def field_to_mesh(
     """Returns the surface of `sdf`, coloured by `texture` (points -> sRGB in [0, 1]).
 
     A model that hasn't learnt walls thinner than its detail says "just outside" in them: its zero level has
-    holes there that volume renders don't show, and `thicken`, half a grid cell or so, closes them. It has no faces if the field has no surface. Raises ValueError if the field isn't finite.
+    holes there that volume renders don't show, and `thicken`, half a grid cell or so, closes them.
+    The mesh has no faces if the field has no surface. Raises ValueError if the field isn't finite.
     """
 
     def shifted(points: Tensor) -> Tensor:
