@@ -61,7 +61,7 @@ demo: $(STAMP)
 
 serve: $(STAMP)
 	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[serve]"
-	$(PY) -m sampling.app --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip
+	$(PY) -m sampling.app --config configs/sampling/$(CONFIG).yaml --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip
 
 test: $(STAMP)
 	$(PY) -m pytest -n auto

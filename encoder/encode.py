@@ -38,7 +38,7 @@ class EncodeConfig(Config):
     data: Path  # a data_prep run
     encoder: Path  # an encoder run
     clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
-    splits: list[str] = ["train", "val", "test"]
+    splits: tuple[str, ...] = ("train", "val", "test")
     clip_views: int = Key(4, ge=1)  # views embedded an asset
     batch_size: int = Key(16, ge=1)
     fidelity_size: int = Key(32, ge=8)  # height and width of the render that fidelity is measured on

@@ -20,6 +20,7 @@ from shapeloom import distributed
 from shapeloom.checkpoint import load_state, save_state, save_weights
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
+from shapeloom.muon import Muon, muon_groups
 from shapeloom.runs import Run
 
 log = get_logger("training")
@@ -39,6 +40,7 @@ class TrainConfig(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     grad_clip: float = Key(1.0, gt=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+    optimizer: Literal["adamw", "muon"] = "adamw"
     zero_stage: Literal[0, 1, 2, 3] = 0
     ema_decay: float = Key(0.998, ge=0, lt=1)
     checkpoint_every: int = Key(100, ge=1)
@@ -124,6 +126,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns the optimizer that the config names; raises UserError for Muon with ZeRO."""
+    if config.optimizer == "muon":
+        if config.zero_stage:
+            raise UserError(
+                f"train.optimizer=muon needs whole matrices, which train.zero_stage={config.zero_stage} "
+                "splits among processes. Use train.zero_stage=0, or train.optimizer=adamw."
+            )
+        return Muon(muon_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas)
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
 class _Averages:
     """Exponential moving average of the weights, in float32 on the CPU."""
 
@@ -148,12 +163,12 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
     if rest or share == 0:
         raise UserError(
             f"train.batch_size={config.batch_size} can't be shared evenly by {world.size} process(es) x "
-            f"{config.accumulation} accumulation step(s). Choose a multiple of {world.size * config.accumulation}."
+            f"{config.accumulation} accumulation step(s). Choose a multiple of "
+            f"{world.size * config.accumulation}."
         )
     bf16 = choose_bf16(config.precision, world.device, run, world)
     module = _LossModule(task, bf16=bf16).to(world.device)
-    groups = parameter_groups(module, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = make_optimizer(module, config)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
         grad_clip=config.grad_clip, zero_stage=config.zero_stage,
@@ -167,7 +182,8 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
     millions = sum(value.numel() for value in averages.weights.values()) / 1e6
     log.info(
         "%s: %.2fM numbers, %d process(es) on %s, %s, %d thread(s) each",
-        run.meta["stage"], millions, world.size, world.device, "bf16" if bf16 else "fp32", torch.get_num_threads(),
+        run.meta["stage"], millions, world.size, world.device, "bf16" if bf16 else "fp32",
+        torch.get_num_threads(),
     )  # fmt: skip
     _Loop(task, config, run, world, engine, averages, share).run_from(first)
     weights = {name.removeprefix("model."): value for name, value in averages.weights.items()}
@@ -251,8 +267,8 @@ class _Loop:
         log.warning("step %d: the loss is not finite (%s); step skipped", step, values)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise UserError(
-                f"The loss was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} ({values}). "
-                f"The newest checkpoint in {self.run.folder / 'state'} is from before. Lower "
+                f"The loss was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} "
+                f"({values}). The newest checkpoint in {self.run.folder / 'state'} is from before. Lower "
                 "train.learning_rate, or train with train.precision=fp32."
             )
 

@@ -1,6 +1,7 @@
 """Pinhole cameras in the OpenCV convention: x right, y down, z forward; square pixels, centres at +0.5.
 
-`cam_to_world` is a 4x4 rigid transform, `intrinsics` a 3x3 matrix in pixels. The world is right-handed, +Z up.
+`cam_to_world` is a 4x4 rigid transform, `intrinsics` a 3x3 matrix in pixels. The world is right-handed,
++Z up.
 """
 
 import math
