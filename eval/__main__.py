@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from sampling.pipeline import ShapePipeline
 from torch import Tensor
 
 from encoder.model import Autoencoder, load_encoder
@@ -21,6 +20,7 @@ from eval.generation import GenerationConfig, Sampler, evaluate_generation
 from eval.judge import JudgeConfig, NoJudge, make_judge
 from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
 from eval.report import Folders, ReportConfig, build_report
+from sampling.pipeline import ShapePipeline
 from shapeloom import distributed
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main

@@ -64,21 +64,21 @@ class Muon(torch.optim.AdamW):
 
 
 def _muon_step(group: dict[str, Any], state: dict[Tensor, Any]) -> None:
-    same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for parameter in group["params"]:
         if parameter.grad is not None:
-            same_shape[parameter.shape].append(parameter)
-    for shape, parameters in same_shape.items():
+            same_shape[parameter.shape].append((parameter, parameter.grad))
+    for shape, pairs in same_shape.items():
         updates = []
-        for parameter in parameters:
+        for parameter, gradient in pairs:
             # AdamW looks for a step count in every state that it loads.
             state[parameter].setdefault("step", torch.zeros(()))
             momentum = state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-            updates.append(parameter.grad.lerp(momentum, MOMENTUM))  # Nesterov
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            updates.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov
         steps = orthogonalize(torch.stack(updates).float())
         scale = group["lr"] * ADAMW_RMS * max(shape) ** 0.5
-        for parameter, update in zip(parameters, steps, strict=True):
+        for (parameter, _), update in zip(pairs, steps, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
                 update.to(parameter.dtype), alpha=-scale
             )
