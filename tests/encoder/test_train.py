@@ -1,7 +1,12 @@
 """The encoder's trainer as a whole: through its command line, on spheres in closed form."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -82,3 +87,17 @@ def test_tampered_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(bytes(data))
     with pytest.raises(UserError, match="digest"):
         load_encoder(tmp_path)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_give_the_losses_of_one(trained: Path, ball_dataset: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    settings = [f"data={ball_dataset}", "train.precision=fp32"]
+    command = ["encoder.train", "--config", PRESET, "--out", str(tmp_path / "two"), "--set", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(trained), rtol=1e-3)

@@ -1,0 +1,102 @@
+"""The training loop: accumulated parts are one step, bad batches are skipped, bad settings refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shapeloom import distributed
+from shapeloom.config import UserError
+from shapeloom.runs import Run
+from shapeloom.seed import derive_seed, normal
+from shapeloom.training import TrainConfig, learning_rate, train
+
+
+class Line:
+    """Fits y = 3 x - 1 with a small network; noise comes from the samples' own seeds."""
+
+    def __init__(self, *, broken_from: int = 10**9) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 1)
+        )
+        self.broken_from = broken_from
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        seeds = torch.tensor([derive_seed("line", n) for n in samples])
+        bad = torch.tensor([float("nan") if n >= self.broken_from else 0.0 for n in samples])
+        return {"x": normal(seeds, (1,), stream="x") + bad[:, None]}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (model(batch["x"]) - (3 * batch["x"] - 1)).pow(2).mean()
+        return loss, {"square": loss}
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        return {}
+
+
+def run_line(out: Path, task: Line | None = None, **settings: object) -> list[float]:
+    given = {
+        "steps": 20,
+        "batch_size": 8,
+        "precision": "fp32",
+        "checkpoint_every": 7,
+        "log_every": 1,
+    } | settings
+    config = TrainConfig.model_validate(given)
+    run = Run.open(out, config, stage="line")
+    train(task or Line(), config, run, distributed.start())
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"accumulation": 2}, {"zero_stage": 2}])
+def test_the_loss_falls(tmp_path: Path, settings: dict) -> None:
+    losses = run_line(tmp_path, learning_rate=1e-2, warmup_steps=0, steps=60, **settings)
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_accumulated_parts_are_the_same_step(tmp_path: Path) -> None:
+    whole = run_line(tmp_path / "a")
+    parts = run_line(tmp_path / "b", accumulation=4)
+    np.testing.assert_allclose(whole, parts, rtol=1e-4)
+
+
+def test_a_loss_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not finite for 10 steps.*square nan"):
+        run_line(tmp_path, Line(broken_from=40))
+
+
+def test_single_bad_batches_are_skipped(tmp_path: Path) -> None:
+    class Once(Line):
+        def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+            out = super().batch(samples)
+            return {"x": out["x"] * float("nan")} if 40 in samples else out
+
+    losses = run_line(tmp_path, Once())
+    assert np.isfinite(losses).all()
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="multiple of 3"):
+        run_line(tmp_path, accumulation=3)
+
+
+def test_muon_with_split_matrices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.zero_stage=0"):
+        run_line(tmp_path, optimizer="muon", zero_stage=1)
+
+
+def test_the_rate_warms_up_and_falls_to_its_minimum() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1e-3, min_learning_rate=1e-5)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
