@@ -1,7 +1,12 @@
 """What many tests share: single threads, shape checks, and a small data set of spheres in closed form."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+# Before torch is there, and for the processes that tests start: tests run side by side, and two pools of
+# spinning threads on the same cores are ten times slower than one thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import jaxtyping
 
