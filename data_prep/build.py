@@ -1,6 +1,5 @@
 """The whole stage: sources -> shards -> dataset.json and quarantine.jsonl, resumable at every shard."""
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -48,12 +47,10 @@ def prepare(config: DataConfig, out: Path) -> None:
 
 
 def _procedural_assets(config: DataConfig, out: Path) -> Path:
-    folder, partial = out / "assets", out / ".assets.partial"
+    folder = out / "assets"
     if not folder.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
         log.info("generating the procedural assets in %s", folder)
-        generate(config.procedural, partial)
-        partial.rename(folder)
+        generate(config.procedural, folder)
     return folder
 
 

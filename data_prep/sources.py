@@ -27,7 +27,6 @@ from shapeloom.seed import derive_seed
 
 CAPTIONS_FILE = "captions.csv"
 SPLITS = ("train", "val", "test", "judge")
-_KNOWN_COLUMNS = ("path", "caption", "category", "licence", "group", "split")
 
 
 class SplitFractions(Config):

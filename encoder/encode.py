@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from pydantic import Field as Key
 
-from encoder.losses import mean_psnr
 from encoder.model import Autoencoder, load_encoder, read_for_encoding
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.metrics import mask_iou, psnr
+from shapeloom.pictures import on_white, read_views
 from shapeloom.runs import Run
 from shapeloom.shards import (
-    AssetSample,
     AssetShards,
     LatentShards,
     finish_dataset,
@@ -41,13 +41,7 @@ class EncodeConfig(Config):
     splits: tuple[str, ...] = ("train", "val", "test")
     clip_views: int = Key(4, ge=1)  # views embedded an asset
     batch_size: int = Key(16, ge=1)
-    fidelity_size: int = Key(32, ge=8)  # height and width of the render that fidelity is measured on
-
-
-def white_background(rgba: np.ndarray) -> np.ndarray:
-    """Returns uint8 [views, height, width, 3] pictures on white from straight-alpha uint8 RGBA."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return (rgba[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    fidelity_size: int = Key(32, ge=8)  # pixels a side that fidelity is measured at; divides the data's
 
 
 def encode_batch(
@@ -57,9 +51,9 @@ def encode_batch(
     samples = [read_for_encoding(shards, i, model.encoder.config) for i in indices]
     latents = model.encode(samples)
     num_views = min(config.clip_views, shards.num_views)
-    seen = [shards.read(i, views=range(num_views), depth=True) for i in indices]
-    fidelity = _fidelity(model, latents, seen, config.fidelity_size)
-    pictures = np.concatenate([white_background(asset.rgba) for asset in seen if asset.rgba is not None])
+    seen = [shards.read(i, views=range(num_views)) for i in indices]
+    fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
+    pictures = np.concatenate([on_white(asset.rgba) for asset in seen if asset.rgba is not None])
     image_pooled = clip.image(pictures).reshape(len(indices), num_views, -1)
     captions = [asset.row.captions for asset in seen]
     text = clip.text([caption for per_asset in captions for caption in per_asset])
@@ -90,33 +84,23 @@ def encode_batch(
 
 
 def _fidelity(
-    model: Autoencoder, latents: torch.Tensor, seen: list[AssetSample], size: int
+    model: Autoencoder, latents: torch.Tensor, shards: AssetShards, indices: Sequence[int], size: int
 ) -> list[dict[str, float]]:
     """Returns PSNR (dB, on white) and mask IoU of each asset's first view, at `size` pixels squared."""
-    poses = torch.stack([torch.from_numpy(asset.cam_to_world[:1]) for asset in seen])
-    matrices = torch.stack([torch.from_numpy(asset.intrinsics[:1]) for asset in seen])
-    pictures = np.stack([asset.rgba[0] for asset in seen if asset.rgba is not None])
-    full = pictures.shape[1]
-    step = max(1, full // size)
-    # Every step-th pixel's own ray: the centre of pixel (i step) in the large picture is that of i here
-    # once the principal point is shifted by the difference of the two half pixels.
-    matrices = matrices.clone()
-    matrices[..., :2, :] /= step
-    matrices[..., :2, 2] += 0.5 - 0.5 / step
-    truth = torch.from_numpy(pictures[:, ::step, ::step]).float() / 255
-    small = truth.shape[1]
+    truth = [read_views(shards, index, [0], size=size) for index in indices]
+    poses = torch.stack([torch.from_numpy(view.cam_to_world) for view in truth])
+    matrices = torch.stack([torch.from_numpy(view.intrinsics) for view in truth])
     render = model.decoder.render(
-        model.decoder.weights(latents), poses.to(latents), matrices.to(latents), small, small,
+        model.decoder.weights(latents), poses.to(latents), matrices.to(latents), size, size,
         samples=RenderConfig(coarse=32, fine=16),
     )  # fmt: skip
-    alpha = truth[..., 3:]
-    mse = ((render.rgb[:, 0].cpu() - (truth[..., :3] * alpha + 1 - alpha)) ** 2).flatten(1).mean(dim=1)
-    mask, true_mask = render.alpha[:, 0].cpu() > 0.5, alpha[..., 0] > 0.5
-    union = (mask | true_mask).flatten(1).sum(dim=1).clamp(min=1)
-    iou = (mask & true_mask).flatten(1).sum(dim=1) / union
+    scores = zip(
+        psnr(render.rgb[:, 0].cpu().numpy(), np.concatenate([view.rgb for view in truth])),
+        mask_iou(render.alpha[:, 0].cpu().numpy(), np.concatenate([view.alpha for view in truth])),
+        strict=True,
+    )
     return [
-        {"psnr": round(float(p), 3), "iou": round(float(i), 4)}
-        for p, i in zip(mean_psnr(mse), iou, strict=True)
+        {"psnr": round(float(quality), 3), "iou": round(float(overlap), 4)} for quality, overlap in scores
     ]
 
 

@@ -5,7 +5,6 @@ rays that miss are sampled evenly. So a dozen samples do where plain stratified 
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field as Key
 from torch import Tensor
@@ -106,8 +105,3 @@ def total_loss(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
     """Returns the weighted sum of the losses."""
     weights = {"color": config.color, "alpha": config.alpha, "texture": config.texture, "sdf": config.sdf}
     return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-
-
-def mean_psnr(mse: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Returns the PSNR in dB of a mean squared error of values in [0, 1]."""
-    return -10 * torch.log10(F.relu(mse) + 1e-10)

@@ -13,12 +13,14 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from encoder.batches import AugmentConfig, make_batch
-from encoder.losses import LossConfig, mean_psnr, point_losses, ray_losses, total_loss
+from encoder.losses import LossConfig, point_losses, ray_losses, total_loss
 from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, read_for_encoding
 from shapeloom import distributed
 from shapeloom.config import Config, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig
 from shapeloom.log import get_logger, start_logging
+from shapeloom.metrics import psnr
+from shapeloom.pictures import read_views, to_uint8
 from shapeloom.runs import Run, write_atomic
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
@@ -78,18 +80,14 @@ class EncoderTask:
         device = next(model.parameters()).device
         samples = [read_for_encoding(shards, i, model.encoder.config) for i in range(num)]
         weights = model.decoder.weights(model.encode(samples))
-        view = shards.num_views - 1
-        seen = [shards.read(i, views=[view]) for i in range(num)]
-        poses = torch.stack([torch.from_numpy(s.cam_to_world) for s in seen]).to(device)
-        matrices = torch.stack([torch.from_numpy(s.intrinsics) for s in seen]).to(device)
-        size = shards.resolution
-        render = model.decoder.render(weights, poses, matrices, size, size).rgb[:, 0].cpu()
-        rgba = torch.stack([torch.from_numpy(s.rgba[0]) for s in seen if s.rgba is not None]).float() / 255
-        truth = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-        psnr = mean_psnr(((render - truth) ** 2).flatten(1).mean(dim=1)).mean()
-        log.info("step %d: PSNR of %d held-out pictures %.2f dB", step, num, psnr)
-        rows = [torch.cat(list(images), dim=1) for images in (truth, render)]
-        return {"held_out": (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8).numpy()}
+        size, view = shards.resolution, shards.num_views - 1
+        truth = [read_views(shards, i, [view], size=size) for i in range(num)]
+        poses = torch.stack([torch.from_numpy(v.cam_to_world) for v in truth]).to(device)
+        matrices = torch.stack([torch.from_numpy(v.intrinsics) for v in truth]).to(device)
+        render = model.decoder.render(weights, poses, matrices, size, size).rgb[:, 0].cpu().numpy()
+        true_rgb = np.concatenate([v.rgb for v in truth])
+        log.info("step %d: PSNR of %d held-out pictures %.2f dB", step, num, psnr(render, true_rgb).mean())
+        return {"held_out": to_uint8(np.concatenate([np.hstack(list(true_rgb)), np.hstack(list(render))]))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

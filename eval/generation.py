@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eval.judge import Judge, pooled
-from eval.pictures import on_white, scaled_intrinsics, to_uint8
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.log import progress
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
+from shapeloom.pictures import on_white, scaled_intrinsics, to_uint8
 from shapeloom.rendering.cameras import fitting_distance, ring
 from shapeloom.runs import write_atomic
 from shapeloom.seed import derive_seed

@@ -22,12 +22,13 @@ from data_prep.mesh import Mesh, unit_normals
 from data_prep.points import sample_surface
 from encoder.model import Autoencoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
-from eval.pictures import Views, coloured_mesh, read_views, render_mesh, to_uint8
+from eval.pictures import coloured_mesh, render_mesh
 from sampling.mesh import MeshConfig, field_to_mesh
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import RenderConfig, select
 from shapeloom.log import progress
 from shapeloom.metrics import FSCORE_THRESHOLD, bootstrap_interval, mask_iou, psnr, ssim, surface_scores
+from shapeloom.pictures import Views, read_views, to_uint8
 from shapeloom.runs import write_atomic
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetSample, AssetShards

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from eval import page, viewer
-from eval.pictures import on_white
 from shapeloom.config import Config
+from shapeloom.pictures import on_white
 from shapeloom.shards import AssetShards
 
 Record = Mapping[str, Any]

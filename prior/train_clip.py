@@ -25,6 +25,7 @@ from shapeloom import distributed
 from shapeloom.clip import UNKNOWN, Clip, CompactTokenizer, build_network, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.pictures import on_white
 from shapeloom.runs import Run, write_atomic
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
@@ -112,19 +113,19 @@ def read_pairs(
         for i in range(len(shards)):
             rgba = shards.read(i, views=chosen).rgba
             assert rgba is not None  # views were asked for
-            images[i] = _on_white(rgba, size)
+            images[i] = _resized(on_white(rgba), size)
             bar.advance()
     return images, [row.captions for row in shards.rows]
 
 
-def _on_white(
-    rgba: UInt8[np.ndarray, "views height width 4"], size: int
+def _resized(
+    pictures: UInt8[np.ndarray, "views height width 3"], size: int
 ) -> UInt8[np.ndarray, "views size size 3"]:
-    colour, alpha = torch.from_numpy(rgba.astype(np.float32)).permute(0, 3, 1, 2).split([3, 1], dim=1)
-    picture = 255 + (colour - 255) * (alpha / 255)
-    if picture.shape[-1] != size or picture.shape[-2] != size:
-        picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return picture.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    if pictures.shape[1:3] == (size, size):
+        return pictures
+    channels_first = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    small = F.interpolate(channels_first, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return small.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def augment(

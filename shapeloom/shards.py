@@ -53,9 +53,6 @@ class Row:
     """Extension -> (byte offset, size) in the shard's tar."""
 
 
-AssetRow = Row
-
-
 @dataclass(frozen=True)
 class AssetSample:
     """One decoded asset; arrays that were not asked for are None (camera arrays have zero views)."""

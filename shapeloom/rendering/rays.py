@@ -66,19 +66,6 @@ def intersect_box(
     return torch.where(hit, t_near, zero), torch.where(hit, t_far, zero), hit
 
 
-def stratified(
-    t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"], jitter: Float[Tensor, "*rays samples"]
-) -> Float[Tensor, "*rays edges"]:
-    """Returns bin edges' interior positions: the boundaries of `samples` bins between t_near and t_far.
-
-    jitter in [0, 1) moves each sample within its even bin; edges lie midway between samples.
-    """
-    samples = jitter.shape[-1]
-    index = torch.arange(samples, device=jitter.device, dtype=jitter.dtype)
-    centre = t_near[..., None] + (t_far - t_near)[..., None] * (index + jitter) / samples
-    return edges_from_samples(centre, t_near, t_far)
-
-
 def edges_from_samples(
     t: Float[Tensor, "*rays samples"], t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"]
 ) -> Float[Tensor, "*rays edges"]:

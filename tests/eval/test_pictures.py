@@ -9,9 +9,10 @@ import torch
 from scipy.spatial import cKDTree
 
 from eval.nearest import TrainingAssets, drawn_points
-from eval.pictures import coloured_mesh, read_views, render_mesh, scaled_intrinsics, surfels
+from eval.pictures import coloured_mesh, render_mesh, surfels
 from shapeloom.config import UserError
 from shapeloom.metrics import mask_iou
+from shapeloom.pictures import read_views, scaled_intrinsics
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.shards import AssetShards
 
