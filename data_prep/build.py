@@ -31,7 +31,8 @@ def prepare(config: DataConfig, out: Path) -> None:
         if run.done:
             log.info("%s is already done", out)
             return
-        folder = _procedural_assets(config, out)
+        folder = out / "assets"
+        generate(config.procedural, folder)
         sources, failures = find_sources(folder, config.splits)
     else:
         folder = config.assets
@@ -44,14 +45,6 @@ def prepare(config: DataConfig, out: Path) -> None:
     tasks = plan_shards(sources, folder, out, config)
     _run_shards(tasks, config)
     run.finish(**_finish(tasks, failures, config, out))
-
-
-def _procedural_assets(config: DataConfig, out: Path) -> Path:
-    folder = out / "assets"
-    if not folder.is_dir():
-        log.info("generating the procedural assets in %s", folder)
-        generate(config.procedural, folder)
-    return folder
 
 
 def _digest(sources: Sequence[Source]) -> str:

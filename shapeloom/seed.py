@@ -40,14 +40,3 @@ def normal(
         for seed in seeds.tolist()
     ]
     return torch.stack(rows)
-
-
-def uniform(
-    seeds: Int64[Tensor, " batch"], shape: tuple[int, ...], *, stream: str, device: torch.device | str = "cpu"
-) -> Float[Tensor, "batch ..."]:
-    """Returns uniform numbers in [0, 1) of shape [batch, *shape], seeded per row as in `normal`."""
-    rows = [
-        torch.rand(shape, generator=torch_generator(stream, seed, device=device), device=device)
-        for seed in seeds.tolist()
-    ]
-    return torch.stack(rows)
