@@ -94,7 +94,7 @@ def measure(
     metrics = {
         "reconstruction": reconstruction,
         "generation": generation,
-        "seconds": stage_seconds(config, run),
+        **stage_costs(config, run),
     }
     log.info("writing the report")
     folders = Folders(
@@ -104,7 +104,7 @@ def measure(
     html = build_report(config.run.resolve().name, folders, metrics, reconstructed, generated, config.report)
     write_atomic(config.run / "report.html", html)
     run.save_progress()
-    metrics["seconds"] = stage_seconds(config, run)
+    metrics |= stage_costs(config, run)
     write_atomic(config.run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     run.finish()
     log.info("numbers are in %s, the page is %s", config.run / "metrics.json", config.run / "report.html")
@@ -149,21 +149,28 @@ def _sampler(config: EvalConfig, device: torch.device) -> Sampler:
     return sample
 
 
-def stage_seconds(config: EvalConfig, run: Run) -> dict[str, float | None]:
-    """Returns the seconds that each stage took, over its restarts; None for one that isn't there."""
+def stage_costs(config: EvalConfig, run: Run) -> dict[str, dict[str, float | None]]:
+    """Returns `seconds` (over all restarts) and `peak_memory_gb` (of one process) of each stage.
+
+    None for a stage that isn't there.
+    """
     setup = config.setup_seconds_file
     seconds: dict[str, float | None] = {"setup": None}
     if setup is not None and setup.is_file():
         seconds["setup"] = float(setup.read_text())
+    memory: dict[str, float | None] = {}
     folders = {
         "data_prep": "data", "clip": "clip", "encoder": "encoder", "encode": "latents", "prior": "prior",
         "sample": "samples",
     }  # fmt: skip
     for stage, folder in folders.items():
-        meta = config.folder(folder) / "meta.json"
-        seconds[stage] = round(json.loads(meta.read_text())["seconds"], 2) if meta.is_file() else None
+        path = config.folder(folder) / "meta.json"
+        meta = json.loads(path.read_text()) if path.is_file() else {}
+        seconds[stage] = round(meta["seconds"], 2) if meta else None
+        memory[stage] = meta.get("peak_memory_gb")
     seconds["eval"] = round(run.meta["seconds"], 2)
-    return seconds
+    memory["eval"] = run.meta.get("peak_memory_gb")
+    return {"seconds": seconds, "peak_memory_gb": memory}
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def build_report(
         _generated(folders.evaluation, generated[: config.generated], metrics),
         _contact_sheet(folders.data, config.assets),
         _curves(folders),
-        _seconds(metrics),
+        _costs(metrics),
         _failures(folders.data, config.failures),
     ]
     scripts = [*models, *viewer.scripts(code)] if code else []
@@ -136,9 +136,13 @@ def _generation_table(gen: Record) -> str:
     return page.table([f"{gen['num_samples']} samples", *named], rows, main=1)
 
 
-def _seconds(metrics: Record) -> str:
-    rows = [[page.text(stage), page.number(value, 1)] for stage, value in metrics["seconds"].items()]
-    return "<h2>Seconds</h2>" + page.table(["Stage", "seconds"], rows)
+def _costs(metrics: Record) -> str:
+    memory = metrics["peak_memory_gb"]
+    rows = [
+        [page.text(stage), page.number(value, 1), page.number(memory.get(stage), 2)]
+        for stage, value in metrics["seconds"].items()
+    ]
+    return "<h2>Cost</h2>" + page.table(["Stage", "seconds", "peak memory, GB"], rows)
 
 
 # ---------------------------------------------------------------- pictures

@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,7 @@ class World:
 
 def start() -> World:
     """Joins the process group, shares the cores among this machine's processes, and returns the world."""
-    for name, slurm in (
-        ("RANK", "SLURM_PROCID"),
-        ("WORLD_SIZE", "SLURM_NTASKS"),
-        ("LOCAL_RANK", "SLURM_LOCALID"),
-    ):
-        if name not in os.environ and "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-            os.environ[name] = os.environ[slurm]
+    os.environ.update(slurm_variables(os.environ))
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
@@ -70,6 +65,22 @@ def start() -> World:
         atexit.register(torch.distributed.destroy_process_group)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns torch.distributed's variables for a process that srun started and no other launcher.
+
+    MASTER_ADDR and MASTER_PORT are the job script's to set.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_NTASKS", 1)) == 1:
+        return {}
+    names = {
+        "RANK": "SLURM_PROCID",
+        "WORLD_SIZE": "SLURM_NTASKS",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+    }
+    return {name: environment[slurm] for name, slurm in names.items() if slurm in environment}
 
 
 def _free_port() -> int:
@@ -129,6 +140,16 @@ def make_engine(
     return engine
 
 
+def drop_gradients(engine: Any) -> None:
+    """Forgets the parts of a step accumulated so far, so that the next part is a step's first again."""
+    engine.zero_grad()
+    engine.optimizer.zero_grad()
+    for name in ("averaged_gradients", "all_grad_tensors"):  # ZeRO's own, which neither call forgets
+        if hasattr(engine.optimizer, name):
+            setattr(engine.optimizer, name, {})
+    engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
+
+
 def save_engine(engine: Any, folder: Path, tag: str, facts: dict[str, Any]) -> None:
     """Writes a DeepSpeed checkpoint `folder/tag`; the caller declares it valid."""
     engine.save_checkpoint(str(folder), tag=tag, client_state=facts, save_latest=False)
@@ -143,10 +164,9 @@ def load_engine(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
 
 
 def full_parameters(engine: Any, zero_stage: int) -> dict[str, Tensor]:
-    """Returns all trained parameters and buffers in float32 on the CPU, gathered where ZeRO-3 split them."""
+    """Returns copies of all parameters and buffers: gathered to the CPU where ZeRO-3 split them."""
     module = engine.module
-    parameters = list(module.parameters())
     if zero_stage < 3:
-        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}
-    with deepspeed.zero.GatheredParameters(parameters):
-        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}
+        return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -9,7 +9,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +129,16 @@ class Run:
         for name, value in values.items():
             self._tensorboard().add_scalar(name, value, step)
 
+    def drop_scalars_after(self, step: int) -> None:
+        """Removes lines of later steps from metrics.jsonl: a killed run's, which will be written again."""
+        path = self.folder / "metrics.jsonl"
+        if not self._writes or not path.is_file():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        # A kill in the middle of a line leaves it without its end.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomic(path, "".join(kept))
+
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Saves uint8 [height, width, 3] images as pictures/NAME_STEP.png and in TensorBoard."""
         if not self._writes:
@@ -141,6 +153,7 @@ class Run:
         now = time.monotonic()
         self.meta["seconds"] += now - self._start
         self._start = now
+        self.meta["peak_memory_gb"] = max(self.meta.get("peak_memory_gb", 0.0), _peak_memory_gb())
         if self._writes:
             write_atomic(self.folder / "meta.json", json.dumps(self.meta, indent=1))
 
@@ -175,6 +188,13 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
             for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def _peak_memory_gb() -> float:
+    """Returns the most memory that this process or any one of its ended children held, in 10^9 bytes."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(max(resource.getrusage(each).ru_maxrss for each in who) * unit / 1e9, 3)
 
 
 def _commit() -> str:

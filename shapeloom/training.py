@@ -140,7 +140,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 class _Averages:
-    """Exponential moving average of the weights, in float32 on the CPU."""
+    """Exponential moving average of the weights, where they are (on the CPU if ZeRO-3 split them)."""
 
     def __init__(self, decay: float, weights: dict[str, Tensor]) -> None:
         self.decay, self.weights = decay, weights
@@ -151,7 +151,7 @@ class _Averages:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in weights.items():
             if value.is_floating_point():
-                self.weights[name].lerp_(value.to(self.weights[name]), 1 - decay)
+                self.weights[name].lerp_(value, 1 - decay)
 
 
 def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -> None:
@@ -177,7 +177,10 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
     facts = load_state(engine, run.folder)
     first = 0
     if facts is not None:
-        first, averages.weights = facts["step"], facts["ema"]
+        first = facts["step"]
+        for name, value in facts["ema"].items():
+            averages.weights[name].copy_(value)
+        run.drop_scalars_after(first)
         log.info("resuming %s at step %d of %d", run.meta["stage"], first, config.steps)
     millions = sum(value.numel() for value in averages.weights.values()) / 1e6
     log.info(
@@ -186,7 +189,7 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
         torch.get_num_threads(),
     )  # fmt: skip
     _Loop(task, config, run, world, engine, averages, share).run_from(first)
-    weights = {name.removeprefix("model."): value for name, value in averages.weights.items()}
+    weights = {name.removeprefix("model."): value.cpu() for name, value in averages.weights.items()}
     if world.is_main:
         run.meta["weights_digest"] = save_weights(run.folder, weights)
     task.model.load_state_dict(weights)
@@ -240,26 +243,29 @@ class _Loop:
         rate = learning_rate(self.config, step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
+        seen: list[dict[str, Tensor]] = []
         for batch in batches:
             loss, parts = self.engine({name: value.to(self.world.device) for name, value in batch.items()})
             finite = not distributed.any_process(not bool(torch.isfinite(loss)), self.world)
             if not finite:
                 self._count_bad(step, parts)
-                self.engine.zero_grad()
+                distributed.drop_gradients(self.engine)
                 return float("nan")
             self.engine.backward(loss)
             self.engine.step()
-            total += float(loss.detach()) / len(batches)
-            for name, value in {"loss": loss, **parts}.items():
-                self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
-            self.counted += 1
+            seen.append(
+                {name: value.detach().float().cpu() for name, value in {"loss": loss, **parts}.items()}
+            )
         self.bad_steps = 0
+        for values in seen:
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+        self.counted += len(seen)
         weights = self.engine.module.state_dict()
         if self.config.zero_stage == 3:
             weights = distributed.full_parameters(self.engine, 3)
         self.averages.update(weights, step)
-        return total
+        return sum(float(values["loss"]) for values in seen) / len(seen)
 
     def _count_bad(self, step: int, parts: dict[str, Tensor]) -> None:
         self.bad_steps += 1
@@ -280,7 +286,7 @@ class _Loop:
             self._pictures(done)
         stopping = distributed.any_process(self.stopped, self.world)
         if done % config.checkpoint_every == 0 or last or stopping:
-            facts = {"step": done, "ema": self.averages.weights}
+            facts = {"step": done, "ema": {k: v.cpu() for k, v in self.averages.weights.items()}}
             save_state(self.engine, self.run.folder, done, facts, self.world)
             self.run.save_progress()
         if stopping and not last:

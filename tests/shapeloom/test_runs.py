@@ -63,3 +63,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, json.dumps(2))
     assert json.loads(path.read_text()) == 1
+
+
+def test_curves_of_a_killed_run_lose_what_will_be_written_again(tmp_path: Path) -> None:
+    run = Run.open(tmp_path, Settings(), stage="line")
+    for step in range(1, 6):
+        run.scalars(step, {"loss": 1 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # killed here
+    run.drop_scalars_after(3)
+    run.scalars(4, {"loss": 0.0})
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]

@@ -73,14 +73,34 @@ def test_a_loss_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:
 
 
 def test_single_bad_batches_are_skipped(tmp_path: Path) -> None:
-    class Once(Line):
-        def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
-            out = super().batch(samples)
-            return {"x": out["x"] * float("nan")} if 40 in samples else out
-
-    losses = run_line(tmp_path, Once())
+    losses = run_line(tmp_path, BrokenSample(40))
     assert np.isfinite(losses).all()
     assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+
+
+class BrokenSample(Line):
+    """One sample is not a number."""
+
+    def __init__(self, sample: int) -> None:
+        super().__init__()
+        self.sample = sample
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        out = super().batch(samples)
+        return {"x": out["x"] * float("nan")} if self.sample in samples else out
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_bad_part_drops_its_whole_step(tmp_path: Path, zero_stage: int) -> None:
+    # Step 5 holds samples 40 to 47, in two parts: whichever part is bad, nothing of the step remains.
+    runs = [
+        run_line(tmp_path / str(sample), BrokenSample(sample), accumulation=2, zero_stage=zero_stage)
+        for sample in (40, 47)
+    ]
+    assert runs[0] == runs[1] and len(runs[0]) == 19
+    assert (tmp_path / "40" / "weights.safetensors").read_bytes() == (
+        tmp_path / "47" / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
@@ -100,3 +120,12 @@ def test_the_rate_warms_up_and_falls_to_its_minimum() -> None:
     assert max(rates) == pytest.approx(1e-3)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(1e-5, rel=0.05)
+
+
+def test_slurm_names_a_process_that_no_launcher_did() -> None:
+    slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    expected = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert distributed.slurm_variables(slurm) == expected
+    assert distributed.slurm_variables(slurm | {"RANK": "0"}) == {}  # torchrun within srun
+    assert distributed.slurm_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
+    assert distributed.slurm_variables({}) == {}
