@@ -24,7 +24,6 @@ from shapeloom.distributed import World
 from shapeloom.log import get_logger
 from shapeloom.runs import Run
 from shapeloom.shards import AssetShards
-from shapeloom.training import TrainConfig
 
 log = get_logger("judge")
 
@@ -35,29 +34,13 @@ class NoJudge(UserError):
     """There is nothing that a judge could learn from; all but the samples can be measured."""
 
 
-class JudgeTrainConfig(TrainConfig):
-    """The conditioner's training with another seed."""
-
-    steps: int = Field(300, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    warmup_steps: int = Field(30, ge=0)
-    ema_decay: float = Field(0.99, ge=0, lt=1)
-    seed: int = 1
-
-
-class JudgeClipConfig(DualEncoderConfig):
-    """A dual encoder on assets of its own."""
-
-    split: str = "judge"
-    train: JudgeTrainConfig = JudgeTrainConfig()
-
-
 class JudgeConfig(Config):
     """The judge: what it is trained on, or which pretrained CLIP it is (`clip.pretrained`)."""
 
-    clip: JudgeClipConfig = JudgeClipConfig()
+    # Unlike the conditioner it sees assets of its own, and starts from other weights.
+    clip: DualEncoderConfig = DualEncoderConfig(
+        split="judge", train=DualEncoderConfig().train.model_copy(update={"seed": 1})
+    )
     # Families lie close together in embeddings that colours dominate: a larger penalty hides them.
     probe_penalty: float = Field(1e-6, gt=0, description="weight decay of the linear probes")
 

@@ -47,9 +47,26 @@ def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] 
     for override in overrides:
         _set_key(values, override)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(_merge(_group_defaults(cls), values))
     except ValidationError as error:
         raise UserError(_explain(error, cls, origin)) from error
+
+
+def _group_defaults(cls: type[Config]) -> dict[str, Any]:
+    """What a stage states of its groups, as `train: TrainConfig = TrainConfig(steps=300)` states the steps.
+
+    A preset that names one key of such a group must not lose the stage's other ones.
+    """
+    defaults = {name: field.default for name, field in cls.model_fields.items()}
+    return {name: value.model_dump() for name, value in defaults.items() if isinstance(value, Config)}
+
+
+def _merge(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = base | given
+    for name in base.keys() & given.keys():
+        if isinstance(base[name], dict) and isinstance(given[name], dict):
+            merged[name] = _merge(base[name], given[name])
+    return merged
 
 
 def _set_key(values: dict[str, Any], override: str) -> None:

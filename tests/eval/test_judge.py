@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.judge import (
-    JudgeClipConfig,
     JudgeConfig,
-    JudgeTrainConfig,
     NoJudge,
     Probe,
     fit_probe,
@@ -21,10 +19,11 @@ from eval.judge import (
 from prior.train_clip import DualEncoderConfig
 from shapeloom import distributed
 from shapeloom.config import UserError, load_config
+from shapeloom.training import TrainConfig
 
-SMALL = JudgeClipConfig(
+SMALL = DualEncoderConfig(
     split="train", num_views=2, embed_dim=16, image_size=16, image_width=32, image_layers=1, text_width=32,
-    text_layers=1, train=JudgeTrainConfig(steps=2, batch_size=4, warmup_steps=1, precision="fp32"),
+    text_layers=1, train=TrainConfig(steps=2, batch_size=4, warmup_steps=1, precision="fp32"),
 )  # fmt: skip
 
 

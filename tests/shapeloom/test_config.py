@@ -26,6 +26,20 @@ def test_yaml_holds_differences_and_set_wins_over_it(tmp_path: Path) -> None:
     assert load_config(Outer, path, ["inner.steps=30"]).inner.steps == 30
 
 
+class Stage(Config):
+    inner: Inner = Inner(kind="b")
+
+
+class Pipeline(Config):
+    stage: Stage = Stage(inner=Inner(steps=7))
+
+
+def test_a_group_with_one_changed_key_keeps_what_its_stage_states() -> None:
+    assert load_config(Stage, None, ["inner.steps=3"]).inner == Inner(steps=3, kind="b")
+    assert load_config(Pipeline, None, ["stage.inner.kind=a"]).stage.inner == Inner(steps=7, kind="a")
+    assert load_config(Pipeline, None) == Pipeline()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
