@@ -76,8 +76,14 @@ def bench_decoder(size: int, resolution: int, repeats: int) -> list[tuple[str, f
     weights = decoder.weights(torch.randn(1, 64, 16).tanh())
     points = torch.rand(1, 1 << 14, 3) * 2 - 1
     with torch.no_grad():
-        query = median_seconds(lambda: decoder.query(weights, points), repeats)
-    rows = [("field, 64 wide, 4 layers, 16,384 points", query, f"{query / (1 << 14) * 1e9:.0f} ns a point")]
+        query = median_seconds(lambda: decoder.geometry(weights, points), repeats)
+    rows = [
+        (
+            "field's geometry, 64 wide, 4 layers, 16,384 points",
+            query,
+            f"{query / (1 << 14) * 1e9:.0f} ns a point",
+        )
+    ]
     poses = ring(1, distance=fitting_distance(FOV))[None]
     matrix = intrinsics(FOV, size, size)[None, None]
     render = median_seconds(lambda: decoder.render(weights, poses, matrix, size, size), repeats)

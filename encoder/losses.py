@@ -5,6 +5,7 @@ rays that miss are sampled evenly. So a dozen samples do where plain stratified 
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field as Key
 from torch import Tensor
@@ -28,7 +29,9 @@ class LossConfig(Config):
     color: float = Key(1.0, ge=0)
     alpha: float = Key(0.5, ge=0)
     texture: float = Key(0.5, ge=0)
-    sdf: float = Key(1.0, ge=0)
+    sdf: float = Key(2.0, ge=0)
+    occupancy: float = Key(1.0, ge=0)
+    occupancy_softness: float = Key(0.03, gt=0)  # distance at which a point is nearly surely in or out
 
 
 def guided_samples(
@@ -63,10 +66,10 @@ def ray_losses(
     t, edges = batch["ray_t"], batch["ray_edges"]
     num_assets, rays, samples = t.shape
     points = batch["ray_origins"][:, :, None] + t[..., None] * batch["ray_directions"][:, :, None]
-    values = decoder.query(weights, points.reshape(num_assets, -1, 3).clamp(-1, 1))
+    points = points.reshape(num_assets, -1, 3).clamp(-1, 1)
     seen = composite(
-        values.density.reshape(num_assets, rays, samples),
-        values.rgb.reshape(num_assets, rays, samples, 3),
+        decoder.geometry(weights, points).density.reshape(num_assets, rays, samples),
+        decoder.color(weights, points).rgb.reshape(num_assets, rays, samples, 3),
         t,
         edges,
     )
@@ -82,26 +85,34 @@ def ray_losses(
 
 
 def point_losses(
-    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor]
+    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
-    """Returns texture colour's L1 at surface points and the signed distance's weighted L1.
+    """Returns texture colour's L1 at surface points, and two losses of signed distance.
 
-    Errors of distance count fully at the surface and less far from it, where only the sign matters. Inside,
-    the truth is the distance to the nearest face, which may be one that another part hides: the distance to
-    the outside is at least that, so there only too shallow a value is an error.
+    `sdf` is its L1, which counts fully at the surface and less far from it. It alone leaves a field at the
+    mean of all shapes for long, where a small distance of either sign costs little. `occupancy` is the cross
+    entropy of the sign, softened near the surface, which is steep where that mean is wrong.
+
+    Inside, the truth is the distance to the nearest face, which may be one that another part hides: the
+    distance to the outside is at least that, so there only too shallow a value is an error.
     """
-    surface, sdf_points = batch["surface_points"], batch["sdf_points"]
-    values = decoder.query(weights, torch.cat([surface, sdf_points], dim=1))
+    surface, points, truth = batch["surface_points"], batch["sdf_points"], batch["sdf"]
     num = surface.shape[1]
-    texture_error = (values.texture[:, :num] - batch["surface_rgb"]).abs().mean()
-    truth = torch.cat([torch.zeros_like(values.sdf[:, :num]), batch["sdf"]], dim=1)
+    texture = decoder.color(weights, surface).texture
+    sdf = decoder.geometry(weights, torch.cat([surface, points], dim=1)).sdf
+    at_surface, sdf = sdf[:, :num], sdf[:, num:]
+    sdf = torch.where(truth < 0, torch.maximum(sdf, truth), sdf)
     importance = 0.1 / (0.1 + truth.abs())
-    error = values.sdf - truth
-    error = torch.where(truth < 0, error.clamp(min=0), error.abs())
-    return {"texture": texture_error, "sdf": (importance * error).mean()}
+    error = torch.cat([at_surface.abs(), importance * (sdf - truth).abs()], dim=1)
+    softness = config.occupancy_softness
+    inside = torch.sigmoid(-truth / softness)
+    return {
+        "texture": (texture - batch["surface_rgb"]).abs().mean(),
+        "sdf": error.mean(),
+        "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
+    }
 
 
 def total_loss(parts: dict[str, Tensor], config: LossConfig) -> Tensor:
     """Returns the weighted sum of the losses."""
-    weights = {"color": config.color, "alpha": config.alpha, "texture": config.texture, "sdf": config.sdf}
-    return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+    return torch.stack([getattr(config, name) * value for name, value in parts.items()]).sum()

@@ -1,14 +1,13 @@
 """The encoder network: points (and views) -> latent tokens in [-1, 1]; with its decoder, the autoencoder.
 
-Anchor tokens (a farthest-point subset of the points) and learned latent tokens gather from all points by
-cross-attention, then from the views' patches where there are any, then talk among themselves; the latent
-tokens end in a tanh.
+Latent tokens gather from a grid of places, then from the views' patches by cross-attention where there are
+any, then talk among themselves, and end in a tanh.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pydantic import Field as Key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from encoder.tokens import PointTokens, ViewTokens, pixel_features
+from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
 from shapeloom.nn.attention import Attention
@@ -33,7 +32,8 @@ class EncoderConfig(Config):
     heads: int = Key(4, ge=1)
     num_layers: int = Key(4, ge=1)
     num_points: int = Key(2048, ge=16)
-    num_anchors: int = Key(64, ge=1)
+    grid: Literal[8, 16, 32, 64] = 16  # cells a side that points are gathered in
+    grid_channels: int = Key(32, ge=4)
     num_views: int = Key(0, ge=0)  # 0: points alone
     patch: int = Key(8, ge=1)
 
@@ -48,54 +48,19 @@ class EncoderInputs:
     pixels: Float[Tensor, "batch views height width numbers"] | None = None
 
 
-class PointPooling(nn.Module):
-    """What lies where: each latent token sums the point tokens around a place of its own (learned).
-
-    Attention alone starts from averages over the whole asset, and takes long to find out about places.
-    """
-
-    def __init__(self, num_tokens: int, point_width: int, width: int) -> None:
-        super().__init__()
-        sobol = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_tokens)
-        self.centres = nn.Parameter(1.8 * sobol - 0.9)
-        self.log_radius = nn.Parameter(torch.full((num_tokens, 1), math.log(0.3)))
-        self.linear = nn.Linear(point_width + 1, width)
-
-    def forward(
-        self, points: Float[Tensor, "batch points 3"], tokens: Float[Tensor, "batch points point_width"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Returns the sums, weighted by a Gaussian around each place."""
-        with torch.autocast(points.device.type, enabled=False):
-            # |p - c|^2 as one product, in full precision.
-            square = (points**2).sum(-1)[:, None, :] + (self.centres**2).sum(-1, keepdim=True)
-            distance = square - 2 * self.centres @ points.transpose(1, 2)
-            weights = torch.exp(-0.5 * distance / torch.exp(2 * self.log_radius))
-        # Of the order of one where a tenth of all points are near.
-        weights = weights * (10 / points.shape[1])
-        amount = weights.sum(dim=2, keepdim=True)
-        pooled: Tensor = self.linear(
-            torch.cat([weights.to(tokens.dtype) @ tokens, amount.to(tokens.dtype)], dim=-1)
-        )
-        return pooled
-
-
 class Encoder(nn.Module):
     """Points and views to a latent."""
 
     def __init__(self, config: EncoderConfig, decoder: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        # There are many more points than tokens: half the width serves, at half the cost.
-        point_width = width // 2
-        self.point_tokens = PointTokens(point_width)
-        self.anchor_tokens = nn.Linear(point_width, width)
+        width, num_tokens = config.width, decoder.projection.num_tokens
+        self.grid_tokens = GridTokens(width, config.grid, config.grid_channels)
+        # Each latent token starts from a mixture of places; of its own one alone where there are as many.
+        share = torch.eye(num_tokens) if num_tokens == COARSE**3 else _even_shares(num_tokens)
+        self.shares = nn.Parameter(share)
+        self.latent_tokens = nn.Parameter(0.1 * torch.randn(num_tokens, width))
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
-        self.latent_tokens = nn.Parameter(0.1 * torch.randn(decoder.projection.num_tokens, width))
-        self.pooling = PointPooling(decoder.projection.num_tokens, point_width, width)
-        self.query_norm = nn.LayerNorm(width)
-        self.point_norm = nn.LayerNorm(point_width)
-        self.from_points = Attention(width, config.heads, context_width=point_width)
         self.from_views = Attention(width, config.heads, context_width=width) if config.num_views else None
         self.blocks = nn.ModuleList([TransformerBlock(width, config.heads) for _ in range(config.num_layers)])
         self.out_norm = nn.LayerNorm(width)
@@ -105,18 +70,19 @@ class Encoder(nn.Module):
         self, inputs: EncoderInputs, views_kept: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch tokens channels"]:
         """Returns the latent, in [-1, 1]. views_kept: 1 to use an asset's views, 0 to do without."""
-        context = self.point_tokens(inputs.points, inputs.rgb, inputs.normals)
-        anchors = self.anchor_tokens(context[:, : self.config.num_anchors])
-        latent = self.latent_tokens + self.pooling(inputs.points, context)
-        x = torch.cat([anchors, latent.to(anchors.dtype)], dim=1)
-        x = x + self.from_points(self.query_norm(x), self.point_norm(context))
+        places = self.grid_tokens(inputs.points, inputs.rgb, inputs.normals)
+        x = self.latent_tokens + self.shares.to(places.dtype) @ places
         if self.from_views is not None and self.view_tokens is not None and inputs.pixels is not None:
-            gathered = self.from_views(self.query_norm(x), self.view_tokens(inputs.pixels))
+            gathered = self.from_views(x, self.view_tokens(inputs.pixels))
             x = x + (gathered if views_kept is None else gathered * views_kept[:, None, None])
         for block in self.blocks:
             x = block(x)
-        latent_out = self.out(self.out_norm(x[:, self.config.num_anchors :]))
-        return torch.tanh(latent_out.float())
+        return torch.tanh(self.out(self.out_norm(x)).float())
+
+
+def _even_shares(num_tokens: int) -> Float[Tensor, "tokens places"]:
+    """Returns random shares of all places whose sum of squares is one."""
+    return torch.randn(num_tokens, COARSE**3) / COARSE**1.5
 
 
 class Autoencoder(nn.Module):

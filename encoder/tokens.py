@@ -1,41 +1,75 @@
 """An asset's points and views as tokens.
 
-Points carry position, colour and normal. Views are cut into patches; every pixel carries its premultiplied
-colour, alpha, the surface point it sees (zero where none), and its ray's Pluecker coordinates.
+Points carry position, colour and normal, and are gathered where they lie. Views are cut into patches; every
+pixel carries its premultiplied colour, alpha, the surface point it sees (zero where none), and its ray's
+Pluecker coordinates.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapeloom.fields.encoding import encode, encoding_matrix, encoding_width
-
-POINT_OCTAVES = 6
+COARSE = 4  # cells a side of the grid that tokens stand for
+CELL_NUMBERS = 11  # of a cell: count 1, any 1, place 3, rgb 3, normal 3
 PIXEL_NUMBERS = 13  # premultiplied rgb 3, alpha 1, surface point 3, ray direction 3, moment 3
 
 
-class PointTokens(nn.Module):
-    """One token a surface point."""
+class GridTokens(nn.Module):
+    """Points to one token for each cell of a 4 x 4 x 4 grid over the box.
 
-    frequencies: Tensor
+    The points of a cell of a finer grid are averaged, and convolutions of stride 2 lead to the coarse one
+    (Peng et al. 2020, "Convolutional Occupancy Networks"). Attention over points starts from averages over
+    the whole asset and takes long to find out about places; here they are where they are from the first step.
+    """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, resolution: int, channels: int) -> None:
         super().__init__()
-        frequencies = encoding_matrix("cartesian", POINT_OCTAVES)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.inner = nn.Linear(encoding_width("cartesian", POINT_OCTAVES) + 6, width)
-        self.outer = nn.Linear(width, width)
+        levels = resolution.bit_length() - COARSE.bit_length()
+        self.resolution = resolution
+        self.first = nn.Conv3d(CELL_NUMBERS, channels, 3, padding=1)
+        self.halve, self.mix = nn.ModuleList(), nn.ModuleList()
+        for _ in range(levels):
+            wider = min(2 * channels, width)
+            self.halve.append(nn.Conv3d(channels, wider, 2, stride=2))
+            self.mix.append(nn.Conv3d(wider, wider, 3, padding=1))
+            channels = wider
+        self.linear = nn.Linear(channels, width)
 
     def forward(
         self,
         points: Float[Tensor, "batch points 3"],
         rgb: Float[Tensor, "batch points 3"],
         normals: Float[Tensor, "batch points 3"],
-    ) -> Float[Tensor, "batch points width"]:
-        """Returns tokens. points in [-1, 1]^3, rgb in [0, 1], unit normals."""
-        features = torch.cat([encode(points, self.frequencies), 2 * rgb - 1, normals], dim=-1)
-        tokens: Tensor = self.outer(nn.functional.silu(self.inner(features)))
+    ) -> Float[Tensor, "batch cells width"]:
+        """Returns 64 tokens. points in [-1, 1]^3, rgb in [0, 1], unit normals."""
+        x = F.gelu(self.first(cell_means(points, rgb, normals, self.resolution)))
+        for halve, mix in zip(self.halve, self.mix, strict=True):
+            x = F.gelu(mix(F.gelu(halve(x))))
+        tokens: Tensor = self.linear(x.flatten(2).transpose(1, 2))
         return tokens
+
+
+def cell_means(
+    points: Float[Tensor, "batch points 3"],
+    rgb: Float[Tensor, "batch points 3"],
+    normals: Float[Tensor, "batch points 3"],
+    resolution: int,
+) -> Float[Tensor, "batch numbers cells cells cells"]:
+    """Returns what lies in each cell, axes z, y, x: the number of points (as log(1 + n)), whether there is
+    any, and the means of their places in the cell (within 0.5 of its centre), colours and normals."""
+    batch = points.shape[0]
+    place = (points + 1) * (0.5 * resolution)
+    cell = place.floor().long().clamp(0, resolution - 1)
+    asset = torch.arange(batch, device=points.device)[:, None]
+    index = ((asset * resolution + cell[..., 2]) * resolution + cell[..., 1]) * resolution + cell[..., 0]
+    one = torch.ones_like(points[..., :1])
+    values = torch.cat([one, place - cell - 0.5, 2 * rgb - 1, normals], dim=-1)
+    sums = points.new_zeros(batch * resolution**3, values.shape[-1])
+    sums.index_add_(0, index.flatten(), values.flatten(0, 1))
+    count = sums[:, :1]
+    means = torch.cat([count.log1p(), (count > 0).float(), sums[:, 1:] / count.clamp(min=1)], dim=-1)
+    return means.reshape(batch, resolution, resolution, resolution, -1).permute(0, 4, 1, 2, 3)
 
 
 class ViewTokens(nn.Module):

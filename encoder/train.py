@@ -69,7 +69,10 @@ class EncoderTask:
         latent = model.encoder(inputs, batch.get("views_kept"))
         noise = normal(batch["seed"], tuple(latent.shape[1:]), stream="bottleneck", device=latent.device)
         weights = model.decoder.weights(latent + self.config.bottleneck_noise * noise)
-        parts = {**ray_losses(model.decoder, weights, batch), **point_losses(model.decoder, weights, batch)}
+        parts = {
+            **ray_losses(model.decoder, weights, batch),
+            **point_losses(model.decoder, weights, batch, self.config.losses),
+        }
         return total_loss(parts, self.config.losses), parts
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:

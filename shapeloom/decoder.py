@@ -4,6 +4,7 @@ A latent is [tokens, channels] in [-1, 1]. Rendering is by coarse stratified sam
 samples where the coarse ones found something, all of them skipped where an occupancy grid says "empty".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shapeloom.config import Config, UserError, load_config
-from shapeloom.fields.heads import FieldValues
-from shapeloom.fields.mlp import FieldConfig, FieldMLP, hidden_shapes
+from shapeloom.fields.heads import Color, Geometry
+from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights
 from shapeloom.runs import file_digest, read_meta
 
 OCCUPANCY_RESOLUTION = 32
+VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
 
 
 class DecoderConfig(Config):
@@ -67,11 +69,11 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.projection = make_projection(config.projection, hidden_shapes(config.field))
+        self.projection = make_projection(config.projection, own_shapes(config.field))
         self.field = FieldMLP(config.field)
 
     def weights(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
-        """Returns the hidden matrices of each asset's field."""
+        """Returns the matrices of each asset's own."""
         expected = (self.config.projection.num_tokens, self.config.projection.channels)
         if tuple(latent.shape[1:]) != expected:
             raise ValueError(
@@ -80,16 +82,22 @@ class Decoder(nn.Module):
         matrices: FieldWeights = self.projection(latent)
         return matrices
 
-    def query(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> FieldValues:
-        """Returns the fields' values at points in [-1, 1]^3."""
-        values: FieldValues = self.field(weights, points)
-        return values
+    def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
+        """Returns density and signed distance at points in [-1, 1]^3."""
+        return self.field.geometry(weights, points)
+
+    def color(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Color:
+        """Returns the colours at points in [-1, 1]^3."""
+        return self.field.color(weights, points)
 
     @torch.no_grad()
     def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
         """Returns signed distances of a single asset's field, in chunks."""
         return torch.cat(
-            [self.query(weights, chunk[None]).sdf[0] for chunk in points.split(points_at_once(points.device))]
+            [
+                self.geometry(weights, chunk[None]).sdf[0]
+                for chunk in points.split(points_at_once(points.device))
+            ]
         )
 
     @torch.no_grad()
@@ -97,7 +105,7 @@ class Decoder(nn.Module):
         """Returns texture colours (sRGB in [0, 1]) of a single asset's field, in chunks."""
         return torch.cat(
             [
-                self.query(weights, chunk[None]).texture[0]
+                self.color(weights, chunk[None]).texture[0]
                 for chunk in points.split(points_at_once(points.device))
             ]
         )
@@ -145,43 +153,35 @@ class Decoder(nn.Module):
         t_near, t_far, _ = intersect_box(origins, directions)
         share = (torch.arange(samples.coarse, device=origins.device) + 0.5) / samples.coarse
         t = t_near[..., None] + (t_far - t_near)[..., None] * share
-        density, rgb = self._query_occupied(weights, occupied, origins, directions, t)
+        density = self._density(weights, occupied, origins, directions, t)
         edges = edges_from_samples(t, t_near, t_far)
         if samples.fine:
             found = ray_weights(density, edges[..., 1:] - edges[..., :-1])
             t_fine = importance_samples(edges, found, samples.fine)
-            fine_density, fine_rgb = self._query_occupied(weights, occupied, origins, directions, t_fine)
+            fine_density = self._density(weights, occupied, origins, directions, t_fine)
             t, order = torch.cat([t, t_fine], dim=-1).sort(dim=-1)
             density = torch.cat([density, fine_density], dim=-1).gather(-1, order)
-            rgb = torch.cat([rgb, fine_rgb], dim=-2)
-            rgb = rgb.gather(-2, order[..., None].expand_as(rgb))
             edges = edges_from_samples(t, t_near, t_far)
+        visible = ray_weights(density, edges[..., 1:] - edges[..., :-1]) > VISIBLE / t.shape[-1]
+        points = _along(origins, directions, t)
+        rgb = _where(
+            visible.flatten(1), points.flatten(1, 2), lambda some: self.color(weights, some).rgb, width=3
+        ).reshape(points.shape)
         values = composite(density, rgb, t, edges)
         return values.rgb, values.alpha, values.distance
 
-    def _query_occupied(
+    def _density(
         self, weights: FieldWeights, occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Returns density [batch, rays, samples] and rgb [..., 3], evaluated only in occupied cells.
-
-        Each asset's occupied samples are gathered to the front, so that a batch stays one dense product.
-        """
-        batch, rays, num = t.shape
-        points = (origins[..., None, :] + t[..., None] * directions[..., None, :]).reshape(batch, -1, 3)
+    ) -> Float[Tensor, "batch rays samples"]:
+        """Returns densities, evaluated only in occupied cells."""
+        points = _along(origins, directions, t).flatten(1, 2)
         cell = ((points + 1) * (0.5 * OCCUPANCY_RESOLUTION)).long().clamp(0, OCCUPANCY_RESOLUTION - 1)
-        asset = torch.arange(batch, device=t.device)[:, None]
+        asset = torch.arange(len(points), device=t.device)[:, None]
         needed = occupied[asset, cell[..., 0], cell[..., 1], cell[..., 2]]
-        most = int(needed.sum(dim=1).max())
-        density = points.new_zeros(batch, rays * num)
-        rgb = points.new_zeros(batch, rays * num, 3)
-        if most:
-            # A stable sort keeps neighbours together; rows with fewer occupied samples are filled up.
-            index = needed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-            values = self.query(weights, points.gather(1, index[..., None].expand(-1, -1, 3)))
-            wanted = needed.gather(1, index)
-            density.scatter_(1, index, values.density * wanted)
-            rgb.scatter_(1, index[..., None].expand(-1, -1, 3), values.rgb)
-        return density.reshape(batch, rays, num), rgb.reshape(batch, rays, num, 3)
+        density = _where(
+            needed, points, lambda some: self.geometry(weights, some).density[..., None], width=1
+        )
+        return density.reshape(t.shape)
 
     def _occupancy(self, weights: FieldWeights) -> Bool[Tensor, "batch cells cells cells"]:
         """Returns which cells of a grid over the box may hold anything visible.
@@ -195,7 +195,7 @@ class Decoder(nn.Module):
         batch = weights[0].shape[0]
         density = torch.cat(
             [
-                self.query(weights, chunk.expand(batch, -1, -1)).density
+                self.geometry(weights, chunk.expand(batch, -1, -1)).density
                 for chunk in grid.split(max(1, points_at_once(grid.device) // batch), dim=1)
             ],
             dim=1,
@@ -203,6 +203,32 @@ class Decoder(nn.Module):
         cells = nn.functional.max_pool3d(density, kernel_size=4, stride=1, padding=1)
         cell_diagonal = 3**0.5 * 2 / OCCUPANCY_RESOLUTION
         return cells[:, 0] * cell_diagonal > 0.01
+
+
+def _along(origins: Tensor, directions: Tensor, t: Tensor) -> Float[Tensor, "batch rays samples 3"]:
+    return origins[..., None, :] + t[..., None] * directions[..., None, :]
+
+
+def _where(
+    needed: Bool[Tensor, "batch points"],
+    points: Float[Tensor, "batch points 3"],
+    function: Callable[[Tensor], Tensor],
+    *,
+    width: int,
+) -> Float[Tensor, "batch points width"]:
+    """Returns `function` of the needed points, 0 at the others.
+
+    Each asset's needed points are gathered to the front, so that a batch stays one dense product.
+    """
+    values = points.new_zeros(*points.shape[:2], width)
+    most = int(needed.sum(dim=1).max())
+    if most:
+        # A stable sort keeps neighbours together; rows with fewer needed points are filled up.
+        index = needed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        found = function(points.gather(1, index[..., None].expand(-1, -1, 3)))
+        found = found * needed.gather(1, index)[..., None]
+        values.scatter_(1, index[..., None].expand(-1, -1, width), found)
+    return values
 
 
 def select(weights: FieldWeights, index: int) -> FieldWeights:

@@ -1,7 +1,9 @@
-"""Positional encoding of points: sines and cosines of octaves along fixed axes (NeRF, eq. 4).
+"""Positional encoding of points: sines and cosines of fixed frequencies.
 
-Plain octaves along x, y and z leave axis-aligned streaks in what a small network learns; the six axes of
-an icosahedron (as in mip-NeRF 360, section 3.2) spread them over directions at twice the numbers.
+Octaves (NeRF, eq. 4) reach from the whole box to fine detail, but say the same of every place half a period
+apart; the six axes of an icosahedron (as in mip-NeRF 360, section 3.2) spread them over directions. Random
+frequencies (Tancik et al. 2020, "Fourier Features Let Networks Learn High Frequency Functions") span smooth
+functions of space evenly, so that a single matrix makes of them any pattern of that smoothness.
 """
 
 import math
@@ -9,12 +11,28 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field as Key
 from torch import Tensor
 
-Axes = Literal["cartesian", "icosahedron"]
+from shapeloom.config import Config
 
 
-def encoding_axes(axes: Axes) -> Float[Tensor, "num_axes 3"]:
+class EncodingConfig(Config):
+    """Which frequencies."""
+
+    axes: Literal["cartesian", "icosahedron"] = "icosahedron"
+    num_octaves: int = Key(4, ge=0, le=15)  # along each axis
+    num_random: int = Key(64, ge=0)
+    random_scale: float = Key(4.0, gt=0)  # their standard deviation, radians a unit
+
+    @property
+    def width(self) -> int:
+        """How many numbers `encode` makes of a point."""
+        num_axes = 3 if self.axes == "cartesian" else 6
+        return 4 + 2 * (self.num_octaves * num_axes + self.num_random)
+
+
+def encoding_axes(axes: Literal["cartesian", "icosahedron"]) -> Float[Tensor, "num_axes 3"]:
     """Returns the unit directions along which octaves are taken."""
     if axes == "cartesian":
         return torch.eye(3)
@@ -30,24 +48,21 @@ def encoding_axes(axes: Axes) -> Float[Tensor, "num_axes 3"]:
     return torch.nn.functional.normalize(torch.tensor(corners, dtype=torch.float32), dim=-1)
 
 
-def encoding_matrix(axes: Axes, num_octaves: int) -> Float[Tensor, "num_frequencies 3"]:
-    """Returns angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis.
+def encoding_matrix(config: EncodingConfig) -> Float[Tensor, "num_frequencies 3"]:
+    """Returns angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis; then the random ones.
 
-    The lowest has a period of 4, so that it is one-to-one on the box [-1, 1]^3.
+    The lowest octave has a period of 4, so that it is one-to-one on the box [-1, 1]^3.
     """
-    octaves = 0.5 * math.pi * 2.0 ** torch.arange(num_octaves)
-    return (octaves[:, None, None] * encoding_axes(axes)).reshape(-1, 3)
-
-
-def encoding_width(axes: Axes, num_octaves: int) -> int:
-    """Returns how many numbers `encode` makes of a point."""
-    return 4 + 2 * num_octaves * (3 if axes == "cartesian" else 6)
+    octaves = 0.5 * math.pi * 2.0 ** torch.arange(config.num_octaves)
+    regular = (octaves[:, None, None] * encoding_axes(config.axes)).reshape(-1, 3)
+    normal = torch.randn(config.num_random, 3, generator=torch.Generator().manual_seed(0))
+    return torch.cat([regular, config.random_scale * normal])
 
 
 def encode(
     points: Float[Tensor, "*batch 3"], frequencies: Float[Tensor, "num_frequencies 3"]
 ) -> Float[Tensor, "*batch encoded"]:
-    """Returns [1, x, y, z, sines, cosines]; the constant lets a layer without per-asset biases have one."""
+    """Returns [1, x, y, z, sines, cosines]; the constant gives an asset's own matrix a bias too."""
     # Autocast would round positions to 8 bits.
     with torch.autocast(points.device.type, enabled=False):
         angles = points.float() @ frequencies.transpose(0, 1)

@@ -1,33 +1,83 @@
 """The implicit MLP, applied with per-asset hidden matrices to a whole batch of assets at once.
 
-x in [-1, 1]^3 -> positional encoding -> hidden layers (SiLU) -> heads. Matrices come per asset from the
-projection; biases and heads are shared.
+x in [-1, 1]^3 -> positional encoding -> two trunks of hidden layers (SiLU), one for geometry and one for
+colour -> heads. The first layers of a trunk have matrices of each asset's own, from the projection; later
+layers, biases and heads are shared. What is specific to an asset is then which patterns of space its first
+layer responds to, and the shared layers compose them (Kim et al. 2023, "Generalizable Implicit Neural
+Representations via Instance Pattern Composers").
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config
-from shapeloom.fields.encoding import Axes, encode, encoding_matrix, encoding_width
-from shapeloom.fields.heads import FieldValues, Heads
+from shapeloom.fields.encoding import EncodingConfig, encode, encoding_matrix
+from shapeloom.fields.heads import Color, ColorHead, Geometry, GeometryHead
 from shapeloom.fields.projection import FieldWeights
+
+
+class TrunkConfig(Config):
+    """Hidden layers of one trunk."""
+
+    width: int = Key(64, ge=4)
+    num_layers: int = Key(4, ge=1)
+    own_layers: int = Key(1, ge=1)  # how many of them, from the first, have matrices of each asset's own
 
 
 class FieldConfig(Config):
     """The implicit MLP's size."""
 
-    width: int = Key(64, ge=4)
-    num_layers: int = Key(4, ge=1)  # hidden layers
-    axes: Axes = "icosahedron"
-    num_octaves: int = Key(5, ge=0, le=15)
+    encoding: EncodingConfig = EncodingConfig()
+    geometry: TrunkConfig = TrunkConfig()
+    color: TrunkConfig = TrunkConfig(num_layers=3)
 
 
-def hidden_shapes(config: FieldConfig) -> list[tuple[int, int]]:
-    """Returns (out, in) of each hidden matrix."""
-    first = encoding_width(config.axes, config.num_octaves)
-    return [(config.width, first)] + [(config.width, config.width)] * (config.num_layers - 1)
+def own_shapes(config: FieldConfig) -> list[tuple[int, int]]:
+    """Returns (out, in) of each matrix that an asset has of its own: the geometry's, then the colour's."""
+    first = config.encoding.width
+    return [
+        (trunk.width, trunk.width if layer else first)
+        for trunk in (config.geometry, config.color)
+        for layer in range(min(trunk.own_layers, trunk.num_layers))
+    ]
+
+
+class Trunk(nn.Module):
+    """Hidden layers: the first ones with an asset's own matrices, the others shared."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        own = min(config.own_layers, config.num_layers)
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(config.width)) for _ in range(own)])
+        self.shared = nn.ModuleList([_linear(config.width) for _ in range(config.num_layers - own)])
+
+    def forward(
+        self, weights: FieldWeights, features: Float[Tensor, "batch points encoded"]
+    ) -> Float[Tensor, "batch points width"]:
+        """Returns the last layer's features. weights: one [batch, out, in] matrix a layer of its own."""
+        for matrix, bias in zip(weights, self.biases, strict=True):
+            dtype = matrix.dtype
+            if torch.is_autocast_enabled(features.device.type):
+                dtype = torch.get_autocast_dtype(features.device.type)
+            shift = bias.to(dtype).expand(features.shape[0], 1, -1)
+            product = torch.baddbmm(shift, features.to(dtype), matrix.to(dtype).transpose(1, 2))
+            features = F.silu(product)
+        for layer in self.shared:
+            features = F.silu(layer(features))
+        return features
+
+
+def _linear(width: int) -> nn.Linear:
+    """A hidden layer that keeps the size of its input's features, which torch's default shrinks."""
+    layer = nn.Linear(width, width)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / width))
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class FieldMLP(nn.Module):
@@ -37,20 +87,22 @@ class FieldMLP(nn.Module):
 
     def __init__(self, config: FieldConfig) -> None:
         super().__init__()
-        self.register_buffer(
-            "frequencies", encoding_matrix(config.axes, config.num_octaves), persistent=False
-        )
-        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(out)) for out, _ in hidden_shapes(config)])
-        self.heads = Heads(config.width)
+        # Kept with the weights: another release of torch may draw other random numbers.
+        self.register_buffer("frequencies", encoding_matrix(config.encoding))
+        self.num_geometry = min(config.geometry.own_layers, config.geometry.num_layers)
+        self.geometry_trunk, self.color_trunk = Trunk(config.geometry), Trunk(config.color)
+        self.geometry_head = GeometryHead(config.geometry.width)
+        self.color_head = ColorHead(config.color.width)
 
-    def forward(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> FieldValues:
-        """Returns the fields' values. weights: one [batch, out, in] matrix a hidden layer."""
-        features = encode(points.float(), self.frequencies)
-        for matrix, bias in zip(weights, self.biases, strict=True):
-            dtype = matrix.dtype
-            if torch.is_autocast_enabled(points.device.type):
-                dtype = torch.get_autocast_dtype(points.device.type)
-            matrix, shift = matrix.to(dtype), bias.to(dtype).expand(features.shape[0], 1, -1)
-            features = torch.baddbmm(shift, features.to(dtype), matrix.transpose(1, 2))
-            features = nn.functional.silu(features)
-        return self.heads(features)
+    def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
+        """Returns density and signed distance. weights: a [batch, out, in] matrix for each of own_shapes."""
+        encoded = encode(points.float(), self.frequencies)
+        features = self.geometry_trunk(weights[: self.num_geometry], encoded)
+        values: Geometry = self.geometry_head(features)
+        return values
+
+    def color(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Color:
+        """Returns the colours."""
+        encoded = encode(points.float(), self.frequencies)
+        values: Color = self.color_head(self.color_trunk(weights[self.num_geometry :], encoded))
+        return values

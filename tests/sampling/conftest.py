@@ -11,7 +11,7 @@ from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior, Shap
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.decoder import Decoder, DecoderConfig
-from shapeloom.fields.heads import FieldValues
+from shapeloom.fields.heads import Color, Geometry
 
 TOKENS, CHANNELS, EMBED, TEXT_WIDTH = 4, 3, 8, 6
 
@@ -26,12 +26,15 @@ class BallDecoder(Decoder):
     def weights(self, latent):
         return [latent]
 
-    def query(self, weights, points):
+    def geometry(self, weights, points):
         mean = weights[0].mean(dim=(1, 2))
         radius = torch.where(mean > -0.999, 0.6 + 0.2 * mean, -torch.ones_like(mean))
         sdf = points.norm(dim=-1) - radius[:, None]
+        return Geometry(100 * (sdf < 0).float(), sdf)
+
+    def color(self, weights, points):
         colour = (points / 2 + 0.5).clamp(0, 1)
-        return FieldValues(100 * (sdf < 0).float(), colour, sdf, colour)
+        return Color(colour, colour)
 
 
 class WordClip(Clip):

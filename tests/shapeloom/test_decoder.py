@@ -3,13 +3,15 @@
 import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
-from shapeloom.fields.heads import FieldValues
+from shapeloom.fields.encoding import EncodingConfig
+from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
 SMALL = DecoderConfig(
-    projection=ProjectionConfig(num_tokens=8, channels=4, rank=8), field=FieldConfig(width=8, num_octaves=1)
+    projection=ProjectionConfig(num_tokens=8, channels=4, rank=8),
+    field=FieldConfig(encoding=EncodingConfig(num_octaves=1, num_random=0)),
 )
 FOV = 0.7
 
@@ -17,11 +19,13 @@ FOV = 0.7
 class Ball(Decoder):
     """A decoder whose fields are spheres of radius 0.5 (asset 0) and 0.8 (asset 1), coloured by position."""
 
-    def query(self, weights: FieldWeights, points: torch.Tensor) -> FieldValues:
-        radius = weights[0][:, :1, 0]
-        sdf = points.norm(dim=-1) - radius
+    def geometry(self, weights: FieldWeights, points: torch.Tensor) -> Geometry:
+        sdf = points.norm(dim=-1) - weights[0][:, :1, 0]
+        return Geometry(density=torch.sigmoid(-sdf / 0.0005) / 0.0005, sdf=sdf)
+
+    def color(self, weights: FieldWeights, points: torch.Tensor) -> Color:
         rgb = (0.5 + 0.5 * points).clamp(0, 1)
-        return FieldValues(density=torch.sigmoid(-sdf / 0.0005) / 0.0005, rgb=rgb, sdf=sdf, texture=rgb)
+        return Color(rgb=rgb, texture=rgb)
 
 
 def cameras(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,3 +86,20 @@ def test_an_empty_field_renders_as_background() -> None:
     picture = decoder.render([torch.full((1, 4, 4), -5.0)], poses, matrices, 8, 8, background=0.25)
     torch.testing.assert_close(picture.rgb, torch.full((1, 2, 8, 8, 3), 0.25))
     assert (picture.alpha == 0).all()
+
+
+def test_colour_is_asked_for_only_where_it_shows() -> None:
+    asked: list[torch.Tensor] = []
+
+    class Counting(Ball):
+        def color(self, weights: FieldWeights, points: torch.Tensor) -> Color:
+            asked.append(points)
+            return super().color(weights, points)
+
+    _, weights = balls()
+    poses, matrices = cameras(2, 24)
+    Counting(SMALL).render(weights, poses, matrices, 24, 24)
+    # A ball of radius 0.5 hides its inside, and the box around it is empty.
+    radius = torch.cat([points[0] for points in asked]).norm(dim=-1)
+    assert (radius > 0.4).all()
+    assert len(radius) < 0.2 * 2 * 24 * 24 * 80
