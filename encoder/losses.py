@@ -66,10 +66,10 @@ def ray_losses(
     t, edges = batch["ray_t"], batch["ray_edges"]
     num_assets, rays, samples = t.shape
     points = batch["ray_origins"][:, :, None] + t[..., None] * batch["ray_directions"][:, :, None]
-    points = points.reshape(num_assets, -1, 3).clamp(-1, 1)
+    geometry, paint = decoder.query(weights, points.reshape(num_assets, -1, 3).clamp(-1, 1))
     seen = composite(
-        decoder.geometry(weights, points).density.reshape(num_assets, rays, samples),
-        decoder.color(weights, points).rgb.reshape(num_assets, rays, samples, 3),
+        geometry.density.reshape(num_assets, rays, samples),
+        paint.rgb.reshape(num_assets, rays, samples, 3),
         t,
         edges,
     )

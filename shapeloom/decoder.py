@@ -82,6 +82,11 @@ class Decoder(nn.Module):
         matrices: FieldWeights = self.projection(latent)
         return matrices
 
+    def query(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> tuple[Geometry, Color]:
+        """Returns all that the fields say of points in [-1, 1]^3."""
+        values: tuple[Geometry, Color] = self.field(weights, points)
+        return values
+
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density and signed distance at points in [-1, 1]^3."""
         return self.field.geometry(weights, points)

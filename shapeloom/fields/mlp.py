@@ -94,15 +94,25 @@ class FieldMLP(nn.Module):
         self.geometry_head = GeometryHead(config.geometry.width)
         self.color_head = ColorHead(config.color.width)
 
-    def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
-        """Returns density and signed distance. weights: a [batch, out, in] matrix for each of own_shapes."""
+    def forward(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+    ) -> tuple[Geometry, Color]:
+        """Returns everything. weights: a [batch, out, in] matrix for each of own_shapes."""
         encoded = encode(points.float(), self.frequencies)
-        features = self.geometry_trunk(weights[: self.num_geometry], encoded)
-        values: Geometry = self.geometry_head(features)
-        return values
+        return self._geometry(weights, encoded), self._color(weights, encoded)
+
+    def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
+        """Returns density and signed distance alone."""
+        return self._geometry(weights, encode(points.float(), self.frequencies))
 
     def color(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Color:
-        """Returns the colours."""
-        encoded = encode(points.float(), self.frequencies)
+        """Returns the colours alone."""
+        return self._color(weights, encode(points.float(), self.frequencies))
+
+    def _geometry(self, weights: FieldWeights, encoded: Tensor) -> Geometry:
+        values: Geometry = self.geometry_head(self.geometry_trunk(weights[: self.num_geometry], encoded))
+        return values
+
+    def _color(self, weights: FieldWeights, encoded: Tensor) -> Color:
         values: Color = self.color_head(self.color_trunk(weights[self.num_geometry :], encoded))
         return values
