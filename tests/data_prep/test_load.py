@@ -10,7 +10,7 @@ import trimesh
 from PIL import Image
 
 from data_prep.failures import AssetError
-from data_prep.gltf import is_collider
+from data_prep.gltf_scene import is_collider
 from data_prep.load import load_mesh
 from data_prep.mesh import base_color, linear_to_srgb
 
@@ -164,7 +164,7 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
 def bad_files() -> dict[str, tuple[bytes, str]]:
     glb = struct.pack("<5I", 0x46546C67, 2, 20, 0, 0x4E4F534A)
     nan = b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
-    required = json.dumps(tree_of([{}], extensionsRequired=["EXT_meshopt_compression"])).encode()
+    required = json.dumps(tree_of([{}], extensionsRequired=["EXT_holograms"])).encode()
     old = json.dumps({"asset": {"version": "1.0"}}).encode()
     return {
         "empty.glb": (b"", "unreadable"),
@@ -172,14 +172,14 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "no_json.glb": (glb, "unreadable"),
         "text.glb": (b"this is no model" * 10, "unreadable"),
         "noise.ply": (bytes(range(256)) * 4, "unreadable"),
-        "noise.stl": (bytes(range(100)), "empty"),
+        "noise.stl": (bytes(range(100)), "unreadable"),
         "empty.obj": (b"# nothing\n", "empty"),
         "points.obj": (b"v 0 0 0\nv 1 1 1\n", "empty"),
         "one_place.obj": (b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "empty"),
         "line.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "empty"),
         "nan.obj": (nan, "not_finite"),
         "index.obj": (b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "unreadable"),
-        "meshopt.gltf": (required, "unsupported"),
+        "holograms.gltf": (required, "unsupported"),
         "old.gltf": (old, "unsupported"),
     }
 
