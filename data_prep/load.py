@@ -6,7 +6,7 @@ An asset may name others (textures, materials, buffers) in its own folder and be
 A missing texture is a warning, a missing buffer an error. glTF is read here (`gltf*.py`), the rest by trimesh.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,7 @@ def load_mesh(
     path: Path,
     *,
     up: Up = "auto",
+    rotation: Sequence[float] | None = None,
     max_faces: int = 2_000_000,
     max_bytes: int = 1 << 30,
     max_texture: int = 1024,
@@ -45,6 +46,7 @@ def load_mesh(
     """Reads one asset as a triangle soup in the project's frame, in the file's own units.
 
     path: of a file, or of a member of a zip archive as `archive.zip/member.obj`.
+    rotation: row-major 3 x 3, applied in the file's own frame before it is turned upright.
     max_texture: larger textures are shrunk to it. Raises AssetError with the reason for whatever can't be
     used: unreadable, unsupported, empty, without extent, not finite, too large, files outside its folder.
     """
@@ -56,7 +58,8 @@ def load_mesh(
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         # What a damaged file makes its reader trip over; the readers' own checks say more where they can.
         raise AssetError("unreadable", f"{type(error).__name__}: {error}") from error
-    mesh = soup.build(_TURNS[_up_axis(files, suffix) if up == "auto" else up])
+    turn = _TURNS[_up_axis(files, suffix) if up == "auto" else up]
+    mesh = soup.build(turn if rotation is None else turn @ np.reshape(rotation, (3, 3)))
     missing = sorted(set(files.missing))
     mesh.warnings.extend(f"missing file {name}" for name in missing)
     return mesh

@@ -17,6 +17,7 @@ from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.load import Up, load_mesh
 from data_prep.mesh import Mesh
 from data_prep.normalize import Placement, normalize
+from data_prep.objaverse_cache import ObjaverseConfig
 from data_prep.points import surface_points
 from data_prep.procedural import ProceduralConfig
 from data_prep.sdf import sdf_samples, signed_distance
@@ -46,11 +47,15 @@ class DataConfig(Config):
     """Data preparation."""
 
     assets: Path | None = Field(
-        default=None, description="folder of 3D files; none: generate the procedural set"
+        default=None,
+        description="folder of 3D files, manifest (.csv, .parquet) or archive (.zip, .sh3f); none: `objaverse`, "
+        "or else the procedural set",
     )
+    objaverse: ObjaverseConfig | None = Field(default=None, description="in place of `assets`")
     procedural: ProceduralConfig = ProceduralConfig()
     up: Up = Field(
-        default="auto", description="the files' up axis; auto: y for glTF and OBJ, z for PLY and STL"
+        default="auto",
+        description="the files' up axis; auto: y for glTF and OBJ, z for PLY, STL and OFF, DAE says itself",
     )
     num_views: int = Field(default=20, ge=1, le=1000)
     resolution: int = Field(default=128, ge=8, le=4096, description="height and width of a view, pixels")
@@ -139,7 +144,7 @@ class _Stage:
 def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) -> dict[str, Any]:
     limits = config.limits
     mesh = load_mesh(
-        folder / source.path, up=config.up, max_faces=limits.max_faces,
+        folder / source.path, up=config.up, rotation=source.rotation, max_faces=limits.max_faces,
         max_bytes=limits.max_megabytes << 20, max_texture=limits.max_texture,
     )  # fmt: skip
     stage.name = "normalize"
@@ -200,7 +205,7 @@ def _facts(
             "lights": [{"direction": d.tolist(), "intensity": i} for d, i in LIGHTS],
         },
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "warnings": mesh.warnings,
+        "warnings": source.warnings + mesh.warnings,
         "watertight": watertight,
         "num_faces": len(mesh.faces),
         "centre": placement.centre.tolist(),

@@ -101,14 +101,15 @@ def plain_parts(
 def _check(data: bytes, suffix: str, max_faces: int) -> None:
     """Refuses what would cost far more than the file's size to find out."""
     if suffix == ".ply":
-        for kind, count in re.findall(rb"^\s*element\s+(\w+)\s+(\d+)", data[:4096], re.MULTILINE):
+        for kind, count in re.findall(rb"^element[ \t]+(\w+)[ \t]+(\d+)", data[:4096], re.MULTILINE):
             # A vertex or face takes a byte at the least.
-            if int(count) > len(data):
-                raise AssetError("unreadable", f"claims {int(count)} {kind.decode()} elements in {len(data)} bytes")
+            if len(count) > 12 or int(count) > len(data):
+                raise AssetError("unreadable", f"claims {count.decode()} {kind.decode()} elements in {len(data)} bytes")
     if suffix == ".off":
-        claim = re.search(rb"OFF\s+(?:#.*\s+)*(\d+)\s+(\d+)", data[:4096])
-        if claim and max(map(int, claim.groups())) > len(data):
-            raise AssetError("unreadable", f"claims {claim[1].decode()} vertices in {len(data)} bytes")
+        lines = [line.split(b"#")[0].split() for line in data[:4096].splitlines()]
+        counts = [word for line in lines for word in line if word.isdigit()][:2]
+        if any(len(word) > 9 or int(word) > len(data) for word in counts):
+            raise AssetError("unreadable", f"claims {counts[0].decode()} vertices in {len(data)} bytes")
     if suffix == ".dae" and re.search(rb"<!\s*(DOCTYPE|ENTITY)", data, re.IGNORECASE):
         raise AssetError("unsupported", "declares XML entities, which no COLLADA file needs")
     if suffix == ".stl" and len(data) >= 84 and not data[:5].lower() == b"solid":
@@ -167,10 +168,10 @@ def _look(mesh: trimesh.Trimesh, pictures: _Pictures) -> tuple[Look, ndarray]:
     opacity = _opacity(words)
     cutoff = BLEND if opacity < 1 else 0.0
     if image is not None:
-        name, sampler, transform = _map_options(str(image.info.get("name", "")))
+        name, sampler, transform = map_options(str(image.info.get("name", "")))
         texture = pictures.get(name)
         if texture is not None:
-            mask = _map_options(" ".join(words["map_d"]))[0] if "map_d" in words else ""
+            mask = map_options(" ".join(words["map_d"]))[0] if "map_d" in words else ""
             texture = _with_mask(texture, pictures.get(mask)) if mask and mask != name else texture
             # Kd is left out where there is a texture: exporters write black, white or 0.8 there at random.
             return Look(np.array([1, 1, 1, opacity]), texture, sampler, BLEND), transform
@@ -192,10 +193,10 @@ def _opacity(words: dict[str, Any]) -> float:
         return 1.0
 
 
-def _map_options(words: str) -> tuple[str, Sampler, ndarray]:
+def map_options(words: str) -> tuple[str, Sampler, ndarray]:
     """File name, sampler, and scale and offset of what follows `map_Kd`: `-clamp on -s 2 2 1 oak.png`."""
     transform, wrap = np.array([[1.0, 1], [0, 0]]), "repeat"
-    rest = words.strip()
+    rest = words.strip()[:2000]
     while option := re.match(r"-(\w+)((?:\s+(?:on|off|-?[\d.]+(?:e-?\d+)?)(?=\s))*)\s+(?=\S)", rest):
         values = option[2].split()
         if option[1] == "clamp" and values == ["on"]:
