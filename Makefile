@@ -18,16 +18,20 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(VENV)/bin/torchrun --standalone --nproc_per_node $(NPROC) -m,$(PY) -m)
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
-.PHONY: help setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean"
 
 setup: $(STAMP)
 
 $(STAMP):
 	bash scripts/setup.sh $(PYTHON) $(VENV) $(STAMP)
+
+# 820 furniture models with names, CC-BY and CC0: then `make demo ASSETS=assets/sweethome3d`.
+assets-sweethome3d:
+	bash scripts/assets_sweethome3d.sh assets/sweethome3d
 
 data-prep: $(STAMP)
 	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out $(RUN)/data $(if $(ASSETS),--set assets=$(ASSETS))

@@ -6,6 +6,8 @@ can lead anywhere. What an asset names is looked up among the files (or members)
 are refused.
 """
 
+import functools
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 from data_prep.failures import AssetError
 
 ARCHIVES = (".zip", ".sh3f")
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/|file:")
 _MAX_RATIO, _RATIO_FROM = 200, 1 << 22
 """A member that is 200 times smaller in its archive and unpacks to more than 4 MB is taken for a zip bomb."""
 
@@ -60,6 +63,8 @@ class Files:
     def find(self, name: str) -> Path | str | None:
         """Where the named file is: a path, or an archive's member; None if there is none."""
         plain = name.strip().replace("\\", "/")
+        if _ABSOLUTE.match(plain):  # a place on its author's disk: the file may have come along
+            plain = plain.rpartition("/")[2]
         for candidate in dict.fromkeys((plain, unquote(plain))):  # glTF writes URIs, OBJ plain names
             if "\0" in candidate or len(candidate) > 1000:
                 continue
@@ -80,8 +85,7 @@ class Files:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise _outside(name)
         member = str(PurePosixPath(self.member).parent / name)
-        with zipfile.ZipFile(self.archive) as archive:
-            return member if member in _by_name(archive) else None
+        return member if member in _opened(self.archive)[1] else None
 
 
 def _outside(name: str) -> AssetError:
@@ -112,14 +116,13 @@ def split_archive(path: Path) -> tuple[Path | None, str]:
 def read_member(archive: Path, member: str, max_bytes: int) -> bytes:
     """Bytes of one member of a zip archive. Raises AssetError for what is damaged, too large or a zip bomb."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            info = _by_name(opened)[member]
-            check_size(member, info.file_size, max_bytes)
-            if info.file_size > max(_RATIO_FROM, _MAX_RATIO * info.compress_size):
-                raise AssetError(
-                    "too_large", f"{member} is packed {info.file_size // max(info.compress_size, 1)} times: a zip bomb"
-                )
-            return opened.read(info)  # at most file_size bytes, whatever the data would unpack to
+        opened, by_name = _opened(archive)
+        info = by_name[member]
+        check_size(member, info.file_size, max_bytes)
+        if info.file_size > max(_RATIO_FROM, _MAX_RATIO * info.compress_size):
+            ratio = info.file_size // max(info.compress_size, 1)
+            raise AssetError("too_large", f"{member} unpacks to {ratio} times its size: a zip bomb")
+        return opened.read(info)  # at most file_size bytes, whatever the data would unpack to
     except KeyError as error:
         raise AssetError("unreadable", f"{archive.name} has no {member}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
@@ -132,8 +135,7 @@ def list_members(archive: Path) -> tuple[list[str], list[tuple[str, AssetError]]
     Raises AssetError for an archive that can't be read.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
-            names = sorted(_by_name(opened))
+        names = sorted(_opened(archive)[1])
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         raise AssetError("unreadable", f"not a zip archive that can be read: {error}") from error
     odd = [name for name in names if _leads_out(name)]
@@ -141,9 +143,16 @@ def list_members(archive: Path) -> tuple[list[str], list[tuple[str, AssetError]]
     return [n for n in names if not _leads_out(n)], [(n, AssetError("outside_folder", message)) for n in odd]
 
 
-def _by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Files by their names without `./` and doubled slashes, as paths have them."""
-    return {str(PurePosixPath(info.filename)): info for info in archive.infolist() if not info.is_dir()}
+def _opened(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An archive, and its files by their names without `./` and doubled slashes, as paths have them."""
+    status = archive.stat()
+    return _open_once(archive, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)  # of thousands of members, which an asset looks up one by one
+def _open_once(archive: Path, mtime: int, size: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    opened = zipfile.ZipFile(archive)
+    return opened, {str(PurePosixPath(i.filename)): i for i in opened.infolist() if not i.is_dir()}
 
 
 def _leads_out(name: str) -> bool:
