@@ -7,6 +7,7 @@ are refused.
 """
 
 import functools
+import os
 import re
 import zipfile
 import zlib
@@ -74,11 +75,13 @@ class Files:
         return None
 
     def _find_file(self, name: str) -> Path | None:
-        folder = self.path.parent.resolve()
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder):
+        path = self.path.parent / name
+        if not is_inside(self.path.parent, path):
             raise _outside(name)
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError:  # a name too long
+            return None
 
     def _find_member(self, name: str) -> str | None:
         assert self.archive is not None
@@ -97,6 +100,12 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise AssetError("unreadable", f"{path.name} is not a regular file")
     check_size(path.name, path.stat().st_size, max_bytes)
     return path.read_bytes()
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Whether a path, its links followed, stays in a folder; links that run in circles lead nowhere."""
+    # Unlike Path.resolve, realpath doesn't mind circles.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def check_size(name: str, size: int, max_bytes: int) -> None:

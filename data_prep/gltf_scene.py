@@ -51,8 +51,10 @@ def scene_parts(gltf: Gltf, materials: Materials) -> Iterator[tuple[Part, Float[
             read = [read_primitive(gltf, materials, primitive) for primitive in mesh.get("primitives", [])]
             parts[node["mesh"]] = [part for part in read if part is not None]
         for instance in _instances(gltf, node):
+            with np.errstate(all="ignore"):
+                matrix = place @ instance
             for part in parts[node["mesh"]]:
-                yield part, place @ instance
+                yield part, matrix
 
 
 def node_places(gltf: Gltf) -> dict[int, Float[ndarray, "4 4"]]:
@@ -71,7 +73,8 @@ def node_places(gltf: Gltf) -> dict[int, Float[ndarray, "4 4"]]:
         node = gltf.entry("nodes", index)
         if index in places:
             raise damaged(f"nodes[{index}] is reached twice: its nodes form a cycle or share a child")
-        places[index] = above @ _local_matrix(node)
+        with np.errstate(all="ignore"):  # absurd numbers are found where the mesh is put together
+            places[index] = above @ _local_matrix(node)
         if not node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True):
             del places[index]
             continue

@@ -27,7 +27,7 @@ SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae")
 Up = Literal["auto", "x", "y", "z"]
 
 _TURNS = {
-    "x": np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]]) * -1,
+    "x": np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]),  # COLLADA: right is -Y then
     "y": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
     "z": np.eye(3),
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.content import content_digest
 from data_prep.failures import AssetError, Failure
-from data_prep.files import ARCHIVES, list_members
+from data_prep.files import ARCHIVES, is_inside, list_members
 from data_prep.listings import Listed, read_captions, read_manifest
 from data_prep.load import SUFFIXES
 from data_prep.naming import (
@@ -132,7 +132,7 @@ def _checked_digest(root: Path, path: str) -> str:
 
 
 def _check_inside(root: Path, file: Path) -> None:
-    if not file.resolve().is_relative_to(root.resolve()):
+    if not is_inside(root, file):
         raise AssetError("outside_folder", "is a link that leads out of the assets folder")
 
 
