@@ -9,6 +9,7 @@ from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.objaverse_cache import find_objaverse
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
 from data_prep.procedural import generate
+from data_prep.report import write_report
 from data_prep.sources import SPLITS, Source, assets_root, find_sources
 from shapeloom.config import UserError
 from shapeloom.executors import Death, run_tasks
@@ -140,6 +141,7 @@ def _finish(
         raise UserError(
             f"None of the {len(failures)} assets could be prepared; {out}/quarantine.jsonl says why."
         )
+    write_report(out, near_duplicate=config.filters.near_duplicate)
     log.info("%d assets prepared: %s", header["num_assets"], header["splits"])
     if failures:
         log.warning("%d left out, see %s: %s", len(failures), out / "quarantine.jsonl", reasons)

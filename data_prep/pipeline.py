@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from data_prep.failures import AssetError, Failure, to_jsonl
+from data_prep.filters import Filters, check_colors, check_shape, check_views
 from data_prep.load import Up, load_mesh
 from data_prep.mesh import Mesh
 from data_prep.normalize import Placement, normalize
@@ -73,6 +74,7 @@ class DataConfig(Config):
         None, ge=0, description="processes; none: one a core; 0: this process, unguarded"
     )
     limits: Limits = Limits()
+    filters: Filters = Filters()
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     )  # fmt: skip
     stage.name = "normalize"
     mesh, placement = normalize(mesh)
+    mesh.warnings.extend(check_shape(mesh, config.filters))
     stage.name = "sdf"
     distance = signed_distance(mesh, thickness=config.sheet_thickness)
     mesh = mesh.flip(distance.turned)
@@ -156,7 +159,9 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     stage.name = "points"
     rng = numpy_rng(config.seed, source.key, "points")
     points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
+    mesh.warnings.extend(check_colors(points_rgb, config.filters))
     stage.name = "views"
+    views = _views(mesh, source, config)
     return {
         "__key__": source.key,
         "json": _facts(source, config, mesh, placement, watertight=distance.watertight),
@@ -165,7 +170,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         "points_normal.npy": points_normal,
         "sdf_points.npy": sdf_points,
         "sdf.npy": sdf,
-        **_views(mesh, source, config),
+        **views,
     }
 
 
@@ -177,8 +182,7 @@ def _views(mesh: Mesh, source: Source, config: DataConfig) -> dict[str, Any]:
     rgba, depth = render_views(
         mesh, poses, intrinsics, size=config.resolution, supersample=config.supersample
     )
-    if not is_covered(rgba).any():
-        raise AssetError("invisible", f"none of its {config.num_views} views shows anything")
+    mesh.warnings.extend(check_views(is_covered(rgba), config.filters))
     members: dict[str, Any] = {
         "cameras.npy": poses.numpy().astype(np.float32),
         "intrinsics.npy": np.tile(intrinsics.numpy().astype(np.float32), (config.num_views, 1, 1)),

@@ -165,3 +165,30 @@ def curves(lines: Sequence[Mapping[str, float | int]]) -> list[str]:
         having = [line for line in lines if name in line]
         drawn.append(curve(name, [line["step"] for line in having], [float(line[name]) for line in having]))
     return [svg for svg in drawn if svg]
+
+
+def histogram(name: str, values: Sequence[float], *, bins: int = 24, logarithmic: bool = False) -> str:
+    """Returns how often values occur as SVG bars, with the least, middle and largest value.
+
+    logarithmic: bins of equal ratio, for positive values. Values that aren't finite are left out.
+    """
+    data = np.asarray([v for v in values if math.isfinite(v) and (v > 0 or not logarithmic)], float)
+    if not len(data):
+        return ""
+    scale = np.log(data) if logarithmic else data
+    counts, _ = np.histogram(scale, bins=bins)
+    top, bottom, width = 26.0, _HEIGHT - 20.0, (_WIDTH - 2 * _PAD) / bins
+    heights = counts / counts.max() * (bottom - top)
+    bars = "".join(
+        f'<rect x="{_PAD + i * width:.1f}" y="{bottom - h:.1f}" width="{width - 1:.1f}" height="{h:.1f}"/>'
+        for i, h in enumerate(heights)
+        if h > 0
+    )
+    foot = f"min {data.min():.4g} · median {np.median(data):.4g} · max {data.max():.4g}"
+    label = f"{name}{' (log)' if logarithmic else ''}"
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}">'
+        f'<text x="{_PAD}" y="16" font-size="12" fill="#1c2430">{text(label)}</text>'
+        f'<g fill="#2f6fde">{bars}</g>'
+        f'<text x="{_PAD}" y="{_HEIGHT - 6}" font-size="10" fill="#667085">{text(foot)}</text></svg>'
+    )
