@@ -1,4 +1,4 @@
-"""Asset files that try to break their reader: each kind is a function that writes one case into its own folder.
+"""Asset files that try to break their reader: each kind is a function that writes one case into its folder.
 
 Cases are a function of the seed. Beside the cases' folders lie files that no asset may read (`secret.*`).
 """
@@ -90,7 +90,13 @@ def noise(folder: Path, rng: Rng) -> None:
 
 def wrong_extension(folder: Path, rng: Rng) -> None:
     _, data = _pick(rng)
-    others = [data, b"%!PS\n(/etc/passwd) run\n", b"\x7fELF" + bytes(200), b"<html></html>", zlib.compress(data)]
+    others = [
+        data,
+        b"%!PS\n(/etc/passwd) run\n",
+        b"\x7fELF" + bytes(200),
+        b"<html></html>",
+        zlib.compress(data),
+    ]
     (folder / f"a.{_pick(rng)[0]}").write_bytes(others[rng.integers(len(others))])
 
 
@@ -119,8 +125,10 @@ def zip_bomb(folder: Path, rng: Rng) -> None:
 
 def damaged_archive(folder: Path, rng: Rng) -> None:
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
-        archive.writestr("PluginFurnitureCatalog.properties", "id#1=x\nname#1=Chair\nmodel#1=/../../secret.obj\n")
-        archive.writestr("a.obj", _TRIANGLE + b"f 1 2 3\n")
+        archive.writestr(
+            "PluginFurnitureCatalog.properties", "id#1=x\nname#1=Chair\nmodel#1=/../../secret.obj\n"
+        )
+        archive.writestr("a.obj", _TRIANGLE + b"f 1 2 3\n# %d\n" % rng.integers(10**9))
     data = bytearray((folder / "a.zip").read_bytes())
     match rng.integers(3):
         case 0:
@@ -132,7 +140,9 @@ def damaged_archive(folder: Path, rng: Rng) -> None:
 
 
 def traversal(folder: Path, rng: Rng) -> None:
-    up = str(rng.choice(["../", "../../", "x/../../", "..\\", "%2e%2e/", "/etc/", "file:///etc/", "....//../"]))
+    up = str(
+        rng.choice(["../", "../../", "x/../../", "..\\", "%2e%2e/", "/etc/", "file:///etc/", "....//../"])
+    )
     match rng.integers(6):
         case 0:
             write_obj(folder, mtl=f"newmtl m\nmap_Kd {up}secret.png\nmap_d {up}secret.png\n".encode())
@@ -143,7 +153,9 @@ def traversal(folder: Path, rng: Rng) -> None:
         case 3:
             write_gltf(folder, gltf_tree(images=[{"uri": f"{up}secret.png"}]))
         case 4:
-            ply = b"ply\nformat ascii 1.0\ncomment TextureFile " + f"{up}secret.png".encode() + _GOOD["ply"][3:]
+            ply = (
+                b"ply\nformat ascii 1.0\ncomment TextureFile " + f"{up}secret.png".encode() + _GOOD["ply"][3:]
+            )
             (folder / "a.ply").write_bytes(ply)
         case _:
             with zipfile.ZipFile(folder / "a.zip", "w") as archive:
@@ -181,7 +193,12 @@ def absurd_numbers(folder: Path, rng: Rng) -> None:
         (folder / "a.obj").write_bytes(f"v {word} 0 0\nv 1 {word} 0\nv 0 1 0\nf 1 2 3\n".encode())
         return
     number = {"9" * 400: 1e39}.get(word) or float(word)
-    node = {"mesh": 0, "scale": [number, 1, 1], "rotation": [number, 0, 0, number], "translation": [number] * 3}
+    node = {
+        "mesh": 0,
+        "scale": [number, 1, 1],
+        "rotation": [number, 0, 0, number],
+        "translation": [number] * 3,
+    }
     write_gltf(folder, gltf_tree(nodes=[node]))
 
 
@@ -203,11 +220,18 @@ def odd_nodes(folder: Path, rng: Rng) -> None:
 def huge_claims(folder: Path, rng: Rng) -> None:
     count = int(rng.choice([10**8, 2**31 - 1, 10**15]))
     accessor = {"componentType": 5126, "count": count, "type": "VEC3"}
-    sparse = {"count": count, "indices": {"bufferView": 0, "componentType": 5125}, "values": {"bufferView": 0}}
+    sparse = {
+        "count": count,
+        "indices": {"bufferView": 0, "componentType": 5125},
+        "values": {"bufferView": 0},
+    }
     match rng.integers(8):
         case 0:
-            ply = f"ply\nformat binary_little_endian 1.0\nelement vertex 3\nproperty float x\nelement face {count}\n"
-            (folder / "a.ply").write_bytes(ply.encode() + b"property list uchar int vertex_indices\nend_header\n")
+            ply = "ply\nformat binary_little_endian 1.0\nelement vertex 3\nproperty float x\n"
+            ply += f"element face {count}\n"
+            (folder / "a.ply").write_bytes(
+                ply.encode() + b"property list uchar int vertex_indices\nend_header\n"
+            )
         case 1:
             (folder / "a.off").write_bytes(f"OFF\n{count} {count} 0\n0 0 0\n".encode())
         case 2:
@@ -296,7 +320,9 @@ def odd_xml(folder: Path, rng: Rng) -> None:
         return
     start = body.index("<COLLADA")
     head = heads[rng.integers(len(heads))]
-    (folder / "a.dae").write_text(body[:start] + head + body[start:].replace("<asset>", "<asset><x>&a9;</x>", 1))
+    (folder / "a.dae").write_text(
+        body[:start] + head + body[start:].replace("<asset>", "<asset><x>&a9;</x>", 1)
+    )
 
 
 def slow_patterns(folder: Path, rng: Rng) -> None:
@@ -305,7 +331,9 @@ def slow_patterns(folder: Path, rng: Rng) -> None:
         case 0:
             write_obj(folder, obj=b"\n" * 500_000 + b"mtllib a" + blank + b"b\n" + _TRIANGLE + b"f 1 2 3\n")
         case 1:
-            write_obj(folder, mtl=b"newmtl m\nmap_Kd " + b"-1 " * 100_000 + b"\n" + b"map_Kd a" + blank + b"b\n")
+            write_obj(
+                folder, mtl=b"newmtl m\nmap_Kd " + b"-1 " * 100_000 + b"\n" + b"map_Kd a" + blank + b"b\n"
+            )
         case 2:
             (folder / "a.dae").write_bytes(b"<init_from>" + blank + b"x")
         case 3:
@@ -315,8 +343,8 @@ def slow_patterns(folder: Path, rng: Rng) -> None:
 
 
 KINDS: list[Case] = [
-    truncated, bit_flipped, noise, wrong_extension, zip_bomb, damaged_archive, traversal, huge_texture, odd_texture,
-    absurd_numbers, odd_nodes, huge_claims, links, odd_files, odd_json, odd_xml, slow_patterns,
+    truncated, bit_flipped, noise, wrong_extension, zip_bomb, damaged_archive, traversal, huge_texture,
+    odd_texture, absurd_numbers, odd_nodes, huge_claims, links, odd_files, odd_json, odd_xml, slow_patterns,
 ]  # fmt: skip
 
 
@@ -329,7 +357,7 @@ def _tell_apart(folder: Path, number: int) -> None:
 
 
 def write_cases(root: Path, num: int, seed: int) -> Path:
-    """Writes `num` cases into `root/assets`, each in a folder of its own, and the secrets beside; returns it."""
+    """Writes `num` cases into `root/assets`, each in its own folder, and the secrets beside; returns it."""
     assets = root / "assets"
     for number in range(num):
         kind = KINDS[number % len(KINDS)]

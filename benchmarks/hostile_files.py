@@ -30,19 +30,30 @@ CPU_SECONDS, MEMORY = 30, 3 << 30
 _CONFIG = {"num_views": 1, "resolution": 16, "supersample": 1, "num_points": 64, "num_sdf": 64}
 _QUIET = ("/proc/", "/sys/", "/dev/null", "/dev/urandom")
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.truncate")
+_CHANGES = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+    "os.truncate",
+)
 
 
 @dataclass
 class Watch:
-    """What happened outside the folder that may be read; `start` once a process, for hooks can't be taken out."""
+    """What happened outside the folder that may be read; hooks can't be taken out, so `start` it once."""
 
     allowed: tuple[str, ...] = ()
     seen: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Watches from now on."""
-        libraries = tuple({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *sys.path) if path})
+        libraries = tuple(
+            {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *sys.path) if path}
+        )
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open":
@@ -84,7 +95,9 @@ def attempt(source: Source, folder: Path, config: DataConfig) -> Outcome:
         told = pipe.read()
     _, status, usage = os.wait4(child, 0)
     facts = json.loads(told) if told else {"result": f"died: status {status}", "seen": []}
-    return Outcome(source.path, facts["result"], usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, facts["seen"])
+    return Outcome(
+        source.path, facts["result"], usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, facts["seen"]
+    )
 
 
 def _attempt(source: Source, folder: Path, config: DataConfig) -> dict[str, Any]:
@@ -132,7 +145,9 @@ def report(outcomes: list[Outcome], failures: list[Failure]) -> None:
         ends[failure.path.split("/")[0][:-4]][f"not taken: {failure.reason}"] += 1
     for kind, counts in sorted(ends.items()):
         own = [o for o in outcomes if o.path.split("/")[0][:-4] == kind]
-        cost = f"{max((o.seconds for o in own), default=0):5.1f} s {max((o.megabytes for o in own), default=0):5.0f} MB"
+        seconds, megabytes = (max(column, default=0.0) for column in
+                              ([o.seconds for o in own], [o.megabytes for o in own]))  # fmt: skip
+        cost = f"{seconds:5.1f} s {megabytes:5.0f} MB"
         sys.stdout.write(f"{kind:<16} {cost}  {', '.join(f'{n} {c}' for n, c in counts.most_common())}\n")
 
 
@@ -151,12 +166,15 @@ def main() -> None:
     told = {o.path.split("/")[0] for o in outcomes} | {f.path.split("/")[0] for f in failures}
     problems = [f"{name}: not accounted for" for name in sorted(cases - told)]
     problems += [f"finding sources: {what}" for what in seen]
-    problems += [f"{o.path}: {o.result}" for o in outcomes if o.result.startswith(("died", "quarantined: unexpected"))]
+    problems += [
+        f"{o.path}: {o.result}" for o in outcomes if o.result.startswith(("died", "quarantined: unexpected"))
+    ]
     problems += [f"{o.path}: {what}" for o in outcomes for what in o.seen]
     counts = Counter(o.result.split(":")[0] for o in outcomes)
     sys.stdout.write(
         f"\n{len(cases)} cases, {len(outcomes)} assets: {dict(counts)}, {len(failures)} not taken; slowest "
-        f"{max(o.seconds for o in outcomes):.1f} CPU-s of {CPU_SECONDS}; {time.monotonic() - start:.0f} s in all\n"
+        f"{max(o.seconds for o in outcomes):.1f} CPU-s of {CPU_SECONDS}; "
+        f"{time.monotonic() - start:.0f} s in all\n"
     )
     sys.stdout.write("".join(f"PROBLEM {problem}\n" for problem in problems))
     raise SystemExit(bool(problems))

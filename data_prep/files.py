@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 from data_prep.failures import AssetError
@@ -115,7 +114,7 @@ def check_size(name: str, size: int, max_bytes: int) -> None:
 
 
 def split_archive(path: Path) -> tuple[Path | None, str]:
-    """`a/models.zip/b/c.obj` -> (`a/models.zip`, "b/c.obj"); (None, "") for a file that lies in no archive."""
+    """`a/models.zip/b/c.obj` -> (`a/models.zip`, "b/c.obj"); (None, "") for a file in no archive."""
     for parent in path.parents:
         if parent.suffix.lower() in ARCHIVES and parent.is_file():
             return parent, path.relative_to(parent).as_posix()
@@ -123,7 +122,7 @@ def split_archive(path: Path) -> tuple[Path | None, str]:
 
 
 def read_member(archive: Path, member: str, max_bytes: int) -> bytes:
-    """Bytes of one member of a zip archive. Raises AssetError for what is damaged, too large or a zip bomb."""
+    """Bytes of one member of a zip archive. AssetError if it is damaged, too large or a zip bomb."""
     try:
         opened, by_name = _opened(archive)
         info = by_name[member]
@@ -167,5 +166,3 @@ def _open_once(archive: Path, mtime: int, size: int) -> tuple[zipfile.ZipFile, d
 def _leads_out(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return name.startswith("/") or "\\" in name or ".." in parts or "\0" in name or ":" in parts[0]
-
-

@@ -24,12 +24,20 @@ class Filters(Config):
     """Which assets are left out for their quality; the defaults leave out only what shows next to nothing."""
 
     min_thickness: float = Field(
-        default=0, ge=0, lt=1, description="smallest side over the longest; 0.01 leaves out pictures and planes"
+        default=0,
+        ge=0,
+        lt=1,
+        description="smallest side over the longest; 0.01 leaves out pictures and planes",
     )
-    max_blank_views: float = Field(default=0.5, ge=0, le=1, description="share of views that may show nothing")
+    max_blank_views: float = Field(
+        default=0.5, ge=0, le=1, description="share of views that may show nothing"
+    )
     drop_colourless: bool = Field(default=False, description="leave out assets that are white all over")
     near_duplicate: float = Field(
-        default=0.2, ge=0, le=2, description="distance below which the report calls two assets near duplicates"
+        default=0.1,
+        ge=0,
+        le=2,
+        description="distance below which the report calls two assets near duplicates",
     )
 
 
@@ -43,7 +51,7 @@ def check_shape(mesh: Mesh, filters: Filters) -> list[str]:
 
 
 def check_views(covered: Bool[ndarray, "views"], filters: Filters) -> list[str]:
-    """Warnings about blank views, given which views show anything. Raises AssetError "invisible" or "blank"."""
+    """Warnings about blank views, given which show anything. Raises AssetError "invisible" or "blank"."""
     blank, num = int((~covered).sum()), len(covered)
     if blank == num:
         raise AssetError("invisible", f"none of its {num} views shows anything")
@@ -67,8 +75,8 @@ def feature(
 ) -> Float32[ndarray, "dim"]:
     """A unit vector of where an asset's surface is and how it is coloured there.
 
-    Points are shared out among the eight nearest cells of a grid, so that it changes little with the sample of
-    points; square roots keep dense places from drowning the others.
+    Points are shared out among the eight nearest cells of a grid, so that it changes little with the sample
+    of points; square roots keep dense places from drowning the others.
     """
     place = (points.astype(np.float64) + 1) / 2 * (_GRID - 1)
     low = np.clip(np.floor(place).astype(np.int64), 0, _GRID - 2)

@@ -104,7 +104,9 @@ class Gltf:
         try:
             import meshopt
         except ImportError as error:
-            raise AssetError("unsupported", "is compressed by meshopt, which needs `pip install shapeloom[codecs]`") from error  # fmt: skip
+            raise AssetError(
+                "unsupported", "is packed by meshopt, which needs `pip install shapeloom[codecs]`"
+            ) from error
         count, stride = packed["count"], packed["byteStride"]
         check_size("an unpacked buffer view", count * stride, self.files.max_bytes)
         return bytes(
@@ -114,7 +116,11 @@ class Gltf:
     def accessor(self, index: Any) -> ndarray:
         """An accessor's rows [count, width]: floats, normalised where it says so, or integers."""
         entry = self.entry("accessors", index)
-        count, width, dtype = entry["count"], _WIDTHS.get(entry["type"], 0), _DTYPES.get(entry["componentType"])
+        count, width, dtype = (
+            entry["count"],
+            _WIDTHS.get(entry["type"], 0),
+            _DTYPES.get(entry["componentType"]),
+        )
         if not width or dtype is None or not isinstance(count, int) or count < 0:
             raise damaged(f"accessors[{index}] has an unknown type")
         if count > self.max_items:
@@ -178,7 +184,7 @@ def normalise(rows: ndarray) -> ndarray:
 
 
 def open_gltf(files: Files, *, max_items: int) -> Gltf:
-    """Parses the asset. Raises AssetError if it isn't glTF 2 or requires an extension that isn't known here."""
+    """Parses the asset. Raises AssetError if it isn't glTF 2 or requires an unknown extension."""
     data = files.own()
     text, binary = _split_glb(data) if data[:4] == b"glTF" else (data, b"")
     try:

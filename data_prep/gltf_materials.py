@@ -29,7 +29,7 @@ class Materials:
     gltf: Gltf
     max_texture: int
     warnings: list[str] = field(default_factory=list)
-    images: dict[int, ndarray | None] = field(default_factory=dict)
+    images: dict[int | None, ndarray | None] = field(default_factory=dict)
 
     def look(self, index: int | None) -> tuple[Look, str, Float[ndarray, "2 3"]]:
         """A material's look, the attribute with its texture coordinates, and what transforms them.
@@ -48,9 +48,7 @@ class Materials:
         factor = np.clip(np.array(base.get(names[0], [1.0] * 4), float), 0, 1)
         if factor.shape != (4,) or not np.isfinite(factor).all():
             raise AssetError("unreadable", f"materials[{index}] has a colour of other than four numbers")
-        look = Look(
-            factor=factor, cutoff=_cutoff(material), unlit="KHR_materials_unlit" in extensions
-        )
+        look = Look(factor=factor, cutoff=_cutoff(material), unlit="KHR_materials_unlit" in extensions)
         reference = base.get(names[1])
         if reference is None:
             return look, "TEXCOORD_0", np.eye(2, 3)
@@ -63,7 +61,7 @@ class Materials:
     def _image(self, texture: dict[str, Any]) -> ndarray | None:
         """Texels of a texture's image, or None with a warning. Compressed alternatives come first."""
         extensions = texture.get("extensions", {})
-        source = texture.get("source")
+        source: int | None = texture.get("source")
         for name in ("EXT_texture_webp", "KHR_texture_basisu"):
             source = extensions.get(name, {}).get("source", source)
         if source not in self.images:
@@ -105,8 +103,8 @@ def _cutoff(material: dict[str, Any]) -> float:
 def _uv_transform(transform: dict[str, Any]) -> Float[ndarray, "2 3"]:
     """[u', v'] = matrix @ [u, v, 1] in glTF's texture space, whose origin is at the top left.
 
-    Positive rotations turn coordinates counter-clockwise as seen with v pointing down, as three.js and Blender
-    read the extension, whose text and code sample disagree.
+    Positive rotations turn coordinates counter-clockwise as seen with v pointing down, as three.js and
+    Blender read the extension, whose text and code sample disagree.
     """
     (x, y), (sx, sy) = transform.get("offset", [0, 0]), transform.get("scale", [1, 1])
     cos, sin = math.cos(transform.get("rotation", 0)), math.sin(transform.get("rotation", 0))

@@ -1,6 +1,6 @@
 """glTF scenes to parts: node transforms, instances, skins and morph targets at rest, primitives of triangles.
 
-Hidden nodes (with all below them) and colliders of game engines are dropped; lines and points aren't surfaces.
+Hidden nodes (with all below them) and colliders of game engines are dropped; lines and points are no surface.
 Nodes must form trees, as the standard demands: a node that is reached twice is an error, never a loop.
 """
 
@@ -41,7 +41,11 @@ def scene_parts(gltf: Gltf, materials: Materials) -> Iterator[tuple[Part, Float[
             joints = _joint_matrices(gltf, node["skin"], places) if "skin" in node else None
             for primitive in mesh.get("primitives", []):
                 part = read_primitive(
-                    gltf, materials, primitive, weights=node.get("weights", mesh.get("weights")), joints=joints
+                    gltf,
+                    materials,
+                    primitive,
+                    weights=node.get("weights", mesh.get("weights")),
+                    joints=joints,
                 )
                 if part is not None:
                     # A skinned mesh stands where its joints are, wherever its node is.
@@ -89,7 +93,11 @@ def _local_matrix(node: dict[str, Any]) -> Float[ndarray, "4 4"]:
         return _compose(
             *(
                 np.array([node.get(name, default)], float).reshape(1, len(default))
-                for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))
+                for name, default in (
+                    ("translation", [0, 0, 0]),
+                    ("rotation", [0, 0, 0, 1]),
+                    ("scale", [1, 1, 1]),
+                )
             )
         )[0]
     except (TypeError, ValueError) as error:
@@ -251,5 +259,3 @@ def _uv(uv: ndarray | None, transform: ndarray, faces: ndarray, count: int) -> n
         return None
     moved = uv.astype(float) @ transform[:, :2].T + transform[:, 2]
     return np.stack([moved[:, 0], 1 - moved[:, 1]], axis=1).astype(np.float32)[faces]
-
-

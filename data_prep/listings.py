@@ -2,9 +2,9 @@
 
     path,caption[,category][,licence][,group][,split][,id][,anything else]
 
-A folder's `captions.csv` describes some of the folder's files; a manifest (.csv or .parquet) is the list of the
-assets themselves. Paths are relative to the file's own folder. Several rows of one path are several captions
-of it; other columns count from the first row that fills them.
+A folder's `captions.csv` describes some of the folder's files; a manifest (.csv or .parquet) is the list of
+the assets themselves. Paths are relative to the file's own folder. Several rows of one path are several
+captions of it; other columns count from the first row that fills them.
 """
 
 import csv
@@ -66,7 +66,9 @@ def read_manifest(file: Path) -> tuple[dict[str, Listed], list[Failure]]:
     """
     header, rows = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     listed, failures = collect(file, header, rows)
-    for path in [p for p in listed if not p or PurePosixPath(p).is_absolute() or ".." in PurePosixPath(p).parts]:
+    for path in [
+        p for p in listed if not p or PurePosixPath(p).is_absolute() or ".." in PurePosixPath(p).parts
+    ]:
         message = f"{file.name} may name files in its own folder and below; put it above all its assets"
         failures.append(Failure(path, "sources", "outside_folder", message, ""))
         del listed[path]
@@ -102,7 +104,9 @@ def _read_parquet(file: Path) -> tuple[list[str], list[Row]]:
     return list(table.column_names), rows
 
 
-def collect(file: Path, header: Sequence[str], rows: Iterable[Row]) -> tuple[dict[str, Listed], list[Failure]]:
+def collect(
+    file: Path, header: Sequence[str], rows: Iterable[Row]
+) -> tuple[dict[str, Listed], list[Failure]]:
     """Rows gathered by path. Raises UserError for columns and values that make no sense."""
     if "path" not in header:
         raise UserError(f"{file} has no column `path`; its columns are: {', '.join(header) or 'none'}.")

@@ -1,9 +1,9 @@
 """Files to meshes: GLB, glTF, OBJ, PLY, STL, OFF and DAE, in the project's frame (right-handed, +Z up).
 
 glTF and OBJ are +Y up and are turned; DAE says itself which axis is up; PLY, STL and OFF (scans, CAD,
-printing) are +Z up and stay as they are; `up` overrides. Units don't matter, since every asset is scaled to fit.
+printing) are +Z up and stay as they are; `up` overrides. Units don't matter: every asset is scaled to fit.
 An asset may name others (textures, materials, buffers) in its own folder and below; anything else is refused.
-A missing texture is a warning, a missing buffer an error. glTF is read here (`gltf*.py`), the rest by trimesh.
+A missing texture is a warning, a missing buffer an error. glTF is read in `gltf*.py`, the rest by trimesh.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What assets are called: captions out of names, captions cleaned, name groups and the splits they stand on."""
+"""What assets are called: captions out of names, captions cleaned, name groups and their splits."""
 
 import html
 import re

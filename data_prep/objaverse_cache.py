@@ -1,7 +1,7 @@
 """Objaverse 1.0 and XL, through the `objaverse` package and its cache of files.
 
-A cache that is filled already is used as it is, without a network; what is missing is downloaded. Captions are
-Cap3D's (a CSV file `uid,caption` without a header) where there are any, else an object's own name and tags.
+A cache that is filled already is used as it is, without a network; what is missing is downloaded. Captions
+are Cap3D's (a CSV file `uid,caption` without a header) where there are any, else an object's name and tags.
 """
 
 import csv
@@ -32,7 +32,9 @@ class ObjaverseConfig(Config):
     )
     categories: list[str] = Field(default=[], description="LVIS categories such as mug; Objaverse 1.0 alone")
     captions: Path | None = Field(default=None, description="Cap3D's CSV file: uid,caption without a header")
-    cache: Path = Field(default=Path("~/.objaverse"), description="where the `objaverse` package keeps its files")
+    cache: Path = Field(
+        default=Path("~/.objaverse"), description="where the `objaverse` package keeps its files"
+    )
     xl: bool = Field(default=False, description="Objaverse-XL instead of 1.0")
     download_processes: int = Field(default=4, ge=1)
 
@@ -49,16 +51,20 @@ def find_objaverse(config: ObjaverseConfig, fractions: SplitFractions) -> tuple[
     """
     wanted = _read_uids(config.uids)
     if not wanted and not config.categories:
-        raise UserError("Name the objects: objaverse.uids=FILE (one uid a line) or objaverse.categories=[mug].")
+        raise UserError(
+            "Name the objects: objaverse.uids=FILE (one uid a line) or objaverse.categories=[mug]."
+        )
     if config.xl and config.categories:
-        raise UserError("objaverse.categories are of Objaverse 1.0; for XL name the objects by objaverse.uids.")
+        raise UserError(
+            "objaverse.categories are of Objaverse 1.0; for XL name the objects by objaverse.uids."
+        )
     captions = read_cap3d(config.captions)
     try:
         listed, failures = _xl(config, wanted) if config.xl else _version_1(config, wanted)
     except OSError as error:  # urllib's and requests' errors are among them
         raise UserError(
-            f"Objaverse could not be downloaded ({error}). Without a network, put its files into {config.root} "
-            "first, laid out as the `objaverse` package does."
+            f"Objaverse could not be downloaded ({error}). Without a network, put its files into "
+            f"{config.root} first, laid out as the `objaverse` package does."
         ) from error
     for entry in listed.values():
         own, entry.captions = entry.captions, []
@@ -84,7 +90,9 @@ def read_cap3d(file: Path | None) -> dict[str, list[str]]:
                     )
                 captions.setdefault(row[0].strip(), []).append(row[1])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"objaverse.captions: {file} is not a UTF-8 CSV file that can be read: {error}") from error
+        raise UserError(
+            f"objaverse.captions: {file} is not a UTF-8 CSV file that can be read: {error}"
+        ) from error
     return captions
 
 

@@ -20,7 +20,7 @@ class Look:
     factor: Float64[ndarray, "4"] = field(default_factory=lambda: np.ones(4))
     """Linear RGB and alpha, which multiply everything else."""
     texture: UInt8[ndarray, "height width 4"] | None = None
-    sampler: Sampler = Sampler()
+    sampler: Sampler = field(default_factory=Sampler)
     cutoff: float = 0.0
     """As in `Mesh`: 0 opaque, positive masked, `BLEND` blended."""
     unlit: bool = False
@@ -41,7 +41,7 @@ class Part:
 
 
 class Soup:
-    """Collects parts into one mesh, and refuses more than `max_faces` of them before their memory is spent."""
+    """Collects parts into one mesh; refuses more than `max_faces` faces before their memory is spent."""
 
     def __init__(self, max_faces: int) -> None:
         self.max_faces = max_faces
@@ -111,9 +111,7 @@ class Soup:
         columns = {name: np.concatenate(parts) for name, parts in self.columns.items()}
         if not columns["unlit"].any():
             del columns["unlit"]
-        mesh = Mesh(
-            **columns, textures=self.textures, samplers=self.samplers, warnings=self.warnings
-        )
+        mesh = Mesh(**columns, textures=self.textures, samplers=self.samplers, warnings=self.warnings)
         if not np.isfinite(mesh.triangles).all():
             raise AssetError("not_finite", "has vertices at infinity or NaN")
         mesh.vertices[:] = mesh.vertices @ turn.T
@@ -137,5 +135,3 @@ def _corner_normals(part: Part, vertices: ndarray, linear: ndarray) -> ndarray:
     length = np.linalg.norm(normals, axis=2, keepdims=True)
     good = np.isfinite(length) & (length > 0)
     return np.where(good, normals / np.where(good, length, 1), flat)
-
-

@@ -49,8 +49,8 @@ class DataConfig(Config):
 
     assets: Path | None = Field(
         default=None,
-        description="folder of 3D files, manifest (.csv, .parquet) or archive (.zip, .sh3f); none: `objaverse`, "
-        "or else the procedural set",
+        description="folder of 3D files, manifest (.csv, .parquet) or archive (.zip, .sh3f); none: "
+        "`objaverse`, or else the procedural set",
     )
     objaverse: ObjaverseConfig | None = Field(default=None, description="in place of `assets`")
     procedural: ProceduralConfig = ProceduralConfig()

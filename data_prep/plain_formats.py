@@ -21,7 +21,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from data_prep.failures import AssetError
 from data_prep.files import Files
 from data_prep.gltf_scene import is_collider
-from data_prep.mesh import BLEND, Sampler, srgb_to_linear
+from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
 from data_prep.parts import Look, Part
 from data_prep.textures import decode_texture
 
@@ -104,7 +104,9 @@ def _check(data: bytes, suffix: str, max_faces: int) -> None:
         for kind, count in re.findall(rb"^element[ \t]+(\w+)[ \t]+(\d+)", data[:4096], re.MULTILINE):
             # A vertex or face takes a byte at the least.
             if len(count) > 12 or int(count) > len(data):
-                raise AssetError("unreadable", f"claims {count.decode()} {kind.decode()} elements in {len(data)} bytes")
+                raise AssetError(
+                    "unreadable", f"claims {count.decode()} {kind.decode()} elements in {len(data)} bytes"
+                )
     if suffix == ".off":
         lines = [line.split(b"#")[0].split() for line in data[:4096].splitlines()]
         counts = [word for line in lines for word in line if word.isdigit()][:2]
@@ -112,7 +114,7 @@ def _check(data: bytes, suffix: str, max_faces: int) -> None:
             raise AssetError("unreadable", f"claims {counts[0].decode()} vertices in {len(data)} bytes")
     if suffix == ".dae" and re.search(rb"<!\s*(DOCTYPE|ENTITY)", data, re.IGNORECASE):
         raise AssetError("unsupported", "declares XML entities, which no COLLADA file needs")
-    if suffix == ".stl" and len(data) >= 84 and not data[:5].lower() == b"solid":
+    if suffix == ".stl" and len(data) >= 84 and data[:5].lower() != b"solid":
         claimed = int.from_bytes(data[80:84], "little")
         if 84 + 50 * claimed > len(data):
             raise AssetError("unreadable", f"cut short: claims {claimed} triangles in {len(data)} bytes")
@@ -176,11 +178,17 @@ def _look(mesh: trimesh.Trimesh, pictures: _Pictures) -> tuple[Look, ndarray]:
             # Kd is left out where there is a texture: exporters write black, white or 0.8 there at random.
             return Look(np.array([1, 1, 1, opacity]), texture, sampler, BLEND), transform
     straight = np.array([[1.0, 1], [0, 0]])
-    diffuse = getattr(material, "diffuse", None) if "kd" in words else getattr(material, "baseColorFactor", None)
+    diffuse = (
+        getattr(material, "diffuse", None) if "kd" in words else getattr(material, "baseColorFactor", None)
+    )
     if diffuse is not None and len(np.atleast_1d(diffuse)) >= 3:
-        return Look(np.append(srgb_to_linear(np.asarray(diffuse[:3]) / 255.0), opacity), cutoff=cutoff), straight
+        return Look(
+            np.append(srgb_to_linear(np.asarray(diffuse[:3]) / 255.0), opacity), cutoff=cutoff
+        ), straight
     colored = getattr(mesh.visual, "kind", None) in ("vertex", "face")
-    return Look(np.append(np.ones(3) if colored else np.full(3, _DEFAULT_GREY), opacity), cutoff=cutoff), straight
+    return Look(
+        np.append(np.ones(3) if colored else np.full(3, _DEFAULT_GREY), opacity), cutoff=cutoff
+    ), straight
 
 
 def _opacity(words: dict[str, Any]) -> float:
@@ -195,7 +203,8 @@ def _opacity(words: dict[str, Any]) -> float:
 
 def map_options(words: str) -> tuple[str, Sampler, ndarray]:
     """File name, sampler, and scale and offset of what follows `map_Kd`: `-clamp on -s 2 2 1 oak.png`."""
-    transform, wrap = np.array([[1.0, 1], [0, 0]]), "repeat"
+    transform = np.array([[1.0, 1], [0, 0]])
+    wrap: Wrap = "repeat"
     rest = words.strip()[:2000]
     while option := re.match(r"-(\w+)((?:\s+(?:on|off|-?[\d.]+(?:e-?\d+)?)(?=\s))*)\s+(?=\S)", rest):
         values = option[2].split()

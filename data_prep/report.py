@@ -1,6 +1,6 @@
 """`report.html` of a prepared dataset: one page to look at before training on it, loading nothing else.
 
-Beside it `near_duplicates.jsonl` lists pairs of kept assets that look alike: what the page shows the first of.
+Beside it `near_duplicates.jsonl` lists pairs of kept assets that look alike; the page shows the first ones.
 """
 
 import json
@@ -105,7 +105,11 @@ def _head(facts: Facts, failures: Sequence[Failure]) -> str:
         page.card("Near duplicates", f"{len(facts.pairs):,}", f"pairs, {crossing:,} across splits"),
         page.card("Views", f"{shards.num_views}", f"an asset, of {shards.resolution} x {shards.resolution}"),
     ]
-    note = "" if len(facts.indices) == len(shards) else f" Pictures and figures are of {len(facts.indices):,} of them."
+    note = (
+        ""
+        if len(facts.indices) == len(shards)
+        else f" Pictures and figures are of {len(facts.indices):,} of them."
+    )
     intro = f"<p class='soft'>Digest {page.text(shards.digest[:16])}.{note}</p>"
     return f"<h1>Data report</h1>{intro}<div class='cards'>{''.join(cards)}</div>"
 
@@ -124,7 +128,9 @@ def _histograms(facts: Facts) -> str:
     rows = [facts.shards.rows[index] for index in facts.indices]
     drawn = [
         page.histogram("faces", [f["num_faces"] for f in facts.facts], logarithmic=True),
-        page.histogram("longest side in the file's units", [1.9 / f["scale"] for f in facts.facts], logarithmic=True),
+        page.histogram(
+            "longest side in the file's units", [1.9 / f["scale"] for f in facts.facts], logarithmic=True
+        ),
         page.histogram("thinnest side over longest", facts.extents),
         page.histogram("words a caption", [len(c.split()) for row in rows for c in row.captions]),
         page.histogram("captions an asset", [len(row.captions) for row in rows]),
@@ -142,7 +148,7 @@ def _warnings(facts: Facts) -> str:
         return ""
     rows = [[page.text(kind), str(len(found)), page.text(found[0][0]), page.text(found[0][1][:200])]
             for kind, found in sorted(examples.items(), key=lambda item: -len(item[1]))[:20]]  # fmt: skip
-    return f"<h2>Warnings</h2>{page.table(['Kind', 'assets', 'such as', 'which says'], rows)}"
+    return f"<h2>Warnings</h2>{page.table(['Kind', 'assets', 'such as', 'which says'], rows, words=True)}"
 
 
 def _crosses(facts: Facts, pair: Pair) -> bool:
@@ -156,13 +162,15 @@ def _near_duplicates(facts: Facts) -> str:
     for pair in sorted(facts.pairs, key=lambda pair: not _crosses(facts, pair))[:_NUM_PAIRS]:
         indices = [facts.indices[pair.first], facts.indices[pair.second]]
         both = np.concatenate([_picture(facts.shards, index) for index in indices], axis=1)
-        names = " and ".join(f"{f['path']} ({f['split']})" for f in (facts.facts[pair.first], facts.facts[pair.second]))
+        names = " and ".join(
+            f"{f['path']} ({f['split']})" for f in (facts.facts[pair.first], facts.facts[pair.second])
+        )
         mark = '<span class="bad">across splits</span> ' if _crosses(facts, pair) else ""
         caption = f"{mark}{page.text(names)}, distance {pair.distance:.2f}"
         figures.append(page.figure(page.picture_uri(both), caption, alt=names))
     intro = (
         "<p class='soft'>Kept, and listed in near_duplicates.jsonl: surfaces at the same places in the same "
-        "colours. Pairs across splits come first; give both the same <code>group</code> to bring them together.</p>"
+        "colours. Pairs across splits come first; the same <code>group</code> brings two together.</p>"
     )
     return f"<h2>Near duplicates</h2>{intro}{page.tiles(figures, 'large')}"
 
@@ -179,5 +187,13 @@ def _quarantine(facts: Facts, failures: Sequence[Failure]) -> str:
              for f in failures[:_NUM_ROWS]]  # fmt: skip
     more = len(failures) - _NUM_ROWS
     rest = f"<p class='soft'>… and {more} more in quarantine.jsonl.</p>" if more > 0 else ""
-    pictures = f"<h3>Duplicates, as their kept copies look</h3>{page.tiles(figures[:_NUM_PAIRS])}" if figures else ""
-    return "<h2>Left out</h2>" + summary + page.table(["File", "reason", "what was found"], shown) + rest + pictures
+    pictures = (
+        f"<h3>Duplicates, as their kept copies look</h3>{page.tiles(figures[:_NUM_PAIRS])}" if figures else ""
+    )
+    return (
+        "<h2>Left out</h2>"
+        + summary
+        + page.table(["File", "reason", "what was found"], shown, words=True)
+        + rest
+        + pictures
+    )

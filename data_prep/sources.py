@@ -2,9 +2,9 @@
 
 The path says which: a folder is walked (archives in it are looked into, `captions.csv` is read), a .csv or
 .parquet file is a manifest, a .zip or .sh3f file an archive. Objaverse has a config section of its own
-(`objaverse_cache.py`). An asset without a caption is captioned by file and folder names. Its group is its name
-without trailing numbers, so that "tree_1" and "tree_2" stand on the same side of a split; its split, unless
-one is named, is a function of the group's hash alone.
+(`objaverse_cache.py`). An asset without a caption is captioned by file and folder names. Its group is its
+name without trailing numbers, so that "tree_1" and "tree_2" stand on the same side of a split; its split,
+unless one is named, is a function of the group's hash alone.
 """
 
 import os
@@ -51,7 +51,7 @@ class Source:
     split: str
     attributes: dict[str, str]
     provenance: dict[str, str] = field(default_factory=dict)
-    """`source` (folder, manifest, archive, sweethome3d, objaverse) and what it knows: id, creator, url, ..."""
+    """`source` (folder, manifest, archive, sweethome3d, objaverse) and what it knows: id, creator, url."""
     rotation: list[float] | None = None
     """Row-major, in the file's own frame, where the source says that the model must be turned."""
     warnings: list[str] = field(default_factory=list)
@@ -201,12 +201,10 @@ def _add_archive(found: _Found, root: Path, path: str) -> None:
     except AssetError as error:
         found.fail(path, error)
         return
-    for name, error in odd:
-        found.fail(f"{path}/{name}", error)
+    for name, reason in odd:
+        found.fail(f"{path}/{name}", reason)
     for name in members:
         if name.lower().endswith(SUFFIXES):
             found.listed[f"{path}/{name}"] = Listed(provenance={"source": "archive"})
         elif name.lower().endswith(ARCHIVES):
             found.fail(f"{path}/{name}", AssetError("unsupported", "an archive within an archive: unpack it"))
-
-

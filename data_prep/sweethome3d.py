@@ -27,7 +27,9 @@ def read_library(archive: Path, relative: str) -> tuple[dict[str, Listed], list[
     properties = parse_properties(text)
     listed: dict[str, Listed] = {}
     failures = []
-    numbers = sorted({int(m[1]) for key in properties if (m := re.fullmatch(r"(?:id|name|model)#(\d{1,9})", key))})
+    numbers = sorted(
+        {int(m[1]) for key in properties if (m := re.fullmatch(r"(?:id|name|model)#(\d{1,9})", key))}
+    )
     for number in numbers:
         entry = {key: properties[f"{key}#{number}"] for key in _KEYS if f"{key}#{number}" in properties}
         name = f"{relative}/{entry.get('model', '').lstrip('/')}"
@@ -70,7 +72,7 @@ def _listed(entry: dict[str, str], library: dict[str, str]) -> Listed:
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    r"""A Java properties file: `key=value` or `key: value`, `\` escapes and line continuations, # comments."""
+    r"""A Java properties file: `key=value` or `key: value`, `\` escapes and continuations, # comments."""
     joined = re.sub(r"(?<!\\)((?:\\\\)*)\\\r?\n[ \t]*", r"\1", text)
     result = {}
     for line in joined.splitlines():
@@ -90,5 +92,3 @@ def _unescape(text: str) -> str:
         return {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}.get(match[2], match[2])
 
     return re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", one, text)
-
-

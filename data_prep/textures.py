@@ -55,4 +55,3 @@ def _decode_ktx2(data: bytes) -> Image.Image:
     if texture.width * texture.height > _MAX_TEXELS:
         raise AssetError("too_large", f"has a texture of {texture.width} x {texture.height} pixels")
     return Image.fromarray(np.ascontiguousarray(texture.transcode("rgba8").data))
-

@@ -18,5 +18,10 @@ def test_reading_outside_the_folder_would_be_noticed(tmp_path):
         "import os; os.mkdir(sys.argv[1] + '/x'); print([s.split()[0] for s in w.seen])"
     )
     (tmp_path / "in").touch()
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "['open', 'open', 'os.mkdir']"

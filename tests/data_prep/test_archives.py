@@ -1,4 +1,4 @@
-"""Archives, libraries, manifests and Objaverse's cache: what they hold, who may read what, and clear errors."""
+"""Archives, libraries, manifests and Objaverse's cache: what they hold, what may be read, clear errors."""
 
 import csv
 import gzip
@@ -37,7 +37,9 @@ def archive(path: Path, members: dict[str, str | bytes]) -> Path:
 
 
 def test_archive_is_a_folder_of_its_members(tmp_path):
-    archive(tmp_path / "models.zip", {"./chairs/Old_Chair_2.obj": box(), "chairs/a.mtl": MTL, "readme.txt": "hi"})
+    archive(
+        tmp_path / "models.zip", {"./chairs/Old_Chair_2.obj": box(), "chairs/a.mtl": MTL, "readme.txt": "hi"}
+    )
     (tmp_path / "captions.csv").write_text("path,caption\nmodels.zip/chairs/Old_Chair_2.obj,a red chair\n")
     (source,), failures = find_sources(tmp_path, FRACTIONS)
     assert failures == []
@@ -62,7 +64,10 @@ def test_zip_bombs_and_damaged_archives_are_failures(tmp_path):
     (tmp_path / "cut.zip").write_bytes((tmp_path / "bomb.zip").read_bytes()[:-30])
     sources, failures = find_sources(tmp_path, FRACTIONS)
     assert sources == []
-    assert [(f.path, f.reason) for f in failures] == [("cut.zip", "unreadable"), ("bomb.zip/a.obj", "too_large")]
+    assert [(f.path, f.reason) for f in failures] == [
+        ("cut.zip", "unreadable"),
+        ("bomb.zip/a.obj", "too_large"),
+    ]
     with pytest.raises(AssetError, match="the limit is 1"):
         read_member(tmp_path / "bomb.zip", "a.obj", 1 << 20)
 
@@ -114,7 +119,10 @@ def test_manifest_lists_the_assets(tmp_path, kind):
     sources, failures = find_sources(write_manifest(tmp_path, kind, rows), FRACTIONS)
     assert [s.path for s in sources] == ["a.obj", "c.obj"]
     assert (sources[0].captions, sources[0].licence) == (["a tall box", "a box"], "CC0")
-    assert (sources[0].attributes, sources[0].provenance) == ({"colour": "red"}, {"source": "manifest", "id": "x1"})
+    assert (sources[0].attributes, sources[0].provenance) == (
+        {"colour": "red"},
+        {"source": "manifest", "id": "x1"},
+    )
     assert {f.path: f.reason for f in failures} == {"lost.obj": "missing", "../out.obj": "outside_folder"}
 
 
@@ -143,13 +151,22 @@ CATALOGUE = (
 
 def test_library_keeps_words_licence_and_rotation(tmp_path):
     members = {
-        "PluginFurnitureCatalog.properties": CATALOGUE.encode("latin-1"), "t/sofa/sofa.obj": box(extents=(1, 2, 3)),
-        "t/sofa/a.mtl": MTL, "t/not_listed.obj": box(),
+        "PluginFurnitureCatalog.properties": CATALOGUE.encode("latin-1"),
+        "t/sofa/sofa.obj": box(extents=(1, 2, 3)), "t/sofa/a.mtl": MTL, "t/not_listed.obj": box(),
     }  # fmt: skip
     (source,), failures = find_sources(archive(tmp_path / "test.sh3f", members), FRACTIONS)
     assert source.captions == ["sofa 2", "sofa 2, living room", "sofa 2, seat"]
-    assert (source.licence, source.category, source.group) == ("CC-BY 3.0 \xa9 Caf\xe9", "living room", "sofa")
-    assert source.provenance == {"source": "sweethome3d", "library": "Test catalog", "id": "T#sofa", "creator": "Ann"}
+    assert (source.licence, source.category, source.group) == (
+        "CC-BY 3.0 \xa9 Caf\xe9",
+        "living room",
+        "sofa",
+    )
+    assert source.provenance == {
+        "source": "sweethome3d",
+        "library": "Test catalog",
+        "id": "T#sofa",
+        "creator": "Ann",
+    }
     assert sorted(f.reason for f in failures) == ["missing", "unreadable"]
     # +Y up and turned by the catalogue: z -> y, then y -> z.
     mesh = load_mesh(tmp_path / source.path, rotation=source.rotation)
@@ -170,8 +187,8 @@ def cache(tmp_path) -> Path:
     root = tmp_path / "cache/hf-objaverse-v1"
     paths = {f"uid{n}": f"glbs/000-000/uid{n}.glb" for n in range(3)}
     annotations = {
-        uid: {"name": f"Old Mug {n}", "license": "by", "tags": [{"name": "cup"}], "categories": [{"name": "food"}],
-              "user": {"username": "ann"}, "viewerUrl": f"https://x/{uid}"}
+        uid: {"name": f"Old Mug {n}", "license": "by", "tags": [{"name": "cup"}],
+              "categories": [{"name": "food"}], "user": {"username": "ann"}, "viewerUrl": f"https://x/{uid}"}
         for n, uid in enumerate(paths)
     }  # fmt: skip
     for name, content in {
@@ -222,12 +239,16 @@ def test_objaverse_choices_that_make_no_sense_are_user_errors(cache, tmp_path):
 
 def test_objaverse_xl_uses_files_that_are_there(tmp_path):
     for folder, rows in {
-        "github": [("https://github/a/b/blob/c/Red_Chair_2.stl", "aa", "stl"), ("https://github/a/x.fbx", "bb", "fbx")],
+        "github": [
+            ("https://github/a/b/blob/c/Red_Chair_2.stl", "aa", "stl"),
+            ("https://github/a/x.fbx", "bb", "fbx"),
+        ],
         "thingiverse": [], "smithsonian": [], "sketchfab": [],
     }.items():  # fmt: skip
         table = {
-            "fileIdentifier": [r[0] for r in rows], "source": ["github"] * len(rows), "license": ["MIT"] * len(rows),
-            "fileType": [r[2] for r in rows], "sha256": [r[1] for r in rows], "metadata": ["{}"] * len(rows),
+            "fileIdentifier": [r[0] for r in rows], "source": ["github"] * len(rows),
+            "license": ["MIT"] * len(rows), "fileType": [r[2] for r in rows],
+            "sha256": [r[1] for r in rows], "metadata": ["{}"] * len(rows),
         }  # fmt: skip
         schema = pyarrow.schema([(name, pyarrow.string()) for name in table])
         for file in (tmp_path / f"{folder}/{folder}.parquet", tmp_path / f"{folder}/{folder}-urls.parquet",
@@ -237,7 +258,9 @@ def test_objaverse_xl_uses_files_that_are_there(tmp_path):
     (tmp_path / "xl-files").mkdir()
     trimesh.creation.box().export(tmp_path / "xl-files/aa.stl")
     (tmp_path / "uids.txt").write_text("aa\nbb\ncc\n")
-    (source,), failures = find_objaverse(ObjaverseConfig(uids=tmp_path / "uids.txt", cache=tmp_path, xl=True), FRACTIONS)
+    (source,), failures = find_objaverse(
+        ObjaverseConfig(uids=tmp_path / "uids.txt", cache=tmp_path, xl=True), FRACTIONS
+    )
     assert (source.path, source.captions, source.licence) == ("aa.stl", ["red chair 2"], "MIT")
     assert source.provenance["url"].endswith("Red_Chair_2.stl")
     assert {f.path: f.reason for f in failures} == {"cc": "missing", "bb.fbx": "unsupported"}

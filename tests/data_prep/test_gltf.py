@@ -1,4 +1,4 @@
-"""What the glTF standard says of accessors, primitives, nodes, skins and materials, on files in closed form."""
+"""What the glTF standard says of accessors, primitives, nodes, skins and materials, in closed form."""
 
 import base64
 import io
@@ -43,12 +43,18 @@ class Builder:
     def view(self, data: bytes, **more: Any) -> int:
         uri = "data:;base64," + base64.b64encode(data).decode()
         self.tree["buffers"].append({"byteLength": len(data), "uri": uri})
-        self.tree["bufferViews"].append({"buffer": len(self.tree["buffers"]) - 1, "byteLength": len(data), **more})
+        self.tree["bufferViews"].append(
+            {"buffer": len(self.tree["buffers"]) - 1, "byteLength": len(data), **more}
+        )
         return len(self.tree["bufferViews"]) - 1
 
     def rows(self, rows: np.ndarray, **more: Any) -> int:
         rows = np.atleast_2d(rows) if rows.ndim > 1 else rows.reshape(-1, 1)
-        accessor = {"componentType": _COMPONENTS[rows.dtype.str[1:]], "count": len(rows), "type": _TYPES[rows.shape[1]]}
+        accessor = {
+            "componentType": _COMPONENTS[rows.dtype.str[1:]],
+            "count": len(rows),
+            "type": _TYPES[rows.shape[1]],
+        }
         self.tree["accessors"].append(accessor | {"bufferView": self.view(rows.tobytes())} | more)
         return len(self.tree["accessors"]) - 1
 
@@ -98,9 +104,13 @@ def test_integer_accessors_are_normalised_where_they_say_so(tmp_path):
 
 
 def test_sparse_accessor_replaces_rows(tmp_path, square):
-    indices, values = square.view(np.array([2], np.uint8).tobytes()), square.view(np.float32([5, 6, 7]).tobytes())
+    indices, values = (
+        square.view(np.array([2], np.uint8).tobytes()),
+        square.view(np.float32([5, 6, 7]).tobytes()),
+    )
     square.tree["accessors"][0]["sparse"] = {
-        "count": 1, "indices": {"bufferView": indices, "componentType": 5121}, "values": {"bufferView": values},
+        "count": 1, "indices": {"bufferView": indices, "componentType": 5121},
+        "values": {"bufferView": values},
     }  # fmt: skip
     assert square.load(tmp_path).vertices[2].tolist() == [5, 6, 7]
 
@@ -152,7 +162,8 @@ def test_node_transforms_multiply_from_the_root(tmp_path, square):
 
 
 @pytest.mark.parametrize("nodes", [
-    [{"mesh": 0, "children": [0]}], [{"children": [1, 1]}, {"mesh": 0}], [{"children": [1]}, {"children": [0]}],
+    [{"mesh": 0, "children": [0]}], [{"children": [1, 1]}, {"mesh": 0}],
+    [{"children": [1]}, {"children": [0]}],
 ])  # fmt: skip
 def test_nodes_that_form_no_tree_are_an_error(tmp_path, square, nodes):
     square.tree["nodes"] = nodes
@@ -165,17 +176,18 @@ def test_skinned_mesh_follows_its_joints_and_not_its_node(tmp_path, square):
     attributes["JOINTS_0"] = square.rows(np.array([[0, 1, 0, 0]] * 4, np.uint8))
     attributes["WEIGHTS_0"] = square.rows(np.float32([[0.5, 0.5, 0, 0]] * 4))
     square.tree["nodes"] = [
-        {"mesh": 0, "skin": 0, "translation": [99, 0, 0]}, {"translation": [2, 0, 0]}, {"translation": [0, 4, 0]},
+        {"mesh": 0, "skin": 0, "translation": [99, 0, 0]}, {"translation": [2, 0, 0]},
+        {"translation": [0, 4, 0]},
     ]  # fmt: skip
     square.tree["scenes"][0]["nodes"] = [0, 1, 2]
     square.tree["skins"] = [{"joints": [1, 2]}]
-    np.testing.assert_allclose(square.load(tmp_path).vertices, SQUARE + [1, 2, 0], atol=1e-6)
+    np.testing.assert_allclose(square.load(tmp_path).vertices, SQUARE + np.array([1, 2, 0]), atol=1e-6)
 
 
 def test_morph_targets_count_by_their_weights(tmp_path, square):
     square.primitive["targets"] = [{"POSITION": square.rows(np.float32([[0, 0, 8]] * 4))}]
     square.tree["meshes"][0]["weights"] = [0.25]
-    np.testing.assert_allclose(square.load(tmp_path).vertices, SQUARE + [0, 0, 2])
+    np.testing.assert_allclose(square.load(tmp_path).vertices, SQUARE + np.array([0, 0, 2]))
 
 
 def test_texture_is_upright_and_its_sampler_and_transform_hold(tmp_path, square):
@@ -261,9 +273,14 @@ def test_meshopt_buffers_are_unpacked(tmp_path, square):
 
 def test_draco_keeps_texture_coordinates_and_drops_nothing(tmp_path, square):
     plain = square.load(tmp_path)
-    data = DracoPy.encode(SQUARE, np.uint32([[0, 1, 2], [0, 2, 3]]), tex_coord=UV.astype(float), quantization_bits=20)
+    data = DracoPy.encode(
+        SQUARE, np.uint32([[0, 1, 2], [0, 2, 3]]), tex_coord=UV.astype(float), quantization_bits=20
+    )
     width = {a["unique_id"]: a["num_components"] for a in DracoPy.decode(data).attributes}
-    ids = {"POSITION": next(i for i in width if width[i] == 3), "TEXCOORD_0": next(i for i in width if width[i] == 2)}
+    ids = {
+        "POSITION": next(i for i in width if width[i] == 3),
+        "TEXCOORD_0": next(i for i in width if width[i] == 2),
+    }
     packed = {"bufferView": square.view(data), "attributes": ids}
     square.primitive["extensions"] = {"KHR_draco_mesh_compression": packed}
     mesh = square.picture(np.zeros((2, 2, 3), np.uint8)).load(tmp_path)
@@ -271,12 +288,17 @@ def test_draco_keeps_texture_coordinates_and_drops_nothing(tmp_path, square):
     assert sorted(map(tuple, np.rint(mesh.triangles.reshape(-1, 3)))) == sorted(
         map(tuple, plain.triangles.reshape(-1, 3))
     )
-    np.testing.assert_allclose(mesh.uv.reshape(-1, 2) * [1, 2], mesh.triangles.reshape(-1, 3)[:, :2], atol=1e-3)
+    np.testing.assert_allclose(
+        mesh.uv.reshape(-1, 2) * [1, 2], mesh.triangles.reshape(-1, 3)[:, :2], atol=1e-3
+    )
 
 
 def test_same_file_gives_the_same_order_of_primitives_each_time(tmp_path, square):
     square.tree["meshes"][0]["primitives"] *= 5
-    square.tree["meshes"][0]["primitives"][3] = {"attributes": {"POSITION": square.rows(SQUARE + 5)}, "mode": 6}
+    square.tree["meshes"][0]["primitives"][3] = {
+        "attributes": {"POSITION": square.rows(SQUARE + 5)},
+        "mode": 6,
+    }
     first, second = square.load(tmp_path), square.load(tmp_path)
     np.testing.assert_array_equal(first.triangles, second.triangles)
     assert first.triangles[6].max() == 7

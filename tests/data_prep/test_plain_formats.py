@@ -21,7 +21,9 @@ def write(folder, mtl: str, picture: np.ndarray | None = None):
     return load_mesh(folder / "a.obj")
 
 
-@pytest.mark.parametrize(("mtl", "alpha"), [("Kd 1 0 0\nd 0.25", 0.25), ("Kd 1 0 0\nTr 0.25", 0.75), ("Kd 1 0 0", 1)])
+@pytest.mark.parametrize(
+    ("mtl", "alpha"), [("Kd 1 0 0\nd 0.25", 0.25), ("Kd 1 0 0\nTr 0.25", 0.75), ("Kd 1 0 0", 1)]
+)
 def test_dissolve_is_coverage(tmp_path, mtl, alpha):
     mesh = write(tmp_path, mtl)
     color, opacity = base_color(mesh, np.array([0]), np.array([[1.0, 0, 0]]))
@@ -68,7 +70,9 @@ def test_off_is_read(tmp_path):
 
 
 def test_dae_with_entities_is_refused(tmp_path):
-    (tmp_path / "a.dae").write_text('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><COLLADA>&a;</COLLADA>')
+    (tmp_path / "a.dae").write_text(
+        '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><COLLADA>&a;</COLLADA>'
+    )
     with pytest.raises(AssetError, match="entities"):
         load_mesh(tmp_path / "a.dae")
 
