@@ -194,10 +194,14 @@ def _add_archive(found: _Found, root: Path, path: str) -> None:
         _check_inside(root, archive)
         if archive.suffix.lower() == ".sh3f":
             listed, failures = read_library(archive, path)
+            if not listed and not failures:
+                raise AssetError("empty", "its catalogue lists no models")
             found.listed |= listed
             found.failures += failures
             return
         members, odd = list_members(archive)
+        if not any(name.lower().endswith((*SUFFIXES, *ARCHIVES)) for name in members) and not odd:
+            raise AssetError("empty", f"holds no {', '.join(SUFFIXES)} files")
     except AssetError as error:
         found.fail(path, error)
         return

@@ -72,6 +72,13 @@ def test_zip_bombs_and_damaged_archives_are_failures(tmp_path):
         read_member(tmp_path / "bomb.zip", "a.obj", 1 << 20)
 
 
+def test_archive_without_assets_is_a_failure_and_not_passed_over(tmp_path):
+    archive(tmp_path / "texts.zip", {"readme.txt": "hi"})
+    archive(tmp_path / "none.sh3f", {"PluginFurnitureCatalog.properties": "name=None\n"})
+    _, failures = find_sources(tmp_path, FRACTIONS)
+    assert [(f.path, f.reason) for f in failures] == [("none.sh3f", "empty"), ("texts.zip", "empty")]
+
+
 def test_links_and_other_odd_files_are_failures_and_never_read(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
