@@ -1,7 +1,7 @@
 # One target a stage. Each is a thin line over a `python -m` command that also works alone.
 #   make demo                          everything, on the embedded data set (2 CPU cores: under 20 minutes)
 #   make demo CONFIG=smoke             the same at toy size, in under 3 minutes
-#   make demo ASSETS=DIR RUN=runs/mine everything, on your own folder of GLB/OBJ/PLY/STL files
+#   make demo ASSETS=DIR RUN=runs/mine everything, on your own folder of 3D files
 #   make sample PROMPT="a red chair"   more objects from a finished run
 CONFIG ?= tiny
 RUN    ?= runs/demo-$(CONFIG)
@@ -17,16 +17,20 @@ PY     = $(VENV)/bin/python
 STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-pytorch3d.txt scripts/setup.sh | sha256sum | cut -c1-16)
 LAUNCH = $(if $(filter-out 1,$(NPROC)),$(VENV)/bin/torchrun --standalone --nproc_per_node $(NPROC) -m,$(PY) -m)
 
-.PHONY: help setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean"
 
 setup: $(STAMP)
 
 $(STAMP):
 	bash scripts/setup.sh $(PYTHON) $(VENV) $(STAMP)
+
+# 820 furniture models with names, CC-BY and CC0: then `make demo ASSETS=assets/sweethome3d`.
+assets-sweethome3d:
+	bash scripts/assets_sweethome3d.sh assets/sweethome3d
 
 data-prep: $(STAMP)
 	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out $(RUN)/data $(if $(ASSETS),--set assets=$(ASSETS))

@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data_prep.failures import Failure, from_jsonl, to_jsonl
+from data_prep.objaverse_cache import find_objaverse
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
 from data_prep.procedural import generate
-from data_prep.sources import SPLITS, Source, find_sources
+from data_prep.report import write_report
+from data_prep.sources import SPLITS, Source, assets_root, find_sources
 from shapeloom.config import UserError
 from shapeloom.executors import Death, run_tasks
 from shapeloom.log import get_logger, progress
@@ -26,7 +28,7 @@ def prepare(config: DataConfig, out: Path) -> None:
     """
     # How many processes work is no part of what is made.
     identity = config.model_copy(update={"workers": None})
-    if config.assets is None:
+    if config.assets is None and config.objaverse is None:
         run = Run.open(out, identity, stage="data_prep")
         if run.done:
             log.info("%s is already done", out)
@@ -35,8 +37,7 @@ def prepare(config: DataConfig, out: Path) -> None:
         generate(config.procedural, folder)
         sources, failures = find_sources(folder, config.splits)
     else:
-        folder = config.assets
-        sources, failures = find_sources(folder, config.splits)
+        folder, sources, failures = _find(config)
         run = Run.open(out, identity, stage="data_prep", inputs={"assets": _digest(sources)})
         if run.done:
             log.info("%s is already done", out)
@@ -45,6 +46,16 @@ def prepare(config: DataConfig, out: Path) -> None:
     tasks = plan_shards(sources, folder, out, config)
     _run_shards(tasks, config)
     run.finish(**_finish(tasks, failures, config, out))
+
+
+def _find(config: DataConfig) -> tuple[Path, list[Source], list[Failure]]:
+    """The user's own assets: the folder that paths are relative to, sources, and what was left out."""
+    if config.objaverse is None:
+        assert config.assets is not None
+        return assets_root(config.assets), *find_sources(config.assets, config.splits)
+    if config.assets is not None:
+        raise UserError("`assets` and `objaverse` are both set: prepare them in two runs.")
+    return config.objaverse.root, *find_objaverse(config.objaverse, config.splits)
 
 
 def _digest(sources: Sequence[Source]) -> str:
@@ -130,6 +141,7 @@ def _finish(
         raise UserError(
             f"None of the {len(failures)} assets could be prepared; {out}/quarantine.jsonl says why."
         )
+    write_report(out, near_duplicate=config.filters.near_duplicate)
     log.info("%d assets prepared: %s", header["num_assets"], header["splits"])
     if failures:
         log.warning("%d left out, see %s: %s", len(failures), out / "quarantine.jsonl", reasons)

@@ -1,96 +1,214 @@
-"""What of a glTF file is settled before trimesh reads it, on the file's own JSON.
+"""A .gltf or .glb file's JSON tree, its buffers, and numbers out of them (glTF 2.0, sections 3.6 and 4.4).
 
-- Materials are renamed to their index, so that base colours come from the JSON as floats: trimesh keeps them
-  as 8-bit *linear* numbers, which is coarse in the dark.
-- Hidden nodes and colliders of game engines lose their meshes.
-- Extensions that nobody decodes are refused, where they would silently give zeros.
+Decodes Draco primitives by DracoPy and meshopt-compressed buffer views by meshopt. Nothing is taken on trust:
+every offset, count and index is checked against the bytes that are there before memory is asked for.
 """
 
+import base64
+import binascii
 import json
-import re
 import struct
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy import ndarray
+
 from data_prep.failures import AssetError
+from data_prep.files import Files, check_size
 
-_MAGIC, _JSON_CHUNK = 0x46546C67, 0x4E4F534A
-_COLLIDER = re.compile(
-    r"(^|[_\-. ])(collider|collision|colonly|ucx|ubx|usp|hitbox|navmesh)([_\-. \d]|$)", re.I
-)
-_GEOMETRY_EXTENSIONS = {"KHR_draco_mesh_compression", "KHR_mesh_quantization"}
+_JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
+_DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
+_SUPPORTED = {
+    *MESHOPT,
+    "EXT_mesh_gpu_instancing",
+    "EXT_texture_webp",
+    "KHR_draco_mesh_compression",
+    "KHR_lights_punctual",
+    "KHR_mesh_quantization",
+    "KHR_node_visibility",
+    "KHR_texture_basisu",
+    "KHR_texture_transform",
+}
 
 
-def is_collider(name: str) -> bool:
-    """Whether a node's name says that it is not to be seen: `rock_collider`, `UCX_wall`, `hitbox.001`."""
-    return _COLLIDER.search(name) is not None
+def damaged(what: str) -> AssetError:
+    """An AssetError that says what of the file breaks the standard."""
+    return AssetError("unreadable", what)
 
 
-def settle(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON tree of a .glb or .gltf file, and the file with the changes named above.
+@dataclass
+class Gltf:
+    """One file, parsed; make it with `open_gltf`."""
 
-    Raises AssetError for a file that isn't glTF 2 or needs an undecodable extension.
-    """
-    binary = data[:4] == b"glTF"
-    text, rest = _split_glb(data) if binary else (data, b"")
+    tree: dict[str, Any]
+    files: Files
+    binary: bytes
+    """The GLB's own buffer."""
+    max_items: int
+    """Rows of an accessor at most."""
+    buffers: dict[int, bytes] = field(default_factory=dict)
+    views: dict[int, bytes] = field(default_factory=dict)
+
+    def entry(self, kind: str, index: Any) -> dict[str, Any]:
+        """The object `index` of a top-level list such as "meshes"."""
+        entries = self.tree.get(kind, [])
+        if not isinstance(index, int) or not isinstance(entries, list) or not 0 <= index < len(entries):
+            raise damaged(f"{kind}[{index}] is named but not there")
+        if not isinstance(entries[index], dict):
+            raise damaged(f"{kind}[{index}] is no object")
+        return entries[index]
+
+    def uri(self, uri: str) -> bytes:
+        """Bytes of a data: address or of a file beside the asset."""
+        if not uri.startswith("data:"):
+            return self.files.get(uri)
+        try:
+            return base64.b64decode(uri.partition(",")[2])
+        except (binascii.Error, ValueError) as error:
+            raise damaged(f"a data: address is no base64: {error}") from error
+
+    def buffer(self, index: int) -> bytes:
+        """A buffer's bytes, at least as many as it says."""
+        if index not in self.buffers:
+            entry = self.entry("buffers", index)
+            try:
+                data = self.uri(entry["uri"]) if "uri" in entry else self.binary
+            except FileNotFoundError as error:
+                raise damaged(f"missing file {entry['uri']!r}") from error
+            if len(data) < entry.get("byteLength", 0):
+                raise damaged(f"buffer {index} is cut short: {len(data)} of {entry['byteLength']} bytes")
+            self.buffers[index] = data
+        return self.buffers[index]
+
+    def view(self, index: int) -> bytes:
+        """A buffer view's bytes, decompressed."""
+        if index not in self.views:
+            entry = self.entry("bufferViews", index)
+            packed = next((entry["extensions"][n] for n in MESHOPT if n in entry.get("extensions", {})), None)
+            self.views[index] = self._slice(packed or entry)
+            if packed is not None:
+                self.views[index] = self._unpack(self.views[index], packed)
+        return self.views[index]
+
+    def _slice(self, entry: dict[str, Any]) -> bytes:
+        data = self.buffer(entry["buffer"])
+        start, length = entry.get("byteOffset", 0), entry["byteLength"]
+        if start < 0 or length < 0 or start + length > len(data):
+            raise damaged(f"a buffer view ends at byte {start + length} of {len(data)}")
+        return data[start : start + length]
+
+    def _unpack(self, data: bytes, packed: dict[str, Any]) -> bytes:
+        try:
+            import meshopt
+        except ImportError as error:
+            raise AssetError(
+                "unsupported", "is packed by meshopt, which needs `pip install shapeloom[codecs]`"
+            ) from error
+        count, stride = packed["count"], packed["byteStride"]
+        check_size("an unpacked buffer view", count * stride, self.files.max_bytes)
+        return bytes(
+            meshopt.decode_gltf_buffer(data, count, stride, packed["mode"], packed.get("filter", "NONE"))
+        )
+
+    def accessor(self, index: Any) -> ndarray:
+        """An accessor's rows [count, width]: floats, normalised where it says so, or integers."""
+        entry = self.entry("accessors", index)
+        count, width, dtype = (
+            entry["count"],
+            _WIDTHS.get(entry["type"], 0),
+            _DTYPES.get(entry["componentType"]),
+        )
+        if not width or dtype is None or not isinstance(count, int) or count < 0:
+            raise damaged(f"accessors[{index}] has an unknown type")
+        if count > self.max_items:
+            raise AssetError("too_large", f"accessors[{index}] claims {count} rows")
+        if "bufferView" in entry:
+            rows = self._rows(entry["bufferView"], entry.get("byteOffset", 0), count, width, np.dtype(dtype))
+        else:
+            rows = np.zeros((count, width), dtype)
+        if "sparse" in entry:
+            rows = self._substitute(rows, entry["sparse"])
+        return normalise(rows) if entry.get("normalized") else rows
+
+    def _rows(self, view: int, offset: int, count: int, width: int, dtype: np.dtype) -> ndarray:
+        data, size = self.view(view), width * dtype.itemsize
+        stride = self.entry("bufferViews", view).get("byteStride") or size
+        end = offset + (count - 1) * stride + size if count else offset
+        if offset < 0 or stride < size or end > len(data):
+            raise damaged(f"an accessor ends at byte {end} of a buffer view of {len(data)}")
+        if not count:
+            return np.zeros((0, width), dtype)
+        raw = np.frombuffer(data, np.uint8, end - offset, offset)
+        rows = np.lib.stride_tricks.as_strided(raw, (count, size), (stride, 1), writeable=False)
+        return np.ascontiguousarray(rows).view(dtype)
+
+    def _substitute(self, rows: ndarray, sparse: dict[str, Any]) -> ndarray:
+        count, at = sparse["count"], sparse["indices"]
+        dtype = np.dtype(_DTYPES[at["componentType"]])
+        if not 0 <= count <= len(rows):
+            raise damaged(f"a sparse accessor replaces {count} of {len(rows)} rows")
+        indices = self._rows(at["bufferView"], at.get("byteOffset", 0), count, 1, dtype)[:, 0]
+        values = sparse["values"]
+        if count and indices.max() >= len(rows):
+            raise damaged("a sparse accessor replaces rows that it hasn't")
+        rows = rows.copy()
+        rows[indices] = self._rows(
+            values["bufferView"], values.get("byteOffset", 0), count, rows.shape[1], rows.dtype
+        )
+        return rows
+
+    def draco(self, extension: dict[str, Any]) -> tuple[dict[str, ndarray], ndarray | None]:
+        """A Draco primitive's attributes by their glTF names, and its faces."""
+        import DracoPy
+
+        try:
+            decoded = DracoPy.decode(self.view(extension["bufferView"]))
+        except Exception as error:  # the wrapper has no error class of its own
+            raise damaged(f"its Draco data can't be decoded: {error}") from error
+        by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in decoded.attributes}
+        named = {name: by_id[number] for name, number in extension["attributes"].items() if number in by_id}
+        faces = getattr(decoded, "faces", None)
+        if "POSITION" not in named or faces is None or not len(faces):
+            raise damaged("its Draco data holds no triangles")
+        return named, np.asarray(faces)
+
+
+def normalise(rows: ndarray) -> ndarray:
+    """Integers as the fractions of their range that glTF means: [0, 1] or [-1, 1]."""
+    if rows.dtype.kind == "f":
+        return rows
+    return np.maximum(rows.astype(np.float32) / np.float32(np.iinfo(rows.dtype).max), -1)
+
+
+def open_gltf(files: Files, *, max_items: int) -> Gltf:
+    """Parses the asset. Raises AssetError if it isn't glTF 2 or requires an unknown extension."""
+    data = files.own()
+    text, binary = _split_glb(data) if data[:4] == b"glTF" else (data, b"")
     try:
         tree = json.loads(text)
         version = str(tree["asset"]["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise AssetError("unreadable", f"not a glTF file: its JSON can't be read ({error!r})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(f"not a glTF file: its JSON can't be read ({type(error).__name__}: {error})") from error
     if not version.startswith("2"):
         raise AssetError("unsupported", f"glTF version {version}; version 2 is needed")
-    required = set(tree.get("extensionsRequired", []))
-    undecoded = {name for name in required if _changes_geometry(name)}
-    if undecoded:
-        raise AssetError("unsupported", f"needs the glTF extension {', '.join(sorted(undecoded))}")
-    for index, material in enumerate(tree.get("materials", [])):
-        material["name"] = str(index)
-    for node in tree.get("nodes", []):
-        visible = node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
-        if not visible or is_collider(str(node.get("name", ""))):
-            node.pop("mesh", None)
-    text = json.dumps(tree).encode()
-    return tree, _join_glb(text, rest) if binary else text
-
-
-def _changes_geometry(name: str) -> bool:
-    geometric = "mesh" in name.lower() or "instancing" in name.lower()
-    return geometric and name not in _GEOMETRY_EXTENSIONS
+    required = {str(name) for name in tree.get("extensionsRequired", [])}
+    if unknown := {n for n in required - _SUPPORTED if not n.startswith("KHR_materials_")}:
+        raise AssetError("unsupported", f"needs the glTF extension {', '.join(sorted(unknown))}")
+    return Gltf(tree, files, binary, max_items)
 
 
 def _split_glb(data: bytes) -> tuple[bytes, bytes]:
+    """The JSON and the binary chunk of a GLB."""
     if len(data) < 20:
-        raise AssetError("unreadable", f"cut short: {len(data)} bytes are less than a GLB header")
+        raise damaged(f"cut short: {len(data)} bytes are less than a GLB header")
     _, _, length, size, kind = struct.unpack("<5I", data[:20])
     if kind != _JSON_CHUNK or length > len(data) or 20 + size > len(data):
-        raise AssetError(
-            "unreadable", f"cut short or damaged: its header says {length} bytes, it has {len(data)}"
-        )
-    return data[20 : 20 + size], data[20 + size :]
-
-
-def _join_glb(text: bytes, rest: bytes) -> bytes:
-    text += b" " * (-len(text) % 4)
-    head = struct.pack("<5I", _MAGIC, 2, 20 + len(text) + len(rest), len(text), _JSON_CHUNK)
-    return head + text + rest
-
-
-def base_color_factor(material: dict[str, Any]) -> list[float]:
-    """Linear RGBA factor of a material's JSON; of its diffuse colour in the specular-glossiness extension."""
-    specular = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
-    if specular is not None:
-        factor = specular.get("diffuseFactor", [1.0] * 4)
-    else:
-        factor = material.get("pbrMetallicRoughness", {}).get("baseColorFactor", [1.0] * 4)
-    return [float(value) for value in factor]
-
-
-def alpha_cutoff(material: dict[str, Any]) -> float:
-    """Texture alpha below which the material has a hole; blended materials are cut at one half."""
-    match material.get("alphaMode", "OPAQUE"):
-        case "MASK":
-            return float(material.get("alphaCutoff", 0.5))
-        case "BLEND":
-            return 0.5
-        case _:
-            return 0.0
+        raise damaged(f"cut short or damaged: its header says {length} bytes, it has {len(data)}")
+    rest = data[20 + size :]
+    if len(rest) < 8:
+        return data[20 : 20 + size], b""
+    length, kind = struct.unpack("<2I", rest[:8])
+    return data[20 : 20 + size], rest[8 : 8 + length] if kind == _BINARY_CHUNK else b""

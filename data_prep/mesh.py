@@ -1,11 +1,12 @@
 """One asset as a triangle soup with base colours, and the look-ups that views and points share.
 
-Colours here are linear RGB in [0, 1] unless a name says sRGB. UV origin is the bottom left of a texture,
-coordinates repeat outside [0, 1]. A surface is either there or not: a texel whose alpha is below the cutoff
-is a hole, everything else is opaque.
+Colours here are linear RGB in [0, 1] unless a name says sRGB. UV origin is the bottom left of a texture;
+what lies outside [0, 1] is the business of the texture's sampler. Alpha is coverage, as glTF has it: 1 on an
+opaque material, 0 or 1 on a masked one, anything between on a blended one.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
@@ -29,6 +30,21 @@ SRGB_DECODE = srgb_to_linear(np.arange(256) / 255).astype(np.float32)
 """Linear light of each 8-bit sRGB value."""
 
 
+BLEND = -1.0
+"""In place of a cutoff: the material's alpha is its coverage."""
+Wrap = Literal["repeat", "clamp", "mirror"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a texture is looked up: outside [0, 1] along u and v, and between its texels."""
+
+    wrap_u: Wrap = "repeat"
+    wrap_v: Wrap = "repeat"
+    nearest: bool = False
+    """The nearest texel's colour in place of a bilinear mean."""
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Triangles with everything needed to colour them; faces of all materials and nodes in one list."""
@@ -43,9 +59,15 @@ class Mesh:
     texture: Int[ndarray, "faces"]
     """Index into `textures`, or -1."""
     cutoff: Float32[ndarray, "faces"]
-    """Texture alpha below which a texel is a hole; 0 where the material is opaque."""
+    """Of a masked material: alpha below which it is a hole. 0: opaque. `BLEND`: alpha is coverage."""
     textures: list[UInt8[ndarray, "height width 4"]] = field(default_factory=list)
     """Straight alpha, sRGB."""
+    samplers: list[Sampler] = field(default_factory=list)
+    """Of each texture; an empty list: all repeat and are bilinear."""
+    opacity: Float32[ndarray, "faces 3"] | None = None
+    """Alpha at each corner, of factor and vertex colour, which a texture's multiplies; none: 1."""
+    unlit: Bool[ndarray, "faces"] | None = None
+    """Faces whose colour is shown as it is, without lighting; none: no face."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -55,7 +77,7 @@ class Mesh:
 
     @property
     def has_holes(self) -> bool:
-        """Whether any texel may be a hole."""
+        """Whether anything behind a face may show through it."""
         return bool(self.cutoff.any())
 
     def select(self, keep: ndarray) -> "Mesh":
@@ -63,6 +85,8 @@ class Mesh:
         return replace(
             self, faces=self.faces[keep], tint=self.tint[keep], shading=self.shading[keep],
             uv=self.uv[keep], texture=self.texture[keep], cutoff=self.cutoff[keep],
+            opacity=None if self.opacity is None else self.opacity[keep],
+            unlit=None if self.unlit is None else self.unlit[keep],
         )  # fmt: skip
 
     def flip(self, flipped: Bool[ndarray, "faces"]) -> "Mesh":
@@ -72,6 +96,7 @@ class Mesh:
         return replace(
             self, faces=self.faces[rows, order], tint=self.tint[rows, order],
             shading=self.shading[rows, order], uv=self.uv[rows, order],
+            opacity=None if self.opacity is None else self.opacity[rows, order],
         )  # fmt: skip
 
 
@@ -89,35 +114,77 @@ def unit_normals(triangles: Float[ndarray, "faces 3 3"]) -> Float[ndarray, "face
 
 def base_color(
     mesh: Mesh, faces: Int[ndarray, "hits"], weights: Float[ndarray, "hits 3"]
-) -> tuple[Float32[ndarray, "hits 3"], Bool[ndarray, "hits"]]:
-    """Unlit linear RGB at points given by face and barycentric weights, and whether they are no holes."""
+) -> tuple[Float32[ndarray, "hits 3"], Float32[ndarray, "hits"]]:
+    """Unlit linear RGB and alpha in [0, 1] at points given by face and barycentric weights.
+
+    Alpha is 1 on opaque materials and 0 (a hole) or 1 on masked ones; whoever shows blended ones lays the
+    surfaces over one another, front to back.
+    """
     weights = weights.astype(np.float32)
     color = np.einsum("hc,hcd->hd", weights, mesh.tint[faces])
-    solid = np.ones(len(faces), bool)
+    cutoff = mesh.cutoff[faces]
+    alpha = np.ones(len(faces), np.float32)
+    if mesh.opacity is not None:
+        alpha = np.einsum("hc,hc->h", weights, mesh.opacity[faces])
     used = mesh.texture[faces]
     for index in np.unique(used[used >= 0]):
         hits = np.flatnonzero(used == index)
         uv = np.einsum("hc,hcd->hd", weights[hits], mesh.uv[faces[hits]])
-        texel = sample_texture(mesh.textures[index], uv)
+        sampler = mesh.samplers[index] if mesh.samplers else Sampler()
+        texel = sample_texture(mesh.textures[index], uv, sampler)
         color[hits] *= texel[:, :3]
-        solid[hits] = texel[:, 3] >= mesh.cutoff[faces[hits]]
-    return color, solid
+        alpha[hits] *= texel[:, 3]
+    masked = np.where(cutoff > 0, (alpha >= cutoff).astype(np.float32), np.float32(1))
+    # The weights of a corner add up to 1 only to rounding.
+    return color, np.where(cutoff < 0, np.clip(alpha, 0, 1), masked)
 
 
 def sample_texture(
-    texture: UInt8[ndarray, "height width 4"], uv: Float32[ndarray, "hits 2"]
+    texture: UInt8[ndarray, "height width 4"], uv: Float32[ndarray, "hits 2"], sampler: Sampler | None = None
 ) -> Float32[ndarray, "hits 4"]:
-    """Bilinear, repeating look-up: linear RGB and alpha in [0, 1]. Texel centres are at (i + 0.5) / size."""
+    """Linear RGB and alpha in [0, 1] at `uv`. Texel centres are at (i + 0.5) / size.
+
+    sampler: none repeats and is bilinear.
+    """
+    sampler = sampler or Sampler()
     height, width = texture.shape[:2]
-    # Wrapping before scaling keeps float32 exact for coordinates far outside [0, 1].
-    x = np.mod(uv[:, 0], 1) * width - 0.5
-    y = np.mod(1 - uv[:, 1], 1) * height - 0.5
+    x, y = _fold(uv[:, 0], sampler.wrap_u) * width, _fold(1 - uv[:, 1], sampler.wrap_v) * height
+    if sampler.nearest:
+        row = _texel(np.floor(y).astype(np.int64), height, sampler.wrap_v)
+        return _decode(texture[row, _texel(np.floor(x).astype(np.int64), width, sampler.wrap_u)])
+    x, y = x - 0.5, y - 0.5
     x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fx, fy = (x - x0)[:, None], (y - y0)[:, None]
     result = np.zeros((len(uv), 4), np.float32)
     for dy, wy in ((0, 1 - fy), (1, fy)):
+        row = _texel(y0 + dy, height, sampler.wrap_v)
         for dx, wx in ((0, 1 - fx), (1, fx)):
-            texel = texture[(y0 + dy) % height, (x0 + dx) % width]
-            value = np.concatenate([SRGB_DECODE[texel[:, :3]], texel[:, 3:] / np.float32(255)], axis=1)
-            result += wx * wy * value
+            result += wx * wy * _decode(texture[row, _texel(x0 + dx, width, sampler.wrap_u)])
     return result
+
+
+def _fold(u: ndarray, wrap: Wrap) -> ndarray:
+    """A coordinate far outside [0, 1] brought near, before scaling, where float32 is still exact."""
+    match wrap:
+        case "repeat":
+            return np.mod(u, 1)
+        case "mirror":
+            return np.mod(u, 2)
+        case "clamp":
+            return np.clip(u, 0, 1)
+
+
+def _texel(index: ndarray, size: int, wrap: Wrap) -> ndarray:
+    """The texel that stands for one outside the texture."""
+    match wrap:
+        case "repeat":
+            return index % size
+        case "mirror":
+            index = index % (2 * size)
+            return np.where(index < size, index, 2 * size - 1 - index)
+        case "clamp":
+            return np.clip(index, 0, size - 1)
+
+
+def _decode(texel: UInt8[ndarray, "hits 4"]) -> Float32[ndarray, "hits 4"]:
+    return np.concatenate([SRGB_DECODE[texel[:, :3]], texel[:, 3:] / np.float32(255)], axis=1)

@@ -14,9 +14,11 @@ import numpy as np
 from pydantic import Field
 
 from data_prep.failures import AssetError, Failure, to_jsonl
+from data_prep.filters import Filters, check_colors, check_shape, check_views
 from data_prep.load import Up, load_mesh
 from data_prep.mesh import Mesh
 from data_prep.normalize import Placement, normalize
+from data_prep.objaverse_cache import ObjaverseConfig
 from data_prep.points import surface_points
 from data_prep.procedural import ProceduralConfig
 from data_prep.sdf import sdf_samples, signed_distance
@@ -46,11 +48,15 @@ class DataConfig(Config):
     """Data preparation."""
 
     assets: Path | None = Field(
-        default=None, description="folder of 3D files; none: generate the procedural set"
+        default=None,
+        description="folder of 3D files, manifest (.csv, .parquet) or archive (.zip, .sh3f); none: "
+        "`objaverse`, or else the procedural set",
     )
+    objaverse: ObjaverseConfig | None = Field(default=None, description="in place of `assets`")
     procedural: ProceduralConfig = ProceduralConfig()
     up: Up = Field(
-        default="auto", description="the files' up axis; auto: y for glTF and OBJ, z for PLY and STL"
+        default="auto",
+        description="the files' up axis; auto: y for glTF and OBJ, z for PLY, STL and OFF, DAE says itself",
     )
     num_views: int = Field(default=20, ge=1, le=1000)
     resolution: int = Field(default=128, ge=8, le=4096, description="height and width of a view, pixels")
@@ -68,6 +74,7 @@ class DataConfig(Config):
         None, ge=0, description="processes; none: one a core; 0: this process, unguarded"
     )
     limits: Limits = Limits()
+    filters: Filters = Filters()
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,12 @@ class _Stage:
 def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) -> dict[str, Any]:
     limits = config.limits
     mesh = load_mesh(
-        folder / source.path, up=config.up, max_faces=limits.max_faces,
+        folder / source.path, up=config.up, rotation=source.rotation, max_faces=limits.max_faces,
         max_bytes=limits.max_megabytes << 20, max_texture=limits.max_texture,
     )  # fmt: skip
     stage.name = "normalize"
     mesh, placement = normalize(mesh)
+    mesh.warnings.extend(check_shape(mesh, config.filters))
     stage.name = "sdf"
     distance = signed_distance(mesh, thickness=config.sheet_thickness)
     mesh = mesh.flip(distance.turned)
@@ -151,7 +159,9 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     stage.name = "points"
     rng = numpy_rng(config.seed, source.key, "points")
     points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
+    mesh.warnings.extend(check_colors(points_rgb, config.filters))
     stage.name = "views"
+    views = _views(mesh, source, config)
     return {
         "__key__": source.key,
         "json": _facts(source, config, mesh, placement, watertight=distance.watertight),
@@ -160,7 +170,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         "points_normal.npy": points_normal,
         "sdf_points.npy": sdf_points,
         "sdf.npy": sdf,
-        **_views(mesh, source, config),
+        **views,
     }
 
 
@@ -172,8 +182,7 @@ def _views(mesh: Mesh, source: Source, config: DataConfig) -> dict[str, Any]:
     rgba, depth = render_views(
         mesh, poses, intrinsics, size=config.resolution, supersample=config.supersample
     )
-    if not is_covered(rgba).any():
-        raise AssetError("invisible", f"none of its {config.num_views} views shows anything")
+    mesh.warnings.extend(check_views(is_covered(rgba), config.filters))
     members: dict[str, Any] = {
         "cameras.npy": poses.numpy().astype(np.float32),
         "intrinsics.npy": np.tile(intrinsics.numpy().astype(np.float32), (config.num_views, 1, 1)),
@@ -200,7 +209,7 @@ def _facts(
             "lights": [{"direction": d.tolist(), "intensity": i} for d, i in LIGHTS],
         },
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "warnings": mesh.warnings,
+        "warnings": source.warnings + mesh.warnings,
         "watertight": watertight,
         "num_faces": len(mesh.faces),
         "centre": placement.centre.tolist(),

@@ -43,9 +43,10 @@ def surface_points(
     Normals follow the faces' winding. Raises AssetError when the whole surface is cut out by its textures.
     """
     face, weights = sample_surface(mesh, OVERSAMPLE * num, rng)
-    color, solid = base_color(mesh, face, weights)
+    color, alpha = base_color(mesh, face, weights)
+    solid = alpha > rng.random(len(alpha))  # as dense as the surface covers; opaque and cut-out ones exactly
     if not solid.any():
-        raise AssetError("empty", "its textures cut its whole surface out")
+        raise AssetError("empty", "its whole surface is transparent")
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
     normals = unit_normals(mesh.triangles)[face]

@@ -1,234 +1,214 @@
-"""Where assets come from: a folder of 3D files and, if there is one, its captions.csv.
+"""Where assets come from: a folder, a manifest, a zip archive or a Sweet Home 3D library.
 
-    path,caption[,category][,licence][,group][,split][,anything else]
-
-`path` is relative to the folder. Several rows of one path are several captions of it; other columns become
-attributes. Files without a row (or folders without the file) are captioned by file and folder names. An
-asset's group is its name without trailing numbers, so that "tree_1" and "tree_2" stand on the same side of a
-split; its split, unless the file names one, is a function of the group's hash alone.
+The path says which: a folder is walked (archives in it are looked into, `captions.csv` is read), a .csv or
+.parquet file is a manifest, a .zip or .sh3f file an archive. Objaverse has a config section of its own
+(`objaverse_cache.py`). An asset without a caption is captioned by file and folder names. Its group is its
+name without trailing numbers, so that "tree_1" and "tree_2" stand on the same side of a split; its split,
+unless one is named, is a function of the group's hash alone.
 """
 
-import csv
-import hashlib
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
 
-from pydantic import Field
-
-from data_prep.failures import Failure
+from data_prep.content import content_digest
+from data_prep.failures import AssetError, Failure
+from data_prep.files import ARCHIVES, is_inside, list_members
+from data_prep.listings import Listed, read_captions, read_manifest
 from data_prep.load import SUFFIXES
-from shapeloom.config import Config, UserError
-from shapeloom.runs import file_digest
-from shapeloom.seed import derive_seed
+from data_prep.naming import (
+    SPLITS,
+    SplitFractions,
+    default_captions,
+    default_group,
+    spaced,
+    split_of,
+)
+from data_prep.sweethome3d import read_library
+from shapeloom.config import UserError
+
+__all__ = ["SPLITS", "Source", "SplitFractions", "assets_root", "find_sources", "make_sources"]
 
 CAPTIONS_FILE = "captions.csv"
-SPLITS = ("train", "val", "test", "judge")
-
-
-class SplitFractions(Config):
-    """Shares of the name groups, for assets whose split no captions file names; their sum is 1."""
-
-    train: float = Field(default=0.8, ge=0, le=1)
-    val: float = Field(default=0.05, ge=0, le=1)
-    test: float = Field(default=0.05, ge=0, le=1)
-    judge: float = Field(
-        default=0.1, ge=0, le=1, description="assets that train the evaluation's own judge alone"
-    )
+MANIFESTS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file to prepare."""
+    """One asset to prepare."""
 
     path: str
-    """Relative to the folder, with slashes."""
+    """Relative to the assets' root, with slashes; a member of an archive is `archive.zip/member.obj`."""
     key: str
     """Content id: the first 16 hex digits of `sha256`."""
     sha256: str
-    """Of the file's bytes and, for OBJ and glTF, of the files that it names."""
+    """Of the file's bytes and, for formats that name others (OBJ, glTF, DAE, PLY), of those files."""
     captions: list[str]
     category: str
     licence: str
     group: str
     split: str
     attributes: dict[str, str]
+    provenance: dict[str, str] = field(default_factory=dict)
+    """`source` (folder, manifest, archive, sweethome3d, objaverse) and what it knows: id, creator, url."""
+    rotation: list[float] | None = None
+    """Row-major, in the file's own frame, where the source says that the model must be turned."""
+    warnings: list[str] = field(default_factory=list)
+    """What was done to its captions."""
 
 
 @dataclass
-class _Listed:
-    """What captions.csv says of one path."""
+class _Found:
+    """Assets by path, before their files are looked at."""
 
-    captions: list[str] = field(default_factory=list)
-    columns: dict[str, str] = field(default_factory=dict)
+    listed: dict[str, Listed] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, path: str, error: AssetError) -> None:
+        self.failures.append(Failure(path, "sources", error.reason, error.message, ""))
 
 
-def find_sources(folder: Path, fractions: SplitFractions) -> tuple[list[Source], list[Failure]]:
-    """All assets of `folder` sorted by path, and what had to be left out: rows that name nothing, duplicates.
+def assets_root(assets: Path) -> Path:
+    """The folder that sources' paths are relative to: the folder itself, or the one that holds the file."""
+    return assets if assets.is_dir() else assets.parent
 
-    Raises UserError for a missing or empty folder and for a captions file that can't be understood.
+
+def find_sources(assets: Path, fractions: SplitFractions) -> tuple[list[Source], list[Failure]]:
+    """All assets of a folder, manifest or archive, sorted by path, and what had to be left out and why.
+
+    Raises UserError for a path that is none of them, that holds no asset, or whose captions can't be
+    understood.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"The assets folder {folder} {what}. Name a folder of {', '.join(SUFFIXES)} files.")
-    paths = _asset_files(folder)
-    if not paths:
-        raise UserError(f"The assets folder {folder} holds no {', '.join(SUFFIXES)} files, at any depth.")
+    root = assets_root(assets)
+    kinds = ", ".join(SUFFIXES)
+    if assets.is_dir():
+        found = _walk(assets)
+    elif not assets.is_file():
+        raise UserError(f"The assets folder {assets} does not exist. Name a folder of {kinds} files.")
+    elif assets.suffix.lower() in MANIFESTS:
+        found = _Found(*read_manifest(assets))
+    elif assets.suffix.lower() in ARCHIVES:
+        found = _Found()
+        _add_archive(found, root, assets.name)
+    else:
+        raise UserError(
+            f"The assets {assets} is a file of an unknown kind. Name a folder of {kinds} files, a manifest "
+            f"({', '.join(MANIFESTS)}) or an archive ({', '.join(ARCHIVES)})."
+        )
+    if not found.listed and not found.failures:
+        raise UserError(f"The assets folder {assets} holds no {kinds} files, at any depth.")
+    return make_sources(root, found.listed, found.failures, fractions)
+
+
+def make_sources(
+    root: Path, listed: Mapping[str, Listed], failures: list[Failure], fractions: SplitFractions
+) -> tuple[list[Source], list[Failure]]:
+    """Sources of listed paths, sorted; unreadable files and second copies join the failures."""
     if abs(sum(fractions.model_dump().values()) - 1) > 1e-6:
         raise UserError(f"The split fractions must add up to 1, but are {fractions.model_dump()}.")
-    listed, failures = _read_captions(folder, set(paths))
     sources: dict[str, Source] = {}
-    for path in paths:
-        source = _source(folder, path, listed.get(path, _Listed()), fractions)
-        if source.key in sources:
-            message = f"has the same content as {sources[source.key].path}"
-            failures.append(Failure(path, "sources", "duplicate", message, source.sha256))
-        else:
-            sources[source.key] = source
+    failures = list(failures)
+    for path in sorted(listed):
+        digest = ""
+        try:
+            digest = _checked_digest(root, path)
+            if digest[:16] in sources:
+                raise AssetError("duplicate", f"has the same content as {sources[digest[:16]].path}")
+        except AssetError as error:
+            failures.append(Failure(path, "sources", error.reason, error.message, digest))
+            continue
+        sources[digest[:16]] = _source(path, digest, listed[path], fractions)
     return list(sources.values()), failures
 
 
-def _asset_files(folder: Path) -> list[str]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def _checked_digest(root: Path, path: str) -> str:
+    """The content's digest; AssetError for no file, another kind of file, or a link out of the root."""
+    file = root / path
+    _check_inside(root, file)
+    if file.suffix.lower() not in SUFFIXES:
+        raise AssetError("unsupported", f"{file.suffix or 'no suffix'}; supported: {', '.join(SUFFIXES)}")
+    return content_digest(file)
 
 
-def _source(folder: Path, path: str, listed: _Listed, fractions: SplitFractions) -> Source:
+def _check_inside(root: Path, file: Path) -> None:
+    if not is_inside(root, file):
+        raise AssetError("outside_folder", "is a link that leads out of the assets folder")
+
+
+def _source(path: str, digest: str, listed: Listed, fractions: SplitFractions) -> Source:
     columns = dict(listed.columns)
     group = columns.pop("group", "") or default_group(path)
-    digest = content_digest(folder / path)
-    parent = Path(path).parent.name
     return Source(
         path=path,
         key=digest[:16],
         sha256=digest,
         captions=listed.captions or default_captions(path),
-        category=columns.pop("category", "") or spaced(parent),
+        category=columns.pop("category", "") or spaced(Path(path).parent.name),
         licence=columns.pop("licence", ""),
         group=group,
         split=columns.pop("split", "") or split_of(group, fractions),
         attributes=columns,
+        provenance=listed.provenance or {"source": "folder"},
+        rotation=listed.rotation,
+        warnings=listed.warnings,
     )
 
 
-def spaced(name: str) -> str:
-    """Words of a file name: `WaterBottle_2-old` -> "water bottle 2 old"."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])", " ", name)
-    return " ".join(re.split(r"[\s_\-.]+", name)).strip().lower()
+# ---------------------------------------------------------------- folders and archives
 
 
-def default_group(path: str) -> str:
-    """File name without its trailing numbers, lower case: `packs/Tree_02.glb` -> "tree"."""
-    name = Path(path).stem.lower()
-    return re.sub(r"[\s_\-.()0-9]+$", "", name) or name
-
-
-def default_captions(path: str) -> list[str]:
-    """Captions from the names of file and folder: ["water bottle", "water bottle, survival"]."""
-    name = spaced(re.sub(r"[\s_\-.()0-9]+$", "", Path(path).stem) or Path(path).stem)
-    folder = spaced(Path(path).parent.name)
-    return [name, f"{name}, {folder}"] if folder else [name]
-
-
-def split_of(group: str, fractions: SplitFractions) -> str:
-    """The side on which a name group stands: a function of its hash and the fractions."""
-    position, shares = derive_seed("split", group) / 2**63, fractions.model_dump()
-    for name in SPLITS:
-        position -= shares[name]
-        if position < 0:
-            return name
-    return "train"  # rounding of the last share
-
-
-# ---------------------------------------------------------------- captions.csv
-
-
-def _read_captions(folder: Path, paths: set[str]) -> tuple[dict[str, _Listed], list[Failure]]:
-    file = folder / CAPTIONS_FILE
-    if not file.is_file():
-        return {}, []
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="", restkey="")
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a UTF-8 CSV file: {error}. Save it as UTF-8 with commas.") from error
-    if "path" not in header:
-        raise UserError(f"{file} has no column `path`; its columns are: {', '.join(header) or 'none'}.")
-    if repeated := {name for name in header if header.count(name) > 1}:
-        raise UserError(f"{file} has more than one column {', '.join(sorted(repeated))}.")
-    return _collect(file, rows, paths)
-
-
-def _collect(
-    file: Path, rows: Iterable[tuple[int, dict[str, str]]], paths: set[str]
-) -> tuple[dict[str, _Listed], list[Failure]]:
-    listed: dict[str, _Listed] = {}
-    failures = []
-    for line, row in rows:
-        path = row["path"].strip().replace("\\", "/").removeprefix("./")
-        caption = " ".join(row.get("caption", "").split())
-        split = row.get("split", "").strip()
-        if split and split not in SPLITS:
-            raise UserError(f"{file}, line {line}: split {split!r} is none of {', '.join(SPLITS)}.")
-        if path not in paths:
-            message = f"{CAPTIONS_FILE}, line {line}, names a file that is not in the folder"
-            failures.append(Failure(path, "sources", "missing", message, ""))
-            continue
-        if row.get(""):
-            message = (
-                f"{CAPTIONS_FILE}, line {line}, has more fields than the header: quote captions with commas"
-            )
-            failures.append(Failure(path, "sources", "bad_row", message, ""))
-            continue
-        entry = listed.setdefault(path, _Listed())
-        if caption and caption not in entry.captions:
-            entry.captions.append(caption)
-        for name, value in row.items():
-            if name not in ("path", "caption", "") and value.strip():
-                entry.columns.setdefault(name, value.strip())
-    return listed, failures
-
-
-# ---------------------------------------------------------------- content
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of the file; for OBJ and glTF, of it and the files that it names, where they exist."""
-    companions = _companions(path)
-    if not companions:
-        return file_digest(path)
-    digests = [file_digest(file) for file in (path, *companions)]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _companions(path: Path) -> list[Path]:
-    """Files below the asset's folder that it names, directly or through its materials, in order."""
-    match path.suffix.lower():
-        case ".obj":
-            libraries = _named(path, rb"^\s*mtllib\s+(.+?)\s*$")
-            textures = [t for library in libraries for t in _named(library, rb"^\s*map_Kd\s+(.+?)\s*$")]
-            return libraries + textures
-        case ".gltf":
-            return _named(path, rb'"uri"\s*:\s*("(?!data:)(?:[^"\\]|\\.)*")')
-        case _:
-            return []
-
-
-def _named(path: Path, pattern: bytes) -> list[Path]:
-    found = []
-    for match in re.finditer(pattern, path.read_bytes(), re.MULTILINE | re.IGNORECASE):
-        # A JSON string keeps its quotes and escapes; anything odd in it just names no file.
-        name = unquote(match[1].decode(errors="replace").strip('"').replace("\\", "/"))
-        file = path.parent / name
-        if file.resolve().is_relative_to(path.parent.resolve()) and file.is_file():
-            found.append(file)
+def _walk(folder: Path) -> _Found:
+    """Everything below a folder: files, archives, captions; links to folders are failures, not followed."""
+    found = _Found()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                message = "is a link to a folder; name that folder itself, or copy it"
+                found.fail(Path(parent, name).relative_to(folder).as_posix(), AssetError("link", message))
+        for name in sorted(files):
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
+                found.listed[path] = Listed()
+            elif name.lower().endswith(ARCHIVES):
+                _add_archive(found, folder, path)
+    captions, failures = read_captions(folder / CAPTIONS_FILE, set(found.listed))
+    found.failures += failures
+    for path, entry in captions.items():
+        known = found.listed[path]  # a library's own words stay where the captions file has none
+        entry.captions = entry.captions or known.captions
+        entry.columns = known.columns | entry.columns
+        entry.provenance = known.provenance | entry.provenance
+        entry.rotation = known.rotation
+        found.listed[path] = entry
     return found
+
+
+def _add_archive(found: _Found, root: Path, path: str) -> None:
+    """The assets of a .zip or .sh3f file at `path` below the root."""
+    archive = root / path
+    try:
+        _check_inside(root, archive)
+        if archive.suffix.lower() == ".sh3f":
+            listed, failures = read_library(archive, path)
+            if not listed and not failures:
+                raise AssetError("empty", "its catalogue lists no models")
+            found.listed |= listed
+            found.failures += failures
+            return
+        members, odd = list_members(archive)
+        if not any(name.lower().endswith((*SUFFIXES, *ARCHIVES)) for name in members) and not odd:
+            raise AssetError("empty", f"holds no {', '.join(SUFFIXES)} files")
+    except AssetError as error:
+        found.fail(path, error)
+        return
+    for name, reason in odd:
+        found.fail(f"{path}/{name}", reason)
+    for name in members:
+        if name.lower().endswith(SUFFIXES):
+            found.listed[f"{path}/{name}"] = Listed(provenance={"source": "archive"})
+        elif name.lower().endswith(ARCHIVES):
+            found.fail(f"{path}/{name}", AssetError("unsupported", "an archive within an archive: unpack it"))

@@ -59,18 +59,18 @@ class Caster:
             return hits
         travelled = np.zeros(len(origins))
         for _ in range(MAX_LAYERS):
-            rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] > 0))
-            _, solid = base_color(self.mesh, hits.face[rays], hits.weights[rays])
-            rays = rays[~solid]
+            rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] != 0))
+            _, alpha = base_color(self.mesh, hits.face[rays], hits.weights[rays])
+            rays = rays[alpha < 0.5]
             if not len(rays):
                 return hits
             travelled[rays] = hits.t[rays] + 1e-5  # beyond the hole; the asset is about 2 across
             again = self._nearest(origins[rays] + travelled[rays, None] * directions[rays], directions[rays])
             hits.face[rays], hits.weights[rays] = again.face, again.weights
             hits.t[rays] = again.t + travelled[rays]
-        rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] > 0))
-        _, solid = base_color(self.mesh, hits.face[rays], hits.weights[rays])
-        hits.face[rays[~solid]] = -1
+        rays = np.flatnonzero((hits.face >= 0) & (self.mesh.cutoff[hits.face] != 0))
+        _, alpha = base_color(self.mesh, hits.face[rays], hits.weights[rays])
+        hits.face[rays[alpha < 0.5]] = -1
         return hits
 
     def _nearest(self, origins: ndarray, directions: ndarray) -> Hits:
@@ -113,7 +113,10 @@ def shade(caster: Caster, hits: Hits, directions: Float[ndarray, "rays 3"]) -> F
     away = np.einsum("ij,ij->i", normal, directions[rays]) > 0
     normal[away] *= -1
     result = np.zeros((len(directions), 4), np.float32)
-    result[rays, :3] = color * irradiance(normal)[:, None]
+    light = irradiance(normal)
+    if mesh.unlit is not None:
+        light[mesh.unlit[face]] = 1
+    result[rays, :3] = color * light[:, None]
     result[rays, 3] = 1
     return result
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from eval import page, viewer
+from eval import viewer
+from shapeloom import page
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
 from shapeloom.shards import AssetShards

@@ -14,9 +14,9 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
 echo "Installing into $venv (about 2 minutes and 6 GB the first time) ..."
 "${pip[@]}" install --quiet --upgrade "pip>=25"
-"${pip[@]}" install --progress-bar off --constraint constraints.txt --editable ".[dev]" | grep -E "^(Collecting|Downloading|Installing)" || true
+"${pip[@]}" install --progress-bar off --constraint constraints.txt --editable ".[dev,codecs]" | grep -E "^(Collecting|Downloading|Installing)" || true
 "$venv/bin/python" -c "import torch, deepspeed, open_clip, trimesh" 2>/dev/null || {
-    echo "error: the packages did not install; run again to see: ${pip[*]} install -c constraints.txt -e '.[dev]'" >&2
+    echo "error: the packages did not install; run again to see: ${pip[*]} install -c constraints.txt -e '.[dev,codecs]'" >&2
     exit 1
 }
 # pytorch3d is used where its wheel exists and done without elsewhere.

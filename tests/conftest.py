@@ -68,6 +68,12 @@ def ball_sample(number: int, *, split: str, num_views: int = 4, size: int = 16) 
     return sample
 
 
+@pytest.fixture
+def ball_samples() -> Any:
+    """The function `ball_sample`, for tests that put a data set together themselves."""
+    return ball_sample
+
+
 @pytest.fixture(scope="session")
 def ball_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished data set of 12 spheres in 2 shards: 8 train, 2 val, 2 test."""

@@ -10,7 +10,7 @@ import trimesh
 from PIL import Image
 
 from data_prep.failures import AssetError
-from data_prep.gltf import is_collider
+from data_prep.gltf_scene import is_collider
 from data_prep.load import load_mesh
 from data_prep.mesh import base_color, linear_to_srgb
 
@@ -131,7 +131,7 @@ def test_missing_texture_is_a_warning(tmp_path):
     assert load_mesh(tmp_path / "a.obj").warnings == ["missing file lost.png"]
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "..\\secret.png", "x/../../secret.png"])
+@pytest.mark.parametrize("name", ["../secret.png", "..\\secret.png", "x/../../secret.png"])
 def test_nothing_outside_the_assets_folder_is_read(tmp_path, name):
     Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
     folder = tmp_path / "asset"
@@ -139,6 +139,15 @@ def test_nothing_outside_the_assets_folder_is_read(tmp_path, name):
     write_textured_obj(folder, name)
     with pytest.raises(AssetError, match="outside the asset's folder"):
         load_mesh(folder / "a.obj")
+
+
+@pytest.mark.parametrize("place", ["/home/artist/{}", "C:\\\\art\\{}", "file:///art/{}"])
+def test_place_on_the_authors_disk_is_looked_up_beside_the_asset(tmp_path, place):
+    write_textured_obj(tmp_path, place.format("skin.png"))
+    assert len(load_mesh(tmp_path / "a.obj").textures) == 1
+    write_textured_obj(tmp_path, place.format("hostname"))
+    mesh = load_mesh(tmp_path / "a.obj")
+    assert (mesh.textures, len(mesh.warnings)) == ([], 1)
 
 
 @pytest.mark.parametrize("name", ["../secret.bin", "%2e%2e/secret.bin"])
@@ -164,7 +173,7 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
 def bad_files() -> dict[str, tuple[bytes, str]]:
     glb = struct.pack("<5I", 0x46546C67, 2, 20, 0, 0x4E4F534A)
     nan = b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
-    required = json.dumps(tree_of([{}], extensionsRequired=["EXT_meshopt_compression"])).encode()
+    required = json.dumps(tree_of([{}], extensionsRequired=["EXT_holograms"])).encode()
     old = json.dumps({"asset": {"version": "1.0"}}).encode()
     return {
         "empty.glb": (b"", "unreadable"),
@@ -172,14 +181,14 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "no_json.glb": (glb, "unreadable"),
         "text.glb": (b"this is no model" * 10, "unreadable"),
         "noise.ply": (bytes(range(256)) * 4, "unreadable"),
-        "noise.stl": (bytes(range(100)), "empty"),
+        "noise.stl": (bytes(range(100)), "unreadable"),
         "empty.obj": (b"# nothing\n", "empty"),
         "points.obj": (b"v 0 0 0\nv 1 1 1\n", "empty"),
         "one_place.obj": (b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "empty"),
         "line.obj": (b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "empty"),
         "nan.obj": (nan, "not_finite"),
         "index.obj": (b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "unreadable"),
-        "meshopt.gltf": (required, "unsupported"),
+        "holograms.gltf": (required, "unsupported"),
         "old.gltf": (old, "unsupported"),
     }
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.mesh import base_color, linear_to_srgb, sample_texture, srgb_to_linear
+from data_prep.mesh import Sampler, base_color, linear_to_srgb, sample_texture, srgb_to_linear
 
 
 def test_srgb_encoding_inverts_decoding():
@@ -44,9 +44,9 @@ def test_base_color_interpolates_corners_and_multiplies_texture(make_soup):
     half_grey = np.full((1, 1, 4), 188, np.uint8)
     mesh = replace(mesh, tint=tint, texture=np.array([0]), textures=[half_grey])
     weights = np.array([[0.2, 0.3, 0.5]])
-    color, solid = base_color(mesh, np.array([0]), weights)
+    color, alpha = base_color(mesh, np.array([0]), weights)
     np.testing.assert_allclose(color[0], weights[0] * srgb_to_linear(np.array(188 / 255)), rtol=1e-5)
-    assert solid.all()
+    assert alpha.tolist() == [1]
 
 
 def test_texels_below_the_cutoff_are_holes(make_soup):
@@ -54,8 +54,8 @@ def test_texels_below_the_cutoff_are_holes(make_soup):
     for alpha, expected in ((100, False), (160, True)):
         texture = np.full((2, 2, 4), alpha, np.uint8)
         holed = replace(mesh, texture=np.array([0]), textures=[texture], cutoff=np.float32([0.5]))
-        _, solid = base_color(holed, np.array([0]), np.array([[1.0, 0, 0]]))
-        assert solid[0] == expected
+        _, got = base_color(holed, np.array([0]), np.array([[1.0, 0, 0]]))
+        assert got[0] == expected
 
 
 def test_flip_turns_normals_and_keeps_colours_at_their_corners(make_soup):
@@ -64,3 +64,25 @@ def test_flip_turns_normals_and_keeps_colours_at_their_corners(make_soup):
     flipped = mesh.flip(np.array([True]))
     assert flipped.faces.tolist() == [[0, 2, 1]]
     np.testing.assert_array_equal(flipped.tint[0], mesh.tint[0][[0, 2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"), [("repeat", [2, 0, 1]), ("mirror", [0, 2, 1]), ("clamp", [0, 2, 2])]
+)
+@pytest.mark.parametrize("nearest", [False, True])
+def test_texels_outside_the_texture_repeat_turn_back_or_go_on(wrap, expected, nearest):
+    levels = np.uint8([10, 100, 200])
+    texture = np.repeat(levels[None, :, None], 4, axis=2)
+    uv = np.float32([[-0.5 / 3, 0.5], [3.5 / 3, 0.5], [4.5 / 3, 0.5]])  # centres of the texels -1, 3 and 4
+    for turned in (False, True):
+        picture = texture.transpose(1, 0, 2)[::-1] if turned else texture
+        got = sample_texture(picture, uv[:, ::-1] if turned else uv, Sampler(wrap, wrap, nearest=nearest))
+        np.testing.assert_allclose(got[:, 3] * 255, levels[expected], atol=1e-3)
+
+
+def test_nearest_sampler_shows_no_mean():
+    texture = np.zeros((1, 2, 4), np.uint8)
+    texture[0, 1] = 255
+    u = np.linspace(0.01, 0.99, 50, dtype=np.float32)
+    got = sample_texture(texture, np.stack([u, 0 * u], axis=1), Sampler(nearest=True))
+    np.testing.assert_array_equal(got[:, 0], u > 0.5)

@@ -74,11 +74,11 @@ def test_rows_that_name_nothing_are_recorded(folder):
     captions(folder, "path,caption\nlost.glb,a\n../secret.glb,b\nWaterBottle.OBJ,a, b\n")
     sources, failures = find_sources(folder, FRACTIONS)
     assert [(f.path, f.reason) for f in failures] == [
+        ("WaterBottle.OBJ", "bad_row"),
         ("lost.glb", "missing"),
         ("../secret.glb", "missing"),
-        ("WaterBottle.OBJ", "bad_row"),
     ]
-    assert "line 2" in failures[0].message
+    assert "line 2" in failures[1].message
     assert len(sources) == 3
 
 

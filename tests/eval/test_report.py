@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import page, viewer
+from eval import viewer
 from eval.report import Folders, ReportConfig, build_report
+from shapeloom import page
 
 EVIL = "<script>alert(1)</script><img src=x onerror='a'>\"&"
 

@@ -31,7 +31,8 @@ p { margin: 6px 0; max-width: 75ch; } .soft { color: var(--soft); } .small { fon
 .wide { overflow-x: auto; margin-bottom: 18px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.words { text-align: left; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+table.words th { text-align: left; } td.words { text-align: left; white-space: normal; }
 @media (max-width: 600px) { td:first-child { white-space: normal; min-width: 110px; } }
 th { font-weight: 600; font-size: 13px; color: var(--soft); } td.main { font-weight: 650; }
 .cards { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; }
@@ -94,13 +95,17 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else text(value)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, main: int | None = None) -> str:
-    """Returns a table; its cells are HTML. main: the column that is set in bold."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, main: int | None = None, words: bool = False
+) -> str:
+    """Returns a table; its cells are HTML. main: the column that is set in bold. words: cells hold text."""
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     for row in rows:
-        cells = [f'<td class="main">{c}</td>' if i == main else f"<td>{c}</td>" for i, c in enumerate(row)]
+        plain = '<td class="words">' if words else "<td>"
+        cells = [f'<td class="main">{c}</td>' if i == main else f"{plain}{c}</td>" for i, c in enumerate(row)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    opening = '<table class="words">' if words else "<table>"
+    return f'<div class="wide">{opening}{"".join(lines)}</table></div>'
 
 
 def card(label: str, value: str, note: str) -> str:
@@ -165,3 +170,30 @@ def curves(lines: Sequence[Mapping[str, float | int]]) -> list[str]:
         having = [line for line in lines if name in line]
         drawn.append(curve(name, [line["step"] for line in having], [float(line[name]) for line in having]))
     return [svg for svg in drawn if svg]
+
+
+def histogram(name: str, values: Sequence[float | int], *, bins: int = 24, logarithmic: bool = False) -> str:
+    """Returns how often values occur as SVG bars, with the least, middle and largest value.
+
+    logarithmic: bins of equal ratio, for positive values. Values that aren't finite are left out.
+    """
+    data = np.asarray([v for v in values if math.isfinite(v) and (v > 0 or not logarithmic)], float)
+    if not len(data):
+        return ""
+    scale = np.log(data) if logarithmic else data
+    counts, _ = np.histogram(scale, bins=bins)
+    top, bottom, width = 26.0, _HEIGHT - 20.0, (_WIDTH - 2 * _PAD) / bins
+    heights = counts / counts.max() * (bottom - top)
+    bars = "".join(
+        f'<rect x="{_PAD + i * width:.1f}" y="{bottom - h:.1f}" width="{width - 1:.1f}" height="{h:.1f}"/>'
+        for i, h in enumerate(heights)
+        if h > 0
+    )
+    foot = f"min {data.min():.4g} · median {np.median(data):.4g} · max {data.max():.4g}"
+    label = f"{name}{' (log)' if logarithmic else ''}"
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}">'
+        f'<text x="{_PAD}" y="16" font-size="12" fill="#1c2430">{text(label)}</text>'
+        f'<g fill="#2f6fde">{bars}</g>'
+        f'<text x="{_PAD}" y="{_HEIGHT - 6}" font-size="10" fill="#667085">{text(foot)}</text></svg>'
+    )

@@ -1,0 +1,115 @@
+"""What isn't worth learning from: flat or colourless assets, blank views, near duplicates.
+
+What a filter leaves out is a failure with its reason; what it only notes is a warning of the sample.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from numpy import ndarray
+from pydantic import Field
+
+from data_prep.failures import AssetError
+from data_prep.mesh import Mesh
+from shapeloom.config import Config
+
+FLAT = 0.01
+"""Assets thinner than this share of their longest side get a warning."""
+_GRID = 10
+"""Cells a side of the feature's grid over [-1, 1]^3."""
+
+
+class Filters(Config):
+    """Which assets are left out for their quality; the defaults leave out only what shows next to nothing."""
+
+    min_thickness: float = Field(
+        default=0,
+        ge=0,
+        lt=1,
+        description="smallest side over the longest; 0.01 leaves out pictures and planes",
+    )
+    max_blank_views: float = Field(
+        default=0.5, ge=0, le=1, description="share of views that may show nothing"
+    )
+    drop_colourless: bool = Field(default=False, description="leave out assets that are white all over")
+    near_duplicate: float = Field(
+        default=0.1,
+        ge=0,
+        le=2,
+        description="distance below which the report calls two assets near duplicates",
+    )
+
+
+def check_shape(mesh: Mesh, filters: Filters) -> list[str]:
+    """Warnings about a mesh's proportions. Raises AssetError "flat" as the filters say."""
+    sides = np.ptp(mesh.triangles.reshape(-1, 3), axis=0)
+    thickness = float(sides.min() / sides.max())
+    if thickness < filters.min_thickness:
+        raise AssetError("flat", f"its thickness is {thickness:.2%} of its longest side")
+    return [f"flat: its thickness is {thickness:.2%} of its longest side"] if thickness < FLAT else []
+
+
+def check_views(covered: Bool[ndarray, "views"], filters: Filters) -> list[str]:
+    """Warnings about blank views, given which show anything. Raises AssetError "invisible" or "blank"."""
+    blank, num = int((~covered).sum()), len(covered)
+    if blank == num:
+        raise AssetError("invisible", f"none of its {num} views shows anything")
+    if blank > filters.max_blank_views * num:
+        raise AssetError("blank", f"{blank} of its {num} views show nothing")
+    return [f"{blank} of {num} views show nothing"] if blank else []
+
+
+def check_colors(srgb: UInt8[ndarray, "points 3"], filters: Filters) -> list[str]:
+    """Warnings about base colours. Raises AssetError "colourless" as the filters say."""
+    if not bool((srgb >= 250).all()):
+        return []
+    message = "its whole surface is white, as where materials or textures were lost"
+    if filters.drop_colourless:
+        raise AssetError("colourless", message)
+    return [f"colourless: {message}"]
+
+
+def feature(
+    points: Float32[ndarray, "points 3"], srgb: UInt8[ndarray, "points 3"]
+) -> Float32[ndarray, "dim"]:
+    """A unit vector of where an asset's surface is and how it is coloured there.
+
+    Points are shared out among the eight nearest cells of a grid, so that it changes little with the sample
+    of points; square roots keep dense places from drowning the others.
+    """
+    place = (points.astype(np.float64) + 1) / 2 * (_GRID - 1)
+    low = np.clip(np.floor(place).astype(np.int64), 0, _GRID - 2)
+    fraction = place - low
+    color = np.concatenate([np.ones((len(points), 1)), srgb / 255.0], axis=1)
+    grid = np.zeros((_GRID**3, 4))
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)
+        cell = np.ravel_multi_index(tuple((low + corner).T), (_GRID,) * 3)
+        for channel in range(4):
+            grid[:, channel] += np.bincount(cell, weight * color[:, channel], _GRID**3)
+    flat = np.sqrt(grid).reshape(-1)
+    return (flat / np.linalg.norm(flat)).astype(np.float32)
+
+
+class Pair(NamedTuple):
+    """Two near duplicates, by position, and the distance of their features in [0, sqrt(2)]."""
+
+    first: int
+    second: int
+    distance: float
+
+
+def near_duplicates(features: Float[ndarray, "assets dim"], limit: float) -> list[Pair]:
+    """All pairs nearer than `limit`, nearest first."""
+    pairs = []
+    for start in range(0, len(features), 1024):
+        # |a - b|^2 = 2 - 2 a.b of unit vectors
+        dots = features[start : start + 1024] @ features.T
+        rows, columns = np.nonzero(dots > 1 - limit**2 / 2)
+        pairs += [
+            Pair(start + int(r), int(c), float(np.sqrt(max(0, 2 - 2 * dots[r, c]))))
+            for r, c in zip(rows, columns, strict=True)
+            if start + r < c
+        ]
+    return sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))
