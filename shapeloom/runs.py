@@ -8,7 +8,6 @@ Running the same command again in the same folder resumes, or finds `done`.
 import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -22,25 +21,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shapeloom import __version__
 from shapeloom.config import Config, UserError
+from shapeloom.storage import AnyPath, write_atomic
+from shapeloom.storage import file_digest as file_digest
 
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes `data` beside `path`, syncs it to disk and renames, so that a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_digest(text: str) -> str:
@@ -48,7 +32,7 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_meta(folder: Path, *, stage: str) -> dict[str, Any]:
+def read_meta(folder: AnyPath, *, stage: str) -> dict[str, Any]:
     """Returns the meta.json of a finished `stage` run; raises UserError if there is none."""
     path = folder / "meta.json"
     if not path.is_file():
@@ -66,7 +50,7 @@ def read_meta(folder: Path, *, stage: str) -> dict[str, Any]:
 class Run:
     """One stage's folder. Make it with `Run.open`."""
 
-    def __init__(self, folder: Path, meta: dict[str, Any], *, writes: bool) -> None:
+    def __init__(self, folder: AnyPath, meta: dict[str, Any], *, writes: bool) -> None:
         self.folder, self.meta, self._writes = folder, meta, writes
         self._start = time.monotonic()
         self._writer: SummaryWriter | None = None
@@ -74,7 +58,7 @@ class Run:
     @classmethod
     def open(
         cls,
-        out: Path,
+        out: AnyPath,
         config: Config,
         *,
         stage: str,
@@ -153,7 +137,8 @@ class Run:
             self._writer.close()
 
 
-def _check_same(out: Path, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]) -> None:
+def _check_same(
+    out: AnyPath, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]) -> None:
     advice = "Use another --out, or delete that folder to start over."
     if meta["stage"] != stage:
         raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")
