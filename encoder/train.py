@@ -4,7 +4,6 @@ python -m encoder.train --config configs/encoder/tiny.yaml --out RUN/encoder --s
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -7,7 +7,6 @@ one. A task must therefore be safe to repeat, and to be at work twice for a whil
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -206,8 +205,9 @@ def _run_on_ray(
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     # Each task has one core for its own, so nothing may start more threads than that.
     threads = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")}
-    remote = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
-    waiting, running = deque(tasks), {}
+    remote: Any = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
+    waiting = deque(tasks)
+    running: dict[Any, TaskT] = {}
     while waiting or running:
         # A task's arguments live in this process until it is done: a million of them are not sent at once.
         while waiting and len(running) < max(16, 2 * int(ray.cluster_resources().get("CPU", 0))):

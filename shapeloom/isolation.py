@@ -30,9 +30,7 @@ STDERR_TAIL = 4000
 """Characters kept of what a lost call wrote last."""
 EXIT_SECONDS = 10.0
 """Left to a call that has closed its pipe to be gone; how it goes tells why."""
-_OWN_FRAMES = re.compile(
-    r"  File .* in _serve\n(?:  File .*\n|  \.\.\.\n)*|^Extension modules: .*\n", re.M
-)
+_OWN_FRAMES = re.compile(r"  File .* in _serve\n(?:  File .*\n|  \.\.\.\n)*|^Extension modules: .*\n", re.M)
 """What faulthandler tells of the caller's side of a call, and of every C extension that is imported."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -78,8 +76,8 @@ class Cost:
 def call(function: Callable[[Callable[[Any], None]], T], quota: Quota) -> tuple[T | Lost, Cost]:
     """`function(report)` in a process of its own; its result (pickled on the way), or how it was lost.
 
-    `report` takes a few words about where the function is. An exception in `function` is a bug of the caller's
-    and is raised here as RuntimeError, except MemoryError, which is a loss.
+    `report` takes a few words about where the function is. An exception in `function` is a bug and
+    is raised here as RuntimeError, except MemoryError, which is a loss.
     """
     ours, theirs = Pipe(duplex=False)
     with tempfile.TemporaryFile() as output, ours:
@@ -202,7 +200,7 @@ def _confine(quota: Quota, output: IO[bytes], pipe: int, parent: int) -> None:
     _limit(resource.RLIMIT_FSIZE, quota.file_bytes)
     if _LIBC is not None:
         _limit(resource.RLIMIT_DATA, _private_bytes() + quota.memory_bytes)
-    _limit(resource.RLIMIT_CPU, quota.cpu_seconds, grace=2)  # warned at the soft limit, killed at the hard one
+    _limit(resource.RLIMIT_CPU, quota.cpu_seconds, grace=2)  # SIGXCPU, then SIGKILL
 
 
 def _limit(kind: int, soft: int, *, grace: int = 0) -> None:

@@ -51,7 +51,7 @@ class Run:
     """One stage's folder. Make it with `Run.open`."""
 
     def __init__(self, folder: AnyPath, meta: dict[str, Any], *, writes: bool) -> None:
-        self.folder, self.meta, self._writes = folder, meta, writes
+        self._folder, self.meta, self._writes = folder, meta, writes
         self._start = time.monotonic()
         self._writer: SummaryWriter | None = None
 
@@ -92,6 +92,19 @@ class Run:
             write_atomic(path, json.dumps(meta, indent=1))
         return cls(out, meta, writes=writes)
 
+    def reopen(self, config: Config) -> None:
+        """Makes the stage unfinished again, under `config`: there is more work to do in its folder."""
+        self.meta["status"] = "running"
+        self.save_progress()
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomic(self._folder / "config.yaml", resolved)
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage writes; not to be asked of one that writes to a URL."""
+        assert isinstance(self._folder, Path)
+        return self._folder
+
     @property
     def done(self) -> bool:
         """Whether the stage has finished in this folder."""
@@ -126,7 +139,7 @@ class Run:
         self.meta["seconds"] += now - self._start
         self._start = now
         if self._writes:
-            write_atomic(self.folder / "meta.json", json.dumps(self.meta, indent=1))
+            write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
 
     def finish(self, **facts: Any) -> None:
         """Marks the stage as done and merges `facts` into meta.json."""
@@ -138,7 +151,8 @@ class Run:
 
 
 def _check_same(
-    out: AnyPath, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]) -> None:
+    out: AnyPath, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]
+) -> None:
     advice = "Use another --out, or delete that folder to start over."
     if meta["stage"] != stage:
         raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")

@@ -12,6 +12,7 @@ hosts. A shard is finished once its manifest is there, which is written last.
 from shapeloom.shards.cache import ShardCache
 from shapeloom.shards.members import (
     DEPTH_SCALE,
+    decode_member,
     decode_png,
     depth_from_png,
     depth_to_png,
@@ -23,6 +24,7 @@ from shapeloom.shards.reading import AssetSample, AssetShards, LatentShards, Row
 from shapeloom.shards.writing import (
     SCHEMA,
     Sample,
+    dataset_digest,
     finish_dataset,
     manifest_path,
     read_back,
@@ -42,6 +44,8 @@ __all__ = [
     "Sample",
     "SampleStream",
     "ShardCache",
+    "dataset_digest",
+    "decode_member",
     "decode_png",
     "depth_from_png",
     "depth_to_png",

@@ -1,4 +1,4 @@
-"""Local copies of remote shards: fetched whole and ahead of time, bounded, shared by a machine's processes."""
+"""Local copies of remote shards: fetched whole, ahead of time, bounded, shared by a machine's processes."""
 
 import os
 import tempfile

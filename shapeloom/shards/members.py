@@ -54,3 +54,10 @@ def encode_member(name: str, value: Any) -> bytes:
 def decode_npy(data: bytes) -> ndarray:
     """The array of an .npy member."""
     return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def decode_member(name: str, data: bytes) -> Any:
+    """What `encode_member` was given: an array, or what JSON says."""
+    if name.endswith("json"):
+        return json.loads(data)
+    return decode_npy(data) if name.endswith(".npy") else decode_png(data)

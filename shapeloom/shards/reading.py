@@ -118,7 +118,9 @@ class _Shards:
         missing = [name for name in names if name not in row.members]
         if missing:
             shard = self.shards[row.shard]
-            raise UserError(f"{shard}: asset {row.key} has no {', '.join(missing)}: prepare the data with it.")
+            raise UserError(
+                f"{shard}: asset {row.key} has no {', '.join(missing)}: prepare the data with it."
+            )
         ranges = [row.members[name] for name in names]
         with self._open(row.shard) as file:
             return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
@@ -208,7 +210,9 @@ class LatentShards(_Shards):
         image_pooled [views, dim]."""
         names = [name for name in self.rows[index].members if name.endswith(".npy")]
         raw = self.members(index, names)
-        return {n.removesuffix(".npy"): torch.from_numpy(decode_npy(r)) for n, r in zip(names, raw, strict=True)}
+        return {
+            n.removesuffix(".npy"): torch.from_numpy(decode_npy(r)) for n, r in zip(names, raw, strict=True)
+        }
 
     def load(self) -> dict[str, Tensor]:
         """All rows stacked, for sets that fit into memory: each entry of `read` with a leading [assets].

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shapeloom.config import UserError
@@ -81,17 +81,20 @@ def list_shards(folder: AnyPath) -> list[AnyPath]:
     return sorted((folder / "shards").glob("*.tar"), key=lambda path: path.name)
 
 
+def dataset_digest(folder: AnyPath) -> str:
+    """Of the names and sha256 of all finished shards."""
+    lines = (f"{path.name} {read_manifest(path)['sha256']}\n" for path in list_shards(folder))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def finish_dataset(folder: AnyPath, *, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write `dataset.json` over all shards of `folder`; returns it. `facts` are further header entries."""
     splits: dict[str, int] = {}
-    digest = hashlib.sha256()
     for path in list_shards(folder):
-        manifest = read_manifest(path)
-        digest.update(f"{path.name} {manifest['sha256']}\n".encode())
-        for row in manifest["samples"]:
+        for row in read_manifest(path)["samples"]:
             splits[row["split"]] = splits.get(row["split"], 0) + 1
     header = {"schema": SCHEMA, "kind": kind, "num_assets": sum(splits.values()), "splits": splits}
-    header |= {**facts, "digest": digest.hexdigest()}
+    header |= {**facts, "digest": dataset_digest(folder)}
     write_atomic(folder / "dataset.json", json.dumps(header, indent=2, sort_keys=True))
     return header
 
@@ -116,8 +119,14 @@ def read_manifest(shard: AnyPath) -> dict[str, Any]:
 
 
 def read_back(shard: AnyPath) -> Iterator[dict[str, Any]]:
-    """The samples that `write_shard` was given, their members (but json) as bytes, in order."""
-    rows = read_manifest(shard)["samples"]
+    """The samples that `write_shard` was given, their members (but json) as bytes, in order.
+
+    The manifest is read at once, the tar as the samples are taken.
+    """
+    return _read_rows(shard, read_manifest(shard)["samples"])
+
+
+def _read_rows(shard: AnyPath, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     with shard.open("rb") as file:
         for row in rows:
             sample: dict[str, Any] = {"__key__": row["key"]}

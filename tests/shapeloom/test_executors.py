@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_task_of_a_killed_worker_starts_over(tmp_path):
 
 
 def test_task_that_loses_every_worker_is_named():
-    with pytest.raises(RuntimeError, match="10 workers were lost.*always killed"):
+    with pytest.raises(RuntimeError, match=r"10 workers were lost.*always killed"):
         run([Items(("always killed",)), Items(("a",))])
 
 

@@ -123,9 +123,10 @@ def test_finished_means_there_with_its_manifest_and_whole(folder: Path):
 def test_what_was_written_can_be_read_back_and_written_again(folder: Path, tmp_path: Path):
     shard = folder / "shards/000000.tar"
     before = shard.read_bytes()
-    again = write_shard(tmp_path / "again/000000.tar", read_back(shard))
-    assert (tmp_path / "again/000000.tar").read_bytes() == before
-    assert again == read_manifest(shard)
+    again = tmp_path / "again/000000.tar"
+    write_shard(again, read_back(shard))
+    assert again.read_bytes() == before
+    assert read_manifest(again) == read_manifest(shard)
 
 
 @pytest.mark.parametrize("depth", [0.5, 1.2345, 4.0, 7.99])
