@@ -3,15 +3,19 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from data_prep.build import prepare
 from data_prep.checks import inspect_asset, inspect_dataset, verify
 from data_prep.pipeline import DataConfig
-from shapeloom.config import parse_stage, run_main
+from shapeloom.config import UserError, load_config, parse_stage, run_main
+from shapeloom.executors import Executor
 from shapeloom.log import start_logging
+from shapeloom.storage import parse_path
 
 _DESCRIPTION = """Raw 3D assets with captions -> views, coloured points and signed distances in WebDataset
-shards. Also: `python -m data_prep verify DIR` checks a prepared folder, `inspect DIR [KEY]` shows it."""
+shards. Also: `python -m data_prep verify DIR` checks a prepared folder, `inspect DIR [KEY]` shows it. DIR may
+be a URL (s3://bucket/folder, ...)."""
 
 
 def main() -> None:
@@ -19,23 +23,57 @@ def main() -> None:
     start_logging()
     match sys.argv[1:2]:
         case ["verify"]:
-            parser = argparse.ArgumentParser(prog="python -m data_prep verify")
-            parser.add_argument("folder", type=Path)
-            say(verify(parser.parse_args(sys.argv[2:]).folder))
+            _verify(sys.argv[2:])
         case ["inspect"]:
-            parser = argparse.ArgumentParser(prog="python -m data_prep inspect")
-            parser.add_argument("folder", type=Path)
-            parser.add_argument("key", nargs="?", help="(the start of) an asset's key")
-            parser.add_argument("--picture", type=Path, help="where its views go; default: KEY.png")
-            arguments = parser.parse_args(sys.argv[2:])
-            if arguments.key is None:
-                say(inspect_dataset(arguments.folder))
-            else:
-                picture = arguments.picture or Path(f"{arguments.key}.png")
-                say(inspect_asset(arguments.folder, arguments.key, picture))
+            _inspect(sys.argv[2:])
         case _:
-            config, out, _ = parse_stage(DataConfig, stage="data_prep", description=_DESCRIPTION)
-            prepare(config, out)
+            _prepare()
+
+
+def _prepare() -> None:
+    config, _, arguments = parse_stage(
+        DataConfig, stage="data_prep", description=_DESCRIPTION, add_arguments=_add_arguments,
+        out_may_be_url=True,
+    )  # fmt: skip
+    out = parse_path(arguments.out)
+    if arguments.retry_quarantined and arguments.config is None:
+        overrides = [item for group in arguments.set for item in group]
+        config = load_config(DataConfig, out / "config.yaml", overrides)
+    prepare(config, out, executor=arguments.executor, retry_quarantined=arguments.retry_quarantined)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor", choices=get_args(Executor), default="processes",
+        help="where shards are prepared: on this machine, or on the Ray cluster that RAY_ADDRESS names",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retry-quarantined", action="store_true",
+        help="try again what was left out; without --config, with the run's own and whatever --set changes",
+    )  # fmt: skip
+
+
+def _verify(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep verify")
+    parser.add_argument("folder", type=parse_path)
+    folder = parser.parse_args(argv).folder
+    problems = verify(folder)
+    if problems:
+        say("\n".join(problems))
+        raise UserError(f"{folder} has {len(problems)} problem(s), listed above. Prepare it again.")
+    say(f"{folder} is sound")
+
+
+def _inspect(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep inspect")
+    parser.add_argument("folder", type=parse_path)
+    parser.add_argument("key", nargs="?", help="(the start of) an asset's key; none: the whole data set")
+    parser.add_argument("--picture", type=Path, help="file to write the asset's views and depth to")
+    arguments = parser.parse_args(argv)
+    if arguments.key is None:
+        say(inspect_dataset(arguments.folder))
+    else:
+        say(inspect_asset(arguments.folder, arguments.key, arguments.picture))
 
 
 def say(text: str) -> None:

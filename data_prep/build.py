@@ -1,7 +1,7 @@
 """The whole stage: sources -> shards -> dataset.json and quarantine.jsonl, resumable at every shard."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,25 +11,32 @@ from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_
 from data_prep.procedural import generate
 from data_prep.report import write_report
 from data_prep.sources import SPLITS, Source, assets_root, find_sources
-from shapeloom.config import UserError
-from shapeloom.executors import Death, run_tasks
+from shapeloom.config import UserError, load_config
+from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress
-from shapeloom.runs import Run, text_digest, write_atomic
+from shapeloom.runs import Run, text_digest
 from shapeloom.shards import finish_dataset, shard_is_finished
+from shapeloom.storage import AnyPath, write_atomic
 
 log = get_logger("data_prep")
 
 
-def prepare(config: DataConfig, out: Path) -> None:
+def prepare(
+    config: DataConfig, out: AnyPath, *, executor: Executor = "processes", retry_quarantined: bool = False
+) -> None:
     """Prepares all assets that `config` names into the dataset folder `out`, or says that this is done.
 
-    A run that was ended goes on from its finished shards. Raises UserError for a folder or captions file that
-    can't be used, and if not a single asset could be prepared.
+    A run that was ended goes on from its finished shards. retry_quarantined: tries what finished shards left
+    out once more, for which the limits may differ from the run's so far.
+    Raises UserError for a folder or captions file that can't be used, and if not a single asset could be
+    prepared.
     """
-    # How many processes work is no part of what is made.
-    identity = config.model_copy(update={"workers": None})
     if config.assets is None and config.objaverse is None:
-        run = Run.open(out, identity, stage="data_prep")
+        if not isinstance(out, Path):
+            raise UserError(
+                f"The procedural set is generated beside the data, so {out} must be a local folder."
+            )
+        run = _open_run(config, out, {}, retry_quarantined)
         if run.done:
             log.info("%s is already done", out)
             return
@@ -38,13 +45,13 @@ def prepare(config: DataConfig, out: Path) -> None:
         sources, failures = find_sources(folder, config.splits)
     else:
         folder, sources, failures = _find(config)
-        run = Run.open(out, identity, stage="data_prep", inputs={"assets": _digest(sources)})
+        run = _open_run(config, out, {"assets": _digest(sources)}, retry_quarantined)
         if run.done:
             log.info("%s is already done", out)
             return
     log.info("%d assets in %s%s", len(sources), folder, f", {len(failures)} left out" if failures else "")
     tasks = plan_shards(sources, folder, out, config)
-    _run_shards(tasks, config)
+    _run_shards(tasks, config, run, executor, retry_quarantined)
     run.finish(**_finish(tasks, failures, config, out))
 
 
@@ -58,11 +65,28 @@ def _find(config: DataConfig) -> tuple[Path, list[Source], list[Failure]]:
     return config.objaverse.root, *find_objaverse(config.objaverse, config.splits)
 
 
+def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry: bool) -> Run:
+    # How many processes work is no part of what is made.
+    identity = config.model_copy(update={"workers": None})
+    if not retry:
+        return Run.open(out, identity, stage="data_prep", inputs=inputs)
+    before = load_config(DataConfig, out / "config.yaml").limits
+    if before.max_texture != config.limits.max_texture:
+        raise UserError(
+            f"limits.max_texture was {before.max_texture} and changes every asset: use another --out for "
+            f"{config.limits.max_texture}."
+        )
+    same = identity.model_copy(update={"limits": before})
+    run = Run.open(out, same, stage="data_prep", inputs=inputs)
+    run.reopen(identity)
+    return run
+
+
 def _digest(sources: Sequence[Source]) -> str:
     return text_digest("\n".join(str(asdict(source)) for source in sources))
 
 
-def plan_shards(sources: Sequence[Source], folder: Path, out: Path, config: DataConfig) -> list[ShardTask]:
+def plan_shards(sources: Sequence[Source], folder: Path, out: AnyPath, config: DataConfig) -> list[ShardTask]:
     """Which assets go into which tar: one split a tar, by content id within a split.
 
     The order mixes categories, and doesn't change when files are renamed.
@@ -81,51 +105,46 @@ def plan_shards(sources: Sequence[Source], folder: Path, out: Path, config: Data
     ]
 
 
-def _run_shards(tasks: Sequence[ShardTask], config: DataConfig) -> None:
+def _run_shards(
+    tasks: Sequence[ShardTask], config: DataConfig, run: Run, executor: Executor, retry: bool
+) -> None:
     open_tasks = [task for task in tasks if not shard_is_finished(task.path)]
     total = sum(len(task.sources) for task in tasks)
     done = total - sum(len(task.sources) for task in open_tasks)
     if done:
         log.info("going on: %d of %d assets are in finished shards", done, total)
+    if retry:
+        finished = [task for task in tasks if task not in open_tasks]
+        again = [replace(task, retry=True) for task in finished if quarantine_path(task.path).read_text()]
+        log.info("%d finished shards have left something out, which is tried again", len(again))
+        open_tasks += again
+        done -= sum(len(task.sources) for task in again)
     with progress(total, "preparing assets", done=done) as bar:
-        seen: set[tuple[Path, int]] = set()
+        seen: set[tuple[AnyPath, int]] = set()
 
         def on_report(task: ShardTask, position: int) -> None:
             if (task.path, position) not in seen:  # a shard that lost its worker starts over
                 seen.add((task.path, position))
                 bar.advance()
 
-        for _ in run_tasks(
-            prepare_shard, open_tasks, workers=config.workers, on_report=on_report, on_death=after_death,
-            seconds_between_reports=config.limits.seconds, preload=["data_prep.pipeline"],
+        for task, cost in run_tasks(
+            prepare_shard, open_tasks, workers=config.workers, on_report=on_report, executor=executor,
+            preload=["data_prep.pipeline"],
         ):  # fmt: skip
-            pass
-
-
-def after_death(task: ShardTask, death: Death) -> ShardTask:
-    """The same shard for another try, without an asset that hung, or that ended its worker a second time.
-
-    One crash proves little: a machine short of memory ends workers whose assets are innocent.
-    """
-    position = death.last_report
-    if position is None or position in task.failures:
-        raise RuntimeError(f"a worker of {task.path.name} {death.message}, and no single asset is to blame")
-    source = task.sources[position]
-    if death.reason == "crash" and position not in task.suspects:
-        log.warning("%s %s: trying again", source.path, death.message)
-        return replace(task, suspects=task.suspects | {position})
-    log.warning("%s %s: left out", source.path, death.message)
-    failure = Failure(source.path, "worker", death.reason, death.message, source.sha256)
-    return replace(task, failures={**task.failures, position: failure})
+            for position in range(len(task.sources)):
+                on_report(task, position)
+            run.meta["cpu_seconds"] = run.meta.get("cpu_seconds", 0) + cost.cpu_seconds
+            run.meta["peak_bytes"] = max(run.meta.get("peak_bytes", 0), cost.peak_bytes)
+            run.save_progress()
 
 
 def _finish(
-    tasks: Sequence[ShardTask], failures: list[Failure], config: DataConfig, out: Path
+    tasks: Sequence[ShardTask], failures: list[Failure], config: DataConfig, out: AnyPath
 ) -> dict[str, object]:
     for task in tasks:
         failures = failures + from_jsonl(quarantine_path(task.path).read_text())
     for leftover in (out / "shards").glob(".*.tmp"):  # of workers that were killed
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     failures.sort(key=lambda failure: (failure.path, failure.reason, failure.message))
     write_atomic(out / "quarantine.jsonl", to_jsonl(failures))
     reasons = dict(sorted(Counter(f"{failure.stage}: {failure.reason}" for failure in failures).items()))

@@ -9,60 +9,96 @@ from PIL import Image
 
 from data_prep.failures import from_jsonl
 from shapeloom.config import UserError
-from shapeloom.shards import AssetSample, AssetShards, Row, shard_is_finished
+from shapeloom.shards import AssetSample, AssetShards, dataset_digest, decode_member, read_manifest
+from shapeloom.storage import AnyPath, file_digest
 
 
-def verify(folder: Path) -> str:
-    """A line of praise for a sound dataset; UserError that lists everything wrong with another one.
+def verify(folder: AnyPath) -> list[str]:
+    """Everything that is wrong with a dataset, a line each; nothing for a sound one.
 
-    Checks every shard's sha256, decodes every member of every sample, and holds its shapes and ranges to the
-    contract.
+    Checks that all that was found is accounted for, every shard's sha256, and each sample: that its members
+    decode, hold finite numbers, and keep the contract of shapes, ranges and frames.
+    Raises UserError if `folder` is no finished dataset.
     """
     shards = AssetShards(folder)
-    problems = [f"{path.name}: its bytes are not those of its manifest" for path in shards.shards
-                if not shard_is_finished(path)]  # fmt: skip
-    repeated = [key for key, count in Counter(row.key for row in shards.rows).items() if count > 1]
-    problems += [f"{key}: more than one sample has this key" for key in repeated]
+    problems = []
+    for path in shards.shards:
+        if file_digest(path) != read_manifest(path)["sha256"]:
+            problems.append(f"{path.name}: its bytes are not those of its manifest")
+    counts = Counter(row.key for row in shards.rows)
+    problems += [f"{key}: {count} samples have this key" for key, count in counts.items() if count > 1]
     if len(shards) != shards.header["num_assets"]:
         problems.append(
             f"dataset.json counts {shards.header['num_assets']} assets, the shards have {len(shards)}"
         )
+    if dataset_digest(folder) != shards.digest:
+        problems.append("dataset.json was written over other shards than these")
+    quarantine = from_jsonl((folder / "quarantine.jsonl").read_text())
+    both = counts.keys() & {failure.id for failure in quarantine if failure.stage != "sources"}
+    problems += [f"{key}: is in a shard and in quarantine.jsonl" for key in sorted(both)]
     for index, row in enumerate(shards.rows):
         try:
-            sample = shards.read(index, views=range(shards.num_views), depth=True, points=True, sdf=True)
+            problems += [f"{row.key}: {problem}" for problem in _check_row(shards, index)]
         except Exception as error:  # whatever a damaged member makes a decoder raise
             problems.append(f"{row.key}: {type(error).__name__}: {error}")
-            continue
-        problems += [f"{row.key}: {problem}" for problem in check_sample(sample, shards.resolution)]
-    if problems:
-        shown = "; ".join(problems[:10]) + (" ..." if len(problems) > 10 else "")
-        raise UserError(f"{folder} has {len(problems)} problem(s): {shown}. Prepare it again.")
-    return f"{folder}: {len(shards)} assets in {len(shards.shards)} shards are sound"
+    return problems
+
+
+def _check_row(shards: AssetShards, index: int) -> list[str]:
+    row = shards.rows[index]
+    problems = []
+    for name, data in zip(row.members, shards.members(index, list(row.members)), strict=True):
+        array = decode_member(name, data)
+        if isinstance(array, np.ndarray) and not np.isfinite(array).all():
+            problems.append(f"{name} holds numbers that are not finite")
+        if name.endswith(".png") and array.shape[:2] != (shards.resolution, shards.resolution):
+            problems.append(f"{name} has {array.shape[1]} x {array.shape[0]} pixels")
+    facts = shards.facts(index)
+    if facts.get("schema") != shards.header["schema"] or facts.get("sha256", "")[:16] != row.key:
+        problems.append("its json is of another schema or asset")
+    sample = shards.read(index, views=range(shards.num_views), depth=True, points=True, sdf=True)
+    return problems + check_sample(sample, shards.resolution)
 
 
 def check_sample(sample: AssetSample, resolution: int) -> list[str]:
     """What of a fully read sample breaks the contract of shapes, ranges and frames."""
-    rgba, depth, poses, points = sample.rgba, sample.depth, sample.cam_to_world, sample.points
+    rgba, depth, points = sample.rgba, sample.depth, sample.points
     assert rgba is not None and depth is not None and points is not None
     assert sample.sdf is not None and sample.sdf_points is not None and sample.points_normal is not None
-    rotation = poses[:, :3, :3].astype(float)
     normals = np.linalg.norm(sample.points_normal / 127.0, axis=1)
     claims = {
         "views have another size": rgba.shape[1:] == (resolution, resolution, 4),
         "depth where there is no colour": not (depth[rgba[..., 3] == 0] > 0).any(),
         "no view shows anything": bool(rgba[..., 3].any()),
-        "a pose is not a rotation": np.allclose(rotation @ rotation.transpose(0, 2, 1), np.eye(3), atol=1e-4),
-        "a pose is mirrored": bool((np.linalg.det(rotation) > 0).all()),
         "points leave the cube": bool((np.abs(points) <= 0.95 + 1e-5).all()),  # float32 of the scaled extent
         "normals are not unit vectors": bool((np.abs(normals - 1) < 0.02).all()),  # 8-bit rounding
         "SDF samples leave the box": bool((np.abs(sample.sdf_points) <= 1).all()),
-        "signed distances are not finite": bool(np.isfinite(sample.sdf).all()),
         "it has no caption": any(sample.row.captions),
+    }
+    return [problem for problem, holds in claims.items() if not holds] + check_cameras(sample, resolution)
+
+
+def check_cameras(sample: AssetSample, resolution: int) -> list[str]:
+    """What is wrong with a sample's poses and intrinsics, given what an outside view of the cube needs."""
+    poses, matrices = sample.cam_to_world.astype(float), sample.intrinsics.astype(float)
+    rotation, eye = poses[:, :3, :3], poses[:, :3, 3]
+    focal, centre = matrices[:, (0, 1), (0, 1)], matrices[:, :2, 2]
+    last_rows = np.array([[0, 0, 0, 1.0]]), np.array([[0, 0, 1.0]])
+    claims = {
+        "a pose is not a rotation": np.allclose(rotation @ rotation.transpose(0, 2, 1), np.eye(3), atol=1e-4),
+        "a pose is mirrored": bool((np.linalg.det(rotation) > 0).all()),
+        "a pose or intrinsic matrix has another last row": bool(
+            (poses[:, 3] == last_rows[0]).all() and (matrices[:, 2] == last_rows[1]).all()
+        ),
+        "a camera stands within the cube": bool((np.abs(eye).max(axis=1) > 0.95).all()),
+        "a camera looks away from the cube": bool((np.einsum("vi,vi->v", rotation[:, :, 2], -eye) > 0).all()),
+        "a focal length is not positive": bool((focal > 0).all()),
+        "a principal point lies off its picture": bool(((centre >= 0) & (centre <= resolution)).all()),
     }
     return [problem for problem, holds in claims.items() if not holds]
 
 
-def inspect_dataset(folder: Path) -> str:
+def inspect_dataset(folder: AnyPath) -> str:
     """What a dataset holds: counts, splits, categories, captions, and what was left out and why."""
     shards = AssetShards(folder)
     categories = Counter(row.category or "(none)" for row in shards.rows).most_common(12)
@@ -82,8 +118,8 @@ def inspect_dataset(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def inspect_asset(folder: Path, key: str, picture: Path) -> str:
-    """One asset's provenance and members; writes its views on white, depth below, to `picture`.
+def inspect_asset(folder: AnyPath, key: str, picture: Path | None = None) -> str:
+    """One asset's provenance and its members' shapes and ranges; to `picture` views on white, depth below.
 
     `key` may be the start of a key. Raises UserError when it fits no asset or several.
     """
@@ -93,12 +129,21 @@ def inspect_asset(folder: Path, key: str, picture: Path) -> str:
         raise UserError(
             f"{len(found)} assets of {folder} have a key that starts with {key!r}; one is needed."
         )
-    row = shards.rows[found[0]]
-    views = range(min(shards.num_views, 8))
-    sample = shards.read(found[0], views=views, depth=True)
-    Image.fromarray(contact_sheet(sample)).save(picture)
-    facts = json.dumps(shards.facts(found[0]), indent=2, ensure_ascii=False)
-    return f"{facts}\nmembers: {_members(row)}\npicture: {picture}"
+    names = sorted(shards.rows[found[0]].members)
+    lines = [json.dumps(shards.facts(found[0]), indent=2, ensure_ascii=False)]
+    for name, data in zip(names, shards.members(found[0], names), strict=True):
+        array = decode_member(name, data)
+        if isinstance(array, np.ndarray):
+            shape = " x ".join(map(str, array.shape))
+            lines.append(
+                f"{name:18} {array.dtype!s:8} {shape:16} {array.min():10.5g} to {array.max():<10.5g}"
+                f" {len(data):>9,} bytes"
+            )
+    if picture is not None:
+        sample = shards.read(found[0], views=range(min(shards.num_views, 8)), depth=True)
+        Image.fromarray(contact_sheet(sample)).save(picture)
+        lines.append(f"picture: {picture}")
+    return "\n".join(lines)
 
 
 def contact_sheet(sample: AssetSample) -> np.ndarray:
@@ -118,7 +163,3 @@ def contact_sheet(sample: AssetSample) -> np.ndarray:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _members(row: Row) -> str:
-    return ", ".join(f"{name} {size}" for name, (_, size) in sorted(row.members.items()))

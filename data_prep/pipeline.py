@@ -5,8 +5,11 @@ Everything is a function of the asset's bytes, its captions and the config: no c
 
 import importlib.metadata
 import math
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,23 @@ from data_prep.sdf import sdf_samples, signed_distance
 from data_prep.sources import Source, SplitFractions
 from data_prep.views import AMBIENT, LIGHTS, is_covered, render_views
 from shapeloom.config import Config
+from shapeloom.isolation import STDERR_TAIL, Cost, Lost, Quota, call
 from shapeloom.rendering import cameras
-from shapeloom.runs import write_atomic
 from shapeloom.seed import derive_seed, numpy_rng
-from shapeloom.shards import SCHEMA, depth_to_png, write_shard
+from shapeloom.shards import (
+    SCHEMA,
+    depth_to_png,
+    encode_member,
+    manifest_path,
+    read_back,
+    read_manifest,
+    write_shard,
+)
+from shapeloom.storage import AnyPath, write_atomic
 
 _LIBRARIES = ("embreex", "fpsample", "libigl", "numpy", "pillow", "trimesh")
+TRIES = 3
+"""Of an asset whose process crashes or is killed: a machine short of memory ends innocent ones too."""
 
 
 class Limits(Config):
@@ -41,7 +55,13 @@ class Limits(Config):
     max_texture: int = Field(
         default=1024, ge=1, description="larger textures are shrunk to this many pixels a side"
     )
-    seconds: float = Field(default=300, gt=0, description="wall clock; a worker that takes longer is ended")
+    cpu_seconds: int = Field(default=300, ge=1, description="CPU time, which hardly depends on the load")
+    wall_seconds: float = Field(
+        default=3600, gt=0, description="by the clock; generous, for what waits for ever"
+    )
+    memory_megabytes: int = Field(
+        default=4096, ge=64, description="that preparing one asset may add to its worker's; Linux only"
+    )
 
 
 class DataConfig(Config):
@@ -81,66 +101,138 @@ class DataConfig(Config):
 class ShardTask:
     """A fixed list of assets that become one tar."""
 
-    path: Path
+    path: AnyPath
     """Of the tar."""
     folder: Path
     """Of the assets."""
     sources: list[Source]
     config: DataConfig
-    failures: dict[int, Failure] = field(default_factory=dict)
-    """Assets, by position, that ended their workers and are left out now."""
-    suspects: frozenset[int] = frozenset()
-    """Assets that ended one worker and have their second chance now."""
+    retry: bool = False
+    """The shard is finished, and only what it left out is tried again."""
 
 
-def quarantine_path(shard: Path) -> Path:
+def quarantine_path(shard: AnyPath) -> AnyPath:
     """`000000.quarantine.jsonl` beside `000000.tar`."""
     return shard.with_suffix(".quarantine.jsonl")
 
 
-def prepare_shard(task: ShardTask, report: Callable[[int], None]) -> dict[str, Any]:
-    """Prepares every asset of a shard and writes it; returns its manifest.
+def prepare_shard(task: ShardTask, report: Callable[[int], None]) -> Cost:
+    """Prepares every asset of a shard and writes it; returns what that took.
 
     `report` is told each asset's position before its work begins.
-    Safe to kill and to repeat anywhere: the tar appears last and whole, whoever writes it.
+    Safe to kill and to repeat anywhere: the manifest appears last, and the bytes are the same whoever writes.
     """
-    failures = dict(task.failures)
+    if task.retry:
+        return _retry_shard(task, report)
+    failures, costs = [], []
 
     def samples() -> Iterator[dict[str, Any]]:
         for position, source in enumerate(task.sources):
             report(position)
-            if position in failures:
-                continue
-            outcome = try_asset(source, task.folder, task.config)
+            outcome, cost = prepare_asset(source, task.folder, task.config)
+            costs.append(cost)
             if isinstance(outcome, Failure):
-                failures[position] = outcome
+                failures.append(outcome)
             else:
                 yield outcome
-        write_atomic(quarantine_path(task.path), to_jsonl(failures[i] for i in sorted(failures)))
+        write_atomic(quarantine_path(task.path), to_jsonl(failures))
 
-    return write_shard(task.path, samples())
+    write_shard(task.path, samples())
+    return sum(costs, Cost())
 
 
-def try_asset(source: Source, folder: Path, config: DataConfig) -> dict[str, Any] | Failure:
-    """The asset's sample for `write_shard`, or why there is none."""
-    stage = _Stage()
+def _retry_shard(task: ShardTask, report: Callable[[int], None]) -> Cost:
+    """Tries again what a finished shard left out. If any of it succeeds, the shard becomes what it would have
+    been then at once: the other samples are copied, and each stands at its place."""
+    kept = {row["key"] for row in read_manifest(task.path)["samples"]}
+    outcomes, cost = {}, Cost()
+    for position, source in enumerate(task.sources):
+        if source.key not in kept:
+            report(position)
+            outcomes[source.key], more = prepare_asset(source, task.folder, task.config)
+            cost += more
+    ledger = to_jsonl(outcome for outcome in outcomes.values() if isinstance(outcome, Failure))
+    gained = {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, Failure)}
+    if gained:
+        before = read_back(task.path)
+        # From here on the shard is unfinished: a kill leaves it to be made anew, with a ledger of its own.
+        manifest_path(task.path).unlink()
+        write_atomic(quarantine_path(task.path), ledger)
+        present = [source.key for source in task.sources if source.key in kept | gained.keys()]
+        write_shard(task.path, (gained[key] if key in gained else next(before) for key in present))
+    else:
+        write_atomic(quarantine_path(task.path), ledger)
+    return cost
+
+
+def prepare_asset(source: Source, folder: Path, config: DataConfig) -> tuple[dict[str, Any] | Failure, Cost]:
+    """The asset's sample for `write_shard`, or why there is none, from a process of its own.
+
+    With `workers: 0` from this one, without any limit.
+    """
+    if config.workers == 0:
+        start = time.process_time()
+        outcome = try_asset(source, folder, config)
+        return outcome, Cost(time.process_time() - start)
+    limits, cost = config.limits, Cost()
+    quota = Quota(
+        limits.cpu_seconds, limits.wall_seconds, limits.memory_megabytes << 20, limits.max_megabytes << 20
+    )
+    for attempt in count(1):
+        result, more = call(lambda report: try_asset(source, folder, config, report), quota)
+        cost += more
+        if not isinstance(result, Lost):
+            return result, cost
+        if attempt == TRIES or result.reason not in ("killed", "crash"):
+            return _lost(source, folder, result), cost
+    raise AssertionError("count() never ends")
+
+
+def _lost(source: Source, folder: Path, lost: Lost) -> Failure:
+    stderr = lost.stderr.replace(f"{folder}/", "")
+    return Failure(source.path, lost.last_report or "load", lost.reason, lost.message, source.sha256, stderr)
+
+
+def try_asset(
+    source: Source, folder: Path, config: DataConfig, report: Callable[[str], None] = lambda stage: None
+) -> dict[str, Any] | Failure:
+    """The asset's sample with its members as bytes, or why there is none; `report` is told each stage."""
+    stage, stderr = _Stage(report), ""
     try:
-        return _prepare(source, folder, config, stage)
+        sample = _prepare(source, folder, config, stage)
+        return {
+            name: value if name in ("__key__", "json") else encode_member(name, value)
+            for name, value in sample.items()
+        }
     except AssetError as error:
         reason, message = error.reason, error.message
-    except (MemoryError, RecursionError) as error:
-        reason, message = "too_large", f"{type(error).__name__} {error}".strip()
+    except MemoryError as error:
+        reason, message = "memory", f"ran out of memory ({error})"
+    except RecursionError as error:
+        reason, message = "too_large", f"RecursionError {error}".strip()
     except Exception as error:
         # Third-party geometry code raises anything on odd input; one asset must not end a run of millions.
         reason, message = "unexpected", f"{type(error).__name__}: {error}"
+        stderr = traceback.format_exc()[-STDERR_TAIL:]
     # Absolute paths would make the record depend on where the assets lie.
-    message = message.replace(f"{folder}/", "")
-    return Failure(source.path, stage.name, reason, message[:500], source.sha256)
+    message, stderr = (text.replace(f"{folder}/", "") for text in (message, stderr))
+    return Failure(source.path, stage.name, reason, message[:500], source.sha256, stderr)
 
 
-@dataclass
 class _Stage:
-    name: str = "load"
+    """Where in its preparation an asset is; each change is reported."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._name, self._report = "load", report
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+        self._report(name)
 
 
 def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from data_prep.solids import Solid, join
 from data_prep.wording import captions
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
-from shapeloom.runs import write_atomic
+from shapeloom.storage import write_atomic
 from shapeloom.seed import numpy_rng
 
 SRGB = tuple[float, float, float]

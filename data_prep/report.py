@@ -18,7 +18,7 @@ from data_prep.failures import Failure, from_jsonl
 from data_prep.filters import Pair, feature, near_duplicates
 from shapeloom import page
 from shapeloom.pictures import on_white
-from shapeloom.runs import write_atomic
+from shapeloom.storage import write_atomic
 from shapeloom.shards import AssetShards
 
 _MAX_READ = 20_000

@@ -28,6 +28,7 @@ from shapeloom.shards import (
     shard_is_finished,
     write_shard,
 )
+from shapeloom.storage import Location
 
 log = get_logger("encode")
 
@@ -35,7 +36,7 @@ log = get_logger("encode")
 class EncodeConfig(Config):
     """What to encode and with what."""
 
-    data: Path  # a data_prep run
+    data: Location  # a data_prep run: a folder or a URL
     encoder: Path  # an encoder run
     clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
     splits: tuple[str, ...] = ("train", "val", "test")

@@ -4,7 +4,6 @@ python -m encoder.train --config configs/encoder/tiny.yaml --out RUN/encoder --s
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from shapeloom.pictures import read_views, to_uint8
 from shapeloom.runs import Run, write_atomic
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.storage import Location
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("encoder")
@@ -32,7 +32,7 @@ log = get_logger("encoder")
 class EncoderTrainConfig(Config):
     """Everything that decides an encoder run."""
 
-    data: Path  # a data_prep run
+    data: Location  # a data_prep run: a folder or a URL
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     losses: LossConfig = LossConfig()
@@ -53,6 +53,7 @@ class EncoderTask:
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         config = self.config
+        self.shards.read_ahead(self.order.shards_from(samples[0]))
         return make_batch(
             self.shards,
             [(number, self.order.index(number)) for number in samples],

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from upath import UPath
 
 
 class UserError(ValueError):
@@ -27,7 +28,7 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
+def load_config(cls: type[ConfigT], path: Path | UPath | None, overrides: Sequence[str] = ()) -> ConfigT:
     """Returns `cls` from its defaults, then the YAML file `path`, then overrides such as "train.steps=100".
 
     Raises UserError that names the file and the key for anything that doesn't fit.
@@ -114,22 +115,26 @@ def parse_stage(
     description: str,
     argv: Sequence[str] | None = None,
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    out_may_be_url: bool = False,
 ) -> tuple[ConfigT, Path, argparse.Namespace]:
     """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...]`.
 
-    `add_arguments` adds a stage's few shortcuts. Returns the config, the output folder and the namespace.
+    `add_arguments` adds a stage's few shortcuts. Returns the config, the output folder and the namespace, in
+    which `out` is as typed: a URL, where the stage takes one, is no Path.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
     parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/<stage>/tiny.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; re-running resumes in it")
+    parser.add_argument("--out", required=True, help="folder to write; re-running resumes in it")
     parser.add_argument(
         "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change one config key"
     )
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if "://" in arguments.out and not out_may_be_url:
+        raise UserError(f"{stage} writes to local folders alone, so --out can't be {arguments.out}.")
     overrides = [item for group in arguments.set for item in group]
-    return load_config(cls, arguments.config, overrides), arguments.out, arguments
+    return load_config(cls, arguments.config, overrides), Path(arguments.out), arguments
 
 
 def run_main(main: Callable[[], None]) -> None:

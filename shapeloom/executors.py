@@ -1,38 +1,32 @@
-"""A pool of processes that outlives its workers: a task that crashes or hangs costs its worker, not the run.
+"""The same function over many tasks: in a pool of processes on this machine, or on a Ray cluster.
 
-`concurrent.futures` breaks the whole pool when a worker dies. Here each worker has its own pipe, so the
-parent knows which task it was at and what it last reported.
+Both outlive their workers: a task whose process (or, with Ray, whose machine) is killed is given to another
+one. A task must therefore be safe to repeat, and to be at work twice for a while.
 """
 
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from shapeloom.config import UserError
+from shapeloom.log import get_logger
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 Function = Callable[[TaskT, Callable[[Any], None]], ResultT]
+Executor = Literal["processes", "ray"]
 
+log = get_logger("executors")
+MAX_ATTEMPTS = 10
+"""A task that has lost that many workers is to blame for it."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "IGL_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a worker ended before its task did."""
-
-    last_report: Any
-    """What the task reported last; None if nothing."""
-    reason: str
-    """"crash" or "timeout"."""
-    message: str
 
 
 def run_tasks(
@@ -41,27 +35,31 @@ def run_tasks(
     *,
     workers: int | None,
     on_report: Callable[[TaskT, Any], None],
-    on_death: Callable[[TaskT, Death], TaskT],
-    seconds_between_reports: float,
+    executor: Executor = "processes",
     preload: Sequence[str] = (),
-) -> Iterator[ResultT]:
-    """Yields `function(task, report)` of every task as they finish.
+) -> Iterator[tuple[TaskT, ResultT]]:
+    """Yields (task, `function(task, report)`) of every task as they finish.
 
-    workers: processes (none: one a core), each with one thread; 0 runs in this process, without protection.
-    A worker that dies, or is silent for longer than `seconds_between_reports` and is then ended, makes
-    `on_death(task, death)` say what to run in place of its task. `preload`: modules that the workers share.
-    An exception in `function` is a bug and is raised here.
+    workers: processes on this machine (none: one a core), each with one thread; 0 runs in this process. Ray
+    takes the CPUs that its cluster has, and passes no reports on. `preload`: modules that workers share.
+    A task that loses its worker starts over in another one. An exception in `function` is a bug and is raised
+    here as RuntimeError.
     """
+    if executor == "ray":
+        yield from _run_on_ray(function, tasks, preload)
+        return
     if workers == 0:
         for task in tasks:
-            yield function(task, partial(on_report, task))
+            yield task, function(task, partial(on_report, task))
         return
-    count = min(workers or os.cpu_count() or 1, len(tasks))
-    pool = _Pool(function, deque(tasks), on_report, on_death, seconds_between_reports, preload)
+    pool = _Pool(function, deque(tasks), on_report, preload)
     try:
-        yield from pool.run(count)
+        yield from pool.run(min(workers or os.cpu_count() or 1, len(tasks)))
     finally:
         pool.close()
+
+
+# ---------------------------------------------------------------- processes
 
 
 class _Worker(Generic[TaskT]):
@@ -72,11 +70,9 @@ class _Worker(Generic[TaskT]):
             self.process.start()
         theirs.close()
         self.task: TaskT | None = None
-        self.last_report: Any = None
-        self.heard = time.monotonic()
 
     def give(self, task: TaskT) -> None:
-        self.task, self.last_report, self.heard = task, None, time.monotonic()
+        self.task = task
         self.pipe.send(task)
 
     def end(self) -> None:
@@ -91,63 +87,70 @@ class _Pool(Generic[TaskT, ResultT]):
         function: Function[TaskT, ResultT],
         tasks: deque[TaskT],
         on_report: Callable[[TaskT, Any], None],
-        on_death: Callable[[TaskT, Death], TaskT],
-        limit: float,
         preload: Sequence[str],
     ) -> None:
-        self.function, self.tasks, self.limit = function, tasks, limit
-        self.on_report, self.on_death = on_report, on_death
+        self.function, self.tasks, self.on_report = function, tasks, on_report
         # A fork server, unlike a fork, inherits no threads, and unlike a spawn imports everything once.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
         self.workers: list[_Worker[TaskT]] = []
+        self.losses: dict[int, int] = {}
 
-    def run(self, count: int) -> Iterator[ResultT]:
-        self.workers = [_Worker(self.function, self.context) for _ in range(count)]
-        for worker in self.workers:
-            self._next(worker)
+    def run(self, count: int) -> Iterator[tuple[TaskT, ResultT]]:
+        for _ in range(count):
+            self._start()
         while busy := [worker for worker in self.workers if worker.task is not None]:
-            patience = max(0.0, min(w.heard for w in busy) + self.limit - time.monotonic())
-            ready = wait([w.pipe for w in busy], timeout=min(patience, 1.0))
+            ready = wait([worker.pipe for worker in busy])
             for worker in busy:
                 if worker.pipe in ready:
                     yield from self._listen(worker)
-                elif time.monotonic() - worker.heard > self.limit:
-                    message = f"took longer than {self.limit:g} seconds"
-                    self._replace(worker, Death(worker.last_report, "timeout", message))
+
+    def _start(self) -> None:
+        worker: _Worker[TaskT] = _Worker(self.function, self.context)
+        self.workers.append(worker)
+        self._next(worker)
 
     def _next(self, worker: _Worker[TaskT]) -> None:
         worker.task = None
         if self.tasks:
-            worker.give(self.tasks.popleft())
+            task = self.tasks.popleft()
+            try:
+                worker.give(task)
+            except BrokenPipeError:  # killed while it was idle
+                worker.task = task
+                self._replace(worker)
 
-    def _listen(self, worker: _Worker[TaskT]) -> Iterator[ResultT]:
-        assert worker.task is not None
+    def _listen(self, worker: _Worker[TaskT]) -> Iterator[tuple[TaskT, ResultT]]:
+        task = worker.task
+        assert task is not None
         try:
             kind, value = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            worker.process.join()
-            message = f"ended the process that prepared it (exit code {worker.process.exitcode})"
-            self._replace(worker, Death(worker.last_report, "crash", message))
+        except (EOFError, OSError):
+            self._replace(worker)
             return
-        worker.heard = time.monotonic()
         match kind:
             case "report":
-                worker.last_report = value
-                self.on_report(worker.task, value)
+                self.on_report(task, value)
             case "result":
                 self._next(worker)
-                yield value
+                yield task, value
             case _:
                 raise RuntimeError(f"a worker failed:\n{value}")
 
-    def _replace(self, worker: _Worker[TaskT], death: Death) -> None:
-        assert worker.task is not None
-        self.tasks.appendleft(self.on_death(worker.task, death))
+    def _replace(self, worker: _Worker[TaskT]) -> None:
+        task = worker.task
+        assert task is not None
         worker.end()
-        fresh: _Worker[TaskT] = _Worker(self.function, self.context)
-        self.workers[self.workers.index(worker)] = fresh
-        self._next(fresh)
+        self.workers.remove(worker)
+        losses = self.losses[id(task)] = self.losses.get(id(task), 0) + 1
+        if losses == MAX_ATTEMPTS:
+            raise RuntimeError(
+                f"{losses} workers were lost at one task; the last one's exit code was "
+                f"{worker.process.exitcode}. Is the machine short of memory? The task: {task}"
+            )
+        log.warning("a worker was lost (exit code %s): its task starts over", worker.process.exitcode)
+        self.tasks.appendleft(task)
+        self._start()
 
     def close(self) -> None:
         for worker in self.workers:
@@ -183,3 +186,42 @@ def _single_threaded() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+# ---------------------------------------------------------------- Ray
+
+
+def _run_on_ray(
+    function: Function[TaskT, ResultT], tasks: Sequence[TaskT], preload: Sequence[str]
+) -> Iterator[tuple[TaskT, ResultT]]:
+    """On the cluster that RAY_ADDRESS names, or else on one that Ray starts on this machine."""
+    # Ray would otherwise write a token into the home folder, and call home.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--executor ray needs Ray on every node: pip install 'shapeloom[ray]'.") from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    # Each task has one core for its own, so nothing may start more threads than that.
+    threads = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")}
+    remote: Any = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
+    waiting = deque(tasks)
+    running: dict[Any, TaskT] = {}
+    while waiting or running:
+        # A task's arguments live in this process until it is done: a million of them are not sent at once.
+        while waiting and len(running) < max(16, 2 * int(ray.cluster_resources().get("CPU", 0))):
+            task = waiting.popleft()
+            running[remote.remote(function, task, list(preload))] = task
+        done, _ = ray.wait(list(running), num_returns=1)
+        try:
+            result = ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"a task failed on Ray:\n{error}") from error
+        yield running.pop(done[0]), result
+
+
+def _in_ray_task(function: Function[TaskT, ResultT], task: TaskT, preload: Sequence[str]) -> ResultT:
+    """A pool of one worker within Ray's own, whose many threads no careful process would fork."""
+    results = run_tasks(function, [task], workers=1, on_report=lambda *_: None, preload=preload)
+    return next(results)[1]

@@ -8,7 +8,6 @@ Running the same command again in the same folder resumes, or finds `done`.
 import hashlib
 import importlib.metadata
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,25 +23,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shapeloom import __version__
 from shapeloom.config import Config, UserError
+from shapeloom.storage import AnyPath, write_atomic
+from shapeloom.storage import file_digest as file_digest
 
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes `data` beside `path`, syncs it to disk and renames, so that a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_digest(text: str) -> str:
@@ -50,7 +34,7 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_meta(folder: Path, *, stage: str) -> dict[str, Any]:
+def read_meta(folder: AnyPath, *, stage: str) -> dict[str, Any]:
     """Returns the meta.json of a finished `stage` run; raises UserError if there is none."""
     path = folder / "meta.json"
     if not path.is_file():
@@ -68,15 +52,15 @@ def read_meta(folder: Path, *, stage: str) -> dict[str, Any]:
 class Run:
     """One stage's folder. Make it with `Run.open`."""
 
-    def __init__(self, folder: Path, meta: dict[str, Any], *, writes: bool) -> None:
-        self.folder, self.meta, self._writes = folder, meta, writes
+    def __init__(self, folder: AnyPath, meta: dict[str, Any], *, writes: bool) -> None:
+        self._folder, self.meta, self._writes = folder, meta, writes
         self._start = time.monotonic()
         self._writer: SummaryWriter | None = None
 
     @classmethod
     def open(
         cls,
-        out: Path,
+        out: AnyPath,
         config: Config,
         *,
         stage: str,
@@ -109,6 +93,19 @@ class Run:
             write_atomic(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
             write_atomic(path, json.dumps(meta, indent=1))
         return cls(out, meta, writes=writes)
+
+    def reopen(self, config: Config) -> None:
+        """Makes the stage unfinished again, under `config`: there is more work to do in its folder."""
+        self.meta["status"] = "running"
+        self.save_progress()
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomic(self._folder / "config.yaml", resolved)
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage writes; not to be asked of one that writes to a URL."""
+        assert isinstance(self._folder, Path)
+        return self._folder
 
     @property
     def done(self) -> bool:
@@ -155,7 +152,7 @@ class Run:
         self._start = now
         self.meta["peak_memory_gb"] = max(self.meta.get("peak_memory_gb", 0.0), _peak_memory_gb())
         if self._writes:
-            write_atomic(self.folder / "meta.json", json.dumps(self.meta, indent=1))
+            write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
 
     def finish(self, **facts: Any) -> None:
         """Marks the stage as done and merges `facts` into meta.json."""
@@ -166,7 +163,9 @@ class Run:
             self._writer.close()
 
 
-def _check_same(out: Path, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]) -> None:
+def _check_same(
+    out: AnyPath, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]
+) -> None:
     advice = "Use another --out, or delete that folder to start over."
     if meta["stage"] != stage:
         raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")

@@ -18,6 +18,8 @@ from shapeloom.shards import (
     depth_from_png,
     depth_to_png,
     finish_dataset,
+    read_back,
+    read_manifest,
     shard_is_finished,
     write_shard,
 )
@@ -108,14 +110,23 @@ def test_failed_write_leaves_no_shard(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finished_means_present_and_unaltered(folder: Path):
+def test_finished_means_there_with_its_manifest_and_whole(folder: Path):
     shard = folder / "shards/000000.tar"
     assert shard_is_finished(shard)
     assert not shard_is_finished(folder / "shards/000002.tar")
-    data = bytearray(shard.read_bytes())
-    data[600] ^= 1
-    shard.write_bytes(data)
+    shard.write_bytes(shard.read_bytes()[:-512])
     assert not shard_is_finished(shard)
+    (folder / "shards/000001.index.json").unlink()
+    assert not shard_is_finished(folder / "shards/000001.tar")
+
+
+def test_what_was_written_can_be_read_back_and_written_again(folder: Path, tmp_path: Path):
+    shard = folder / "shards/000000.tar"
+    before = shard.read_bytes()
+    again = tmp_path / "again/000000.tar"
+    write_shard(again, read_back(shard))
+    assert again.read_bytes() == before
+    assert read_manifest(again) == read_manifest(shard)
 
 
 @pytest.mark.parametrize("depth", [0.5, 1.2345, 4.0, 7.99])

@@ -1,0 +1,82 @@
+"""Local copies of remote shards: fetched whole, ahead of time, bounded, shared by a machine's processes."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+from shapeloom.storage import AnyPath, fetch_file
+
+FETCHERS = 4
+"""Shards fetched at the same time."""
+
+
+class ShardCache:
+    """A folder of copies, named by their sha256. What was used longest ago goes first when it is full.
+
+    Any number of processes may use one folder: a copy appears whole, and one that another process has
+    dropped is fetched again.
+    """
+
+    def __init__(self, folder: Path | None = None, *, max_bytes: int = 20 << 30) -> None:
+        """`folder`: by default one for this user in the system's temporary folder.
+
+        `max_bytes` should hold two windows of a `ReadingOrder` (a process's; processes of one run share
+        theirs), or else shards are fetched more than once a pass.
+        """
+        default = Path(tempfile.gettempdir(), f"shapeloom-shards-{os.getuid()}")
+        self.folder, self.max_bytes = folder or default, max_bytes
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._ahead: dict[str, Future[None]] = {}
+        self._lock = Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def open(self, shard: AnyPath, sha256: str) -> IO[bytes]:
+        """The copy of a shard, fetched now if it isn't there yet."""
+        copy = self.folder / f"{sha256}.tar"
+        ahead = self._ahead.get(sha256)
+        if ahead is not None and not ahead.cancel():  # begun, and perhaps done
+            wait([ahead])
+        while True:
+            try:
+                file = copy.open("rb", buffering=0)
+                os.utime(copy)
+                return file
+            except FileNotFoundError:
+                self._fetch(shard, copy)
+
+    def read_ahead(self, shards: Sequence[tuple[AnyPath, str]]) -> None:
+        """Starts to fetch (shard, sha256) pairs, soonest needed first; forgets the others not yet begun."""
+        wanted = {sha256: shard for shard, sha256 in shards}
+        if self._ahead.keys() == wanted.keys():
+            return
+        with self._lock:
+            for sha256 in self._ahead.keys() - wanted.keys():
+                self._ahead.pop(sha256).cancel()
+            for sha256 in [name for name in wanted if name not in self._ahead]:
+                copy = self.folder / f"{sha256}.tar"
+                self._ahead[sha256] = self._threads().submit(self._fetch, wanted[sha256], copy)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool[0] != os.getpid():  # threads don't survive a fork
+            self._pool = (os.getpid(), ThreadPoolExecutor(FETCHERS))
+        return self._pool[1]
+
+    def _fetch(self, shard: AnyPath, copy: Path) -> None:
+        if copy.exists():
+            return
+        self._make_room(shard.stat().st_size)
+        fetch_file(shard, copy)
+
+    def _make_room(self, size: int) -> None:
+        with os.scandir(self.folder) as entries:
+            copies = [(entry.stat(), entry.path) for entry in entries if entry.name.endswith(".tar")]
+        total = sum(stat.st_size for stat, _ in copies)
+        for stat, path in sorted(copies, key=lambda copy: copy[0].st_mtime):
+            if total + size <= self.max_bytes:
+                return
+            total -= stat.st_size
+            Path(path).unlink(missing_ok=True)

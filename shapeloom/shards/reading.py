@@ -1,0 +1,273 @@
+"""Reading shards: by index from local tars, and through a cache of whole shards from remote ones."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int8, UInt8
+from numpy import ndarray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from shapeloom.config import UserError
+from shapeloom.shards.cache import ShardCache
+from shapeloom.shards.members import decode_npy, decode_png, depth_from_png
+from shapeloom.shards.order import ReadingOrder
+from shapeloom.shards.writing import check_schema, list_shards, read_manifest
+from shapeloom.storage import AnyPath, is_local, parse_path
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a manifest tells of one sample: enough to choose it, caption it and find its members."""
+
+    key: str
+    shard: int
+    split: str
+    group: str
+    category: str
+    captions: list[str]
+    attributes: dict[str, str]
+    members: dict[str, tuple[int, int]]
+    """Extension -> (byte offset, size) in the shard's tar."""
+
+
+@dataclass(frozen=True)
+class AssetSample:
+    """One decoded asset; arrays that were not asked for are None (camera arrays have zero views)."""
+
+    row: Row
+    rgba: UInt8[ndarray, "views height width 4"] | None
+    """Straight alpha, sRGB."""
+    depth: Float32[ndarray, "views height width"] | None
+    """Along the camera's z, world units; 0 is background."""
+    cam_to_world: Float32[ndarray, "views 4 4"]
+    intrinsics: Float32[ndarray, "views 3 3"]
+    points: Float32[ndarray, "points 3"] | None
+    """On the surface, in farthest-point order: any prefix covers the whole asset."""
+    points_rgb: UInt8[ndarray, "points 3"] | None
+    points_normal: Int8[ndarray, "points 3"] | None
+    """Unit normals times 127."""
+    sdf_points: Float32[ndarray, "samples 3"] | None
+    sdf: Float32[ndarray, "samples"] | None
+    """Signed distance at `sdf_points`, negative inside."""
+
+
+class _Shards:
+    """Header and rows of a finished dataset folder, and byte-range access to its members."""
+
+    kind: str
+
+    def __init__(
+        self, folder: AnyPath | str, split: str | None = None, *, cache: ShardCache | None = None
+    ) -> None:
+        """`folder`: a path or URL. `cache`: where shards of a URL are kept; by default a cache of its own.
+
+        Raises UserError when the folder is unfinished, of another kind or schema, or lacks `split`.
+        """
+        self.folder = parse_path(folder)
+        header = self.folder / "dataset.json"
+        if not header.is_file():
+            raise UserError(
+                f"{self.folder} is not a finished {self.kind} dataset (no dataset.json in it): "
+                "check the path, or run the stage that writes it to its end."
+            )
+        self.header: dict[str, Any] = json.loads(header.read_text())
+        check_schema(header, self.header.get("schema"))
+        if self.header.get("kind") != self.kind:
+            kind = self.header.get("kind")
+            raise UserError(f"{self.folder} holds {kind!r} shards, but {self.kind!r} are needed here.")
+        self.shards = list_shards(self.folder)
+        with ThreadPoolExecutor(1 if is_local(self.folder) else 16) as pool:
+            manifests = list(pool.map(read_manifest, self.shards))
+        self.rows: list[Row] = []
+        for shard, manifest in enumerate(manifests):
+            samples = manifest["samples"]
+            self.rows += [_row(shard, s) for s in samples if split is None or s["split"] == split]
+        if not self.rows:
+            have = ", ".join(sorted(self.header["splits"])) or "none at all"
+            raise UserError(f"{self.folder} has no samples of split {split!r}; it has: {have}.")
+        self._sha256 = [manifest["sha256"] for manifest in manifests]
+        self._cache = cache or (None if is_local(self.folder) else ShardCache())
+
+    @property
+    def digest(self) -> str:
+        """Of all shards' bytes."""
+        return self.header["digest"]
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Rows of this split in each shard, in the order of `rows`: what `ReadingOrder` wants."""
+        return np.bincount([row.shard for row in self.rows], minlength=len(self.shards)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def members(self, index: int, names: Sequence[str]) -> list[bytes]:
+        """Raw bytes of the named members of row `index`. Safe from many threads and processes."""
+        row = self.rows[index]
+        missing = [name for name in names if name not in row.members]
+        if missing:
+            shard = self.shards[row.shard]
+            raise UserError(
+                f"{shard}: asset {row.key} has no {', '.join(missing)}: prepare the data with it."
+            )
+        ranges = [row.members[name] for name in names]
+        with self._open(row.shard) as file:
+            return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
+
+    def _open(self, shard: int) -> IO[bytes]:
+        path = self.shards[shard]
+        if isinstance(path, Path):
+            return path.open("rb", buffering=0)
+        assert self._cache is not None
+        return self._cache.open(path, self._sha256[shard])
+
+    def read_ahead(self, shards: Sequence[int]) -> None:
+        """Starts to fetch these shards, soonest needed first, if they are remote. Returns at once."""
+        if self._cache is not None:
+            self._cache.read_ahead([(self.shards[s], self._sha256[s]) for s in shards])
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """The `json` member of row `index`: provenance, captions and whatever its stage recorded."""
+        return json.loads(self.members(index, ["json"])[0])
+
+
+def _row(shard: int, entry: Mapping[str, Any]) -> Row:
+    members = {name: (offset, size) for name, (offset, size) in entry["members"].items()}
+    return Row(**{**entry, "shard": shard, "members": members})
+
+
+class AssetShards(_Shards):
+    """Reader of prepared assets; `rows` in shard order, all or those of one split."""
+
+    kind = "assets"
+
+    @property
+    def num_views(self) -> int:
+        """Views of every asset."""
+        return self.header["views"]
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of every view, pixels."""
+        return self.header["resolution"]
+
+    def read(
+        self,
+        index: int,
+        *,
+        views: Sequence[int] = (),
+        depth: bool = False,
+        points: bool = False,
+        sdf: bool = False,
+    ) -> AssetSample:
+        """Decode row `index`: the given views (with depth if asked for), surface points, SDF samples.
+
+        Only what is asked for is read and decoded.
+        """
+        views = list(views)
+        names = [f"rgba_{v:03d}.png" for v in views]
+        names += [f"depth_{v:03d}.png" for v in views] if depth else []
+        names += ["cameras.npy", "intrinsics.npy"] if views else []
+        names += ["points.npy", "points_rgb.npy", "points_normal.npy"] if points else []
+        names += ["sdf_points.npy", "sdf.npy"] if sdf else []
+        data = dict(zip(names, self.members(index, names), strict=True))
+        arrays = {name: decode_npy(raw) for name, raw in data.items() if name.endswith(".npy")}
+        rgba = [decode_png(data[f"rgba_{v:03d}.png"]) for v in views]
+        depths = [depth_from_png(data[f"depth_{v:03d}.png"]) for v in views] if depth else []
+        return AssetSample(
+            row=self.rows[index],
+            rgba=np.stack(rgba) if rgba else None,
+            depth=np.stack(depths) if depths else None,
+            cam_to_world=arrays["cameras.npy"][views] if views else np.zeros((0, 4, 4), np.float32),
+            intrinsics=arrays["intrinsics.npy"][views] if views else np.zeros((0, 3, 3), np.float32),
+            points=arrays.get("points.npy"),
+            points_rgb=arrays.get("points_rgb.npy"),
+            points_normal=arrays.get("points_normal.npy"),
+            sdf_points=arrays.get("sdf_points.npy"),
+            sdf=arrays.get("sdf.npy"),
+        )
+
+
+class LatentShards(_Shards):
+    """Reader of latents with their text and image embeddings; `header` holds the digests of their makers."""
+
+    kind = "latents"
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """Every array of row `index` as a tensor of its stored type: latent [tokens, channels],
+        text_pooled [captions, dim], text_tokens [captions, length, width], text_mask [captions, length],
+        image_pooled [views, dim]."""
+        names = [name for name in self.rows[index].members if name.endswith(".npy")]
+        raw = self.members(index, names)
+        return {
+            n.removesuffix(".npy"): torch.from_numpy(decode_npy(r)) for n, r in zip(names, raw, strict=True)
+        }
+
+    def load(self) -> dict[str, Tensor]:
+        """All rows stacked, for sets that fit into memory: each entry of `read` with a leading [assets].
+
+        Assets may have different numbers of captions: the text entries are padded with zeros along captions,
+        and `num_captions` int64 [assets] tells how many are real.
+        """
+        samples = [self.read(i) for i in range(len(self))]
+        stacked = {}
+        for name in samples[0]:
+            entries = [sample[name] for sample in samples]
+            stacked[name] = _stack_padded(entries) if name.startswith("text_") else torch.stack(entries)
+        stacked["num_captions"] = torch.tensor([len(row.captions) for row in self.rows])
+        return stacked
+
+
+def _stack_padded(entries: Sequence[Tensor]) -> Tensor:
+    longest = max(len(entry) for entry in entries)
+    stacked = entries[0].new_zeros(len(entries), longest, *entries[0].shape[1:])
+    for row, entry in zip(stacked, entries, strict=True):
+        row[: len(entry)] = entry
+    return stacked
+
+
+# ---------------------------------------------------------------- streams
+
+
+class SampleStream(IterableDataset, Generic[T]):
+    """The samples of a run from number `consumed` on, without end, for a `torch.utils.data.DataLoader`.
+
+    Yields `read(n, index)` of each sample number n and row index of `shards`. Rank r of a world takes every
+    world-th number, and DataLoader workers share these such that with `batch_size=None` or any other the
+    order is the same whatever their number. `consumed`, of the whole world, is all that a checkpoint needs.
+    """
+
+    def __init__(
+        self,
+        shards: _Shards,
+        order: ReadingOrder,
+        read: Callable[[int, int], T],
+        *,
+        consumed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        batch_size: int = 1,
+    ) -> None:
+        self.shards, self.order, self.read = shards, order, read
+        self.consumed, self.rank, self.world, self.batch_size = consumed, rank, world, batch_size
+
+    def __iter__(self) -> Iterator[T]:
+        """Samples of this process's share."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for batch in itertools.count(worker, workers):  # a DataLoader takes batches from its workers in turn
+            for place in range(batch * self.batch_size, (batch + 1) * self.batch_size):
+                n = self.consumed + self.rank + self.world * place
+                self.shards.read_ahead(self.order.shards_from(n))
+                yield self.read(n, self.order.index(n))

@@ -1,0 +1,92 @@
+"""Where things are written: local folders, and URLs of whatever fsspec knows (s3://, gs://, memory://, ...).
+
+A local path is a `pathlib.Path`, anything else a `UPath` with the same methods. Both kinds get whole files or
+none: locally by writing beside the place and renaming, elsewhere because an object store's put is atomic.
+"""
+
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
+from upath import UPath
+
+from shapeloom.config import UserError
+
+AnyPath = Path | UPath
+Location = Annotated[str, BeforeValidator(str)]
+"""A path or URL in a config; `parse_path` opens it."""
+
+
+def parse_path(text: str | AnyPath) -> AnyPath:
+    """A path or URL as users write it. Raises UserError where fsspec lacks what the URL's protocol needs."""
+    if not isinstance(text, str) or "://" not in text:
+        return Path(text) if isinstance(text, str) else text
+    try:
+        path = UPath(text)
+        path.fs  # noqa: B018  imports the protocol's library
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{text} can't be opened: {error}") from error
+    return Path(path.path) if path.protocol in ("file", "local") else path
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether the operating system's own calls work on it."""
+    return isinstance(path, Path)
+
+
+def write_atomic(path: AnyPath, data: bytes | str) -> None:
+    """Writes `data` so that a reader sees all or nothing; locally it is synced to disk as well."""
+    with scratch_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        put_file(temporary, path)
+
+
+@contextmanager
+def scratch_file(path: AnyPath) -> Iterator[Path]:
+    """A local name for what `put_file` will put at `path`: beside it if that is local. Removed at the end."""
+    # Random, since processes of several machines may write into one folder.
+    name = f".{path.name}.{secrets.token_hex(6)}.tmp"
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(name)
+    else:
+        temporary = Path(tempfile.gettempdir(), name)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_file(temporary: Path, path: AnyPath) -> None:
+    """Moves a file from `scratch_file(path)` into its place."""
+    if isinstance(path, Path):
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    else:
+        path.fs.put_file(str(temporary), path.path)
+
+
+def fetch_file(path: AnyPath, local: Path) -> None:
+    """Copies a file to the local `local`, whole or not at all."""
+    with scratch_file(local) as temporary:
+        if isinstance(path, Path):
+            temporary.write_bytes(path.read_bytes())
+        else:
+            path.fs.get_file(path.path, str(temporary))
+        temporary.replace(local)
+
+
+def file_digest(path: AnyPath) -> str:
+    """Returns the SHA-256 of a file as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
