@@ -1,4 +1,4 @@
-"""python -m benchmarks.kill_data_prep: kills a run of data preparation at random times; are its bytes the same?
+"""python -m benchmarks.kill_data_prep: kills data preparation at random times; are its bytes the same?
 
 One run is left alone. Another is started again and again; each time a SIGKILL falls, after a random time, on
 all of its processes, on the main one alone, or on one of its workers or of their assets' processes. Once it

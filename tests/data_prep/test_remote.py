@@ -1,4 +1,4 @@
-"""Outputs on object storage: the same bytes as locally, goes on after an interruption, and can be read back."""
+"""Outputs on object storage: the same bytes as locally, goes on where it was ended, can be read back."""
 
 import os
 import tempfile
@@ -45,9 +45,11 @@ def s3(monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     UPath("s3://bucket").fs.mkdir("bucket")
     yield UPath("s3://bucket/some/data")
