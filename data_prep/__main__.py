@@ -36,6 +36,8 @@ def _prepare() -> None:
         out_may_be_url=True,
     )  # fmt: skip
     out = parse_path(arguments.out)
+    if arguments.retry_quarantined and not (out / "config.yaml").is_file():
+        raise UserError(f"{out} holds no data_prep run whose quarantined assets could be tried again.")
     if arguments.retry_quarantined and arguments.config is None:
         overrides = [item for group in arguments.set for item in group]
         config = load_config(DataConfig, out / "config.yaml", overrides)

@@ -97,13 +97,15 @@ def plan_shards(sources: Sequence[Source], folder: Path, out: AnyPath, config: D
 def _run_shards(
     tasks: Sequence[ShardTask], config: DataConfig, run: Run, executor: Executor, retry: bool
 ) -> None:
-    open_tasks = [task for task in tasks if not shard_is_finished(task.path)]
+    open_tasks: list[ShardTask] = []
+    finished: list[ShardTask] = []
+    for task in tasks:
+        (finished if shard_is_finished(task.path) else open_tasks).append(task)
     total = sum(len(task.sources) for task in tasks)
-    done = total - sum(len(task.sources) for task in open_tasks)
+    done = sum(len(task.sources) for task in finished)
     if done:
         log.info("going on: %d of %d assets are in finished shards", done, total)
     if retry:
-        finished = [task for task in tasks if task not in open_tasks]
         again = [replace(task, retry=True) for task in finished if quarantine_path(task.path).read_text()]
         log.info("%d finished shards have left something out, which is tried again", len(again))
         open_tasks += again
