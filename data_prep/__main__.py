@@ -62,7 +62,10 @@ def _verify(argv: list[str]) -> None:
     problems = verify(folder)
     if problems:
         say("\n".join(problems))
-        raise UserError(f"{folder} has {len(problems)} problem(s), listed above. Prepare it again.")
+        raise UserError(
+            f"{folder} has {len(problems)} problem(s), listed above. Delete the .tar files named there and "
+            "run the command that prepared it again: only they are made anew."
+        )
     say(f"{folder} is sound")
 
 

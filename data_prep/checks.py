@@ -38,11 +38,12 @@ def verify(folder: AnyPath) -> list[str]:
     both = counts.keys() & {failure.id for failure in quarantine if failure.stage != "sources"}
     problems += [f"{key}: is in a shard and in quarantine.jsonl" for key in sorted(both)]
     for index, row in enumerate(shards.rows):
+        place = f"{shards.shards[row.shard].name}: {row.key}"
         try:
             for problem in _check_row(shards, index):
-                problems.append(f"{row.key}: {problem}")
+                problems.append(f"{place}: {problem}")
         except Exception as error:  # whatever a damaged member makes a decoder raise
-            problems.append(f"{row.key}: {type(error).__name__}: {error}")
+            problems.append(f"{place}: {type(error).__name__}: {error}")
     return problems
 
 

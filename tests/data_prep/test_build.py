@@ -125,6 +125,19 @@ def test_finished_run_does_nothing_and_another_config_or_folder_is_refused(asset
         prepare(config(assets), prepared)
 
 
+def test_deleted_shard_of_a_finished_run_is_made_again(assets, prepared, monkeypatch):
+    before, made = files(prepared), []
+    real = sys.modules["data_prep.build"].prepare_shard
+    monkeypatch.setattr(
+        "data_prep.build.prepare_shard",
+        lambda task, report: made.append(task.path.name) or real(task, report),
+    )
+    (prepared / "shards/000001.tar").unlink()
+    prepare(config(assets), prepared)
+    assert made == ["000001.tar"]
+    assert files(prepared) == before
+
+
 def test_shards_hold_one_split_each_and_groups_stay_together(assets, tmp_path):
     halves = SplitFractions(train=0.5, val=0.5, test=0, judge=0)
     sources, _ = find_sources(assets, halves)
@@ -164,7 +177,7 @@ def test_verify_finds_damage_and_a_sound_folder_sound(prepared):
     shard.write_bytes(data)
     assert verify(prepared) == [
         f"{shard.name}: its bytes are not those of its manifest",
-        f"{row['key']}: SDF samples leave the box",
+        f"{shard.name}: {row['key']}: SDF samples leave the box",
     ]
 
 
@@ -198,11 +211,11 @@ def test_verify_names_what_a_sample_breaks(prepared, member, place, value, probl
         broken[place] = value
     samples[0][member] = broken
     write_shard(shard, samples)
-    key = samples[0]["__key__"]
+    place = f"{shard.name}: {samples[0]['__key__']}: "
     problems = verify(prepared)
     assert problems[0] == "dataset.json was written over other shards than these"
-    assert any(line.startswith(f"{key}: ") and problem in line for line in problems[1:])
-    assert all(line.startswith(f"{key}: ") for line in problems[1:])  # of the other samples nothing
+    assert any(line.startswith(place) and problem in line for line in problems[1:])
+    assert all(line.startswith(place) for line in problems[1:])  # of the other samples nothing
 
 
 def test_inspect_shows_the_dataset_and_one_asset(prepared, tmp_path):

@@ -33,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def memory():
-    yield UPath("memory://bucket/data")
+    yield parse_path("memory://bucket/data")
     UPath("memory://bucket").fs.store.clear()
 
 
@@ -50,8 +50,9 @@ def s3(monkeypatch):
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    UPath("s3://bucket").fs.mkdir("bucket")
-    yield UPath("s3://bucket/some/data")
+    path = parse_path("s3://bucket/some/data")
+    path.fs.mkdir("bucket")
+    yield path
     server.stop()
 
 
