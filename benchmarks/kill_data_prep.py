@@ -1,4 +1,4 @@
-"""python -m benchmarks.kill_data_prep: kills a run of data preparation at random times; are its bytes the same?
+"""python -m benchmarks.kill_data_prep: kills data preparation at random times; are its bytes the same?
 
 One run is left alone. Another is started again and again; each time a SIGKILL falls, after a random time, on
 all of its processes, on the main one alone, or on one of its workers or of their assets' processes. Once it
@@ -74,25 +74,31 @@ def compare(kills: int, num_assets: int, workers: int, seed: int, folder: Path) 
     start = time.monotonic()
     subprocess.run(command(assets, whole, workers), check=True, stderr=subprocess.DEVNULL)
     seconds = time.monotonic() - start
-    parts: Counter[str] = Counter()
+    expected, parts, ends = files(whole), Counter[str](), 0
     while parts.total() < kills:
         part = kill_once(command(assets, killed, workers), rng.uniform(0.2, 1.0) * seconds, rng)
-        if part == "finished":  # not a kill: from the beginning again
+        if part == "finished":  # before it could be killed: from the beginning again
+            check_same(expected, killed)
+            ends += 1
             shutil.rmtree(killed)
         elif not part.startswith("none"):
             parts[part] += 1
             done = sum(shard_is_finished(path) for path in (killed / "shards").glob("*.tar"))
             sys.stderr.write(f"kill {parts.total()} ({part}): {done} shards finished\n")
     subprocess.run(command(assets, killed, workers), check=True, stderr=subprocess.DEVNULL)
-    expected, found = files(whole), files(killed)
+    check_same(expected, killed)
+    megabytes = sum(map(len, expected.values())) / 1e6
+    same = f"all {len(expected)} files, {megabytes:.1f} MB, with the same bytes"
+    return f"{kills} kills {dict(parts)}; {ends + 1} runs came to their end, {same}"
+
+
+def check_same(expected: dict[str, bytes], out: Path) -> None:
+    """AssertionError that names the files that differ."""
+    found = files(out)
     different = sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
     )
-    assert not different, f"these files differ after {kills} kills: {different}"
-    total = sum(map(len, expected.values()))
-    return (
-        f"{kills} kills ({dict(parts)}): all {len(expected)} files, {total / 1e6:.1f} MB, have the same bytes"
-    )
+    assert not different, f"these files differ: {different}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

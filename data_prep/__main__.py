@@ -36,6 +36,8 @@ def _prepare() -> None:
         out_may_be_url=True,
     )  # fmt: skip
     out = parse_path(arguments.out)
+    if arguments.retry_quarantined and not (out / "config.yaml").is_file():
+        raise UserError(f"{out} holds no data_prep run whose quarantined assets could be tried again.")
     if arguments.retry_quarantined and arguments.config is None:
         overrides = [item for group in arguments.set for item in group]
         config = load_config(DataConfig, out / "config.yaml", overrides)
@@ -60,7 +62,10 @@ def _verify(argv: list[str]) -> None:
     problems = verify(folder)
     if problems:
         say("\n".join(problems))
-        raise UserError(f"{folder} has {len(problems)} problem(s), listed above. Prepare it again.")
+        raise UserError(
+            f"{folder} has {len(problems)} problem(s), listed above. Delete the .tar files named there and "
+            "run the command that prepared it again: only they are made anew."
+        )
     say(f"{folder} is sound")
 
 

@@ -1,5 +1,6 @@
 """The whole stage: sources -> shards -> dataset.json and quarantine.jsonl, resumable at every shard."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from shapeloom.config import UserError, load_config
 from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress
 from shapeloom.runs import Run, text_digest
-from shapeloom.shards import finish_dataset, shard_is_finished
+from shapeloom.shards import dataset_digest, finish_dataset, list_shards, shard_is_finished
 from shapeloom.storage import AnyPath, write_atomic
 
 log = get_logger("data_prep")
@@ -69,7 +70,11 @@ def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry
     # How many processes work is no part of what is made.
     identity = config.model_copy(update={"workers": None})
     if not retry:
-        return Run.open(out, identity, stage="data_prep", inputs=inputs)
+        run = Run.open(out, identity, stage="data_prep", inputs=inputs)
+        if run.done and not _is_whole(out):
+            log.warning("%s was done, but has lost shards since, which are made again", out)
+            run.reopen(identity)
+        return run
     before = load_config(DataConfig, out / "config.yaml").limits
     if before.max_texture != config.limits.max_texture:
         raise UserError(
@@ -80,6 +85,12 @@ def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry
     run = Run.open(out, same, stage="data_prep", inputs=inputs)
     run.reopen(identity)
     return run
+
+
+def _is_whole(out: AnyPath) -> bool:
+    """Whether all shards that dataset.json was written over are there."""
+    finished = all(shard_is_finished(path) for path in list_shards(out))
+    return finished and json.loads((out / "dataset.json").read_text())["digest"] == dataset_digest(out)
 
 
 def _digest(sources: Sequence[Source]) -> str:
@@ -108,13 +119,15 @@ def plan_shards(sources: Sequence[Source], folder: Path, out: AnyPath, config: D
 def _run_shards(
     tasks: Sequence[ShardTask], config: DataConfig, run: Run, executor: Executor, retry: bool
 ) -> None:
-    open_tasks = [task for task in tasks if not shard_is_finished(task.path)]
+    open_tasks: list[ShardTask] = []
+    finished: list[ShardTask] = []
+    for task in tasks:
+        (finished if shard_is_finished(task.path) else open_tasks).append(task)
     total = sum(len(task.sources) for task in tasks)
-    done = total - sum(len(task.sources) for task in open_tasks)
+    done = sum(len(task.sources) for task in finished)
     if done:
         log.info("going on: %d of %d assets are in finished shards", done, total)
     if retry:
-        finished = [task for task in tasks if task not in open_tasks]
         again = [replace(task, retry=True) for task in finished if quarantine_path(task.path).read_text()]
         log.info("%d finished shards have left something out, which is tried again", len(again))
         open_tasks += again

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +38,28 @@ def verify(folder: AnyPath) -> list[str]:
     both = counts.keys() & {failure.id for failure in quarantine if failure.stage != "sources"}
     problems += [f"{key}: is in a shard and in quarantine.jsonl" for key in sorted(both)]
     for index, row in enumerate(shards.rows):
+        place = f"{shards.shards[row.shard].name}: {row.key}"
         try:
-            problems += [f"{row.key}: {problem}" for problem in _check_row(shards, index)]
+            for problem in _check_row(shards, index):
+                problems.append(f"{place}: {problem}")
         except Exception as error:  # whatever a damaged member makes a decoder raise
-            problems.append(f"{row.key}: {type(error).__name__}: {error}")
+            problems.append(f"{place}: {type(error).__name__}: {error}")
     return problems
 
 
-def _check_row(shards: AssetShards, index: int) -> list[str]:
+def _check_row(shards: AssetShards, index: int) -> Iterator[str]:
     row = shards.rows[index]
-    problems = []
     for name, data in zip(row.members, shards.members(index, list(row.members)), strict=True):
         array = decode_member(name, data)
         if isinstance(array, np.ndarray) and not np.isfinite(array).all():
-            problems.append(f"{name} holds numbers that are not finite")
+            yield f"{name} holds numbers that are not finite"
         if name.endswith(".png") and array.shape[:2] != (shards.resolution, shards.resolution):
-            problems.append(f"{name} has {array.shape[1]} x {array.shape[0]} pixels")
+            yield f"{name} has {array.shape[1]} x {array.shape[0]} pixels"
     facts = shards.facts(index)
     if facts.get("schema") != shards.header["schema"] or facts.get("sha256", "")[:16] != row.key:
-        problems.append("its json is of another schema or asset")
+        yield "its json is of another schema or asset"
     sample = shards.read(index, views=range(shards.num_views), depth=True, points=True, sdf=True)
-    return problems + check_sample(sample, shards.resolution)
+    yield from check_sample(sample, shards.resolution)
 
 
 def check_sample(sample: AssetSample, resolution: int) -> list[str]:

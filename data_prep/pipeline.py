@@ -210,8 +210,11 @@ def try_asset(
         reason, message = "memory", f"ran out of memory ({error})"
     except RecursionError as error:
         reason, message = "too_large", f"RecursionError {error}".strip()
-    except Exception as error:
-        # Third-party geometry code raises anything on odd input; one asset must not end a run of millions.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Third-party geometry code raises anything on odd input, SystemExit and the panics of Rust libraries
+        # (which are no Exception) included; one asset must not end a run of millions.
         reason, message = "unexpected", f"{type(error).__name__}: {error}"
         stderr = traceback.format_exc()[-STDERR_TAIL:]
     # Absolute paths would make the record depend on where the assets lie.

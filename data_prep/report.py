@@ -18,8 +18,8 @@ from data_prep.failures import Failure, from_jsonl
 from data_prep.filters import Pair, feature, near_duplicates
 from shapeloom import page
 from shapeloom.pictures import on_white
-from shapeloom.storage import write_atomic
 from shapeloom.shards import AssetShards
+from shapeloom.storage import write_atomic
 
 _MAX_READ = 20_000
 """Assets whose facts and points are read, evenly spread; a larger dataset's page is of a sample."""

@@ -28,7 +28,8 @@ def parse_path(text: str | AnyPath) -> AnyPath:
     if not isinstance(text, str) or "://" not in text:
         return Path(text) if isinstance(text, str) else text
     try:
-        path = UPath(text)
+        # Other processes write there too, so no listing is remembered.
+        path = UPath(text, use_listings_cache=False)
         path.fs  # noqa: B018  imports the protocol's library
     except (ImportError, ValueError) as error:
         raise UserError(f"{text} can't be opened: {error}") from error

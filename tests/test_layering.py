@@ -49,6 +49,13 @@ def test_only_the_decoder_joins_fields_and_rendering() -> None:
         assert not both or path.name == "decoder.py", path
 
 
+def test_one_module_imports_ray() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            uses = any(name.split(".")[0] == "ray" for name in imports(path))
+            assert not uses or path == ROOT / "shapeloom" / "executors.py", path
+
+
 def test_one_module_imports_deepspeed_and_process_groups() -> None:
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):

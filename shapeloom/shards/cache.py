@@ -24,8 +24,8 @@ class ShardCache:
     def __init__(self, folder: Path | None = None, *, max_bytes: int = 20 << 30) -> None:
         """`folder`: by default one for this user in the system's temporary folder.
 
-        `max_bytes` should hold two windows of a `ReadingOrder` (a process's; processes of one run share
-        theirs), or else shards are fetched more than once a pass.
+        `max_bytes`, to which comes what is just being fetched, should hold two windows of a `ReadingOrder`
+        (processes of one run share theirs), or else shards are fetched more than once a pass.
         """
         default = Path(tempfile.gettempdir(), f"shapeloom-shards-{os.getuid()}")
         self.folder, self.max_bytes = folder or default, max_bytes

@@ -36,15 +36,15 @@ class ReadingOrder:
         """The shards of sample n's window and of the next one, in the order in which to fetch them."""
         epoch, window, _ = self._place(n)
         if (epoch, window) != self._ahead[0]:
-            order, ends = self._shuffled_shards(epoch)
-            here = order[window * self.window : (window + 1) * self.window]
-            if window + 1 < len(ends):
-                then = order[(window + 1) * self.window : (window + 2) * self.window]
-            else:
-                then = self._shuffled_shards(epoch + 1)[0][: self.window]
-            used = [int(s) for s in (*here, *then) if self.sizes[s]]
+            _, ends = self._shuffled_shards(epoch)
+            after, following, _ = self._place(epoch * self.total + int(ends[window]))
+            used = [*self._shards_of(epoch, window), *self._shards_of(after, following)]
             self._ahead = ((epoch, window), list(dict.fromkeys(used)))
         return self._ahead[1]
+
+    def _shards_of(self, epoch: int, window: int) -> list[int]:
+        order, _ = self._shuffled_shards(epoch)
+        return [int(s) for s in order[window * self.window : (window + 1) * self.window] if self.sizes[s]]
 
     def _place(self, n: int) -> tuple[int, int, int]:
         """Pass, window in it, and position in that."""
@@ -64,8 +64,7 @@ class ReadingOrder:
 
     def _shuffled_window(self, epoch: int, window: int) -> ndarray:
         if (epoch, window) not in self._windows:
-            order, _ = self._shuffled_shards(epoch)
-            shards = order[window * self.window : (window + 1) * self.window]
+            shards = self._shards_of(epoch, window)
             rows = np.concatenate([self.starts[s] + np.arange(self.sizes[s]) for s in shards])
             rng = numpy_rng(self.seed, "samples", epoch, window)
             _remember(self._windows, (epoch, window), rng.permutation(rows))

@@ -244,8 +244,9 @@ class SampleStream(IterableDataset, Generic[T]):
     """The samples of a run from number `consumed` on, without end, for a `torch.utils.data.DataLoader`.
 
     Yields `read(n, index)` of each sample number n and row index of `shards`. Rank r of a world takes every
-    world-th number, and DataLoader workers share these such that with `batch_size=None` or any other the
-    order is the same whatever their number. `consumed`, of the whole world, is all that a checkpoint needs.
+    world-th number. `batch_size` is the DataLoader's (1 where that is None): workers then take batches in
+    turn, and the order is the same whatever their number. Samples `consumed`, by the whole world, are all
+    that a checkpoint has to keep.
     """
 
     def __init__(

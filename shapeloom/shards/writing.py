@@ -73,7 +73,7 @@ def shard_is_finished(path: AnyPath) -> bool:
     manifest = manifest_path(path)
     if not (path.is_file() and manifest.is_file()):
         return False
-    return json.loads(manifest.read_text())["size"] == path.stat().st_size
+    return json.loads(manifest.read_text()).get("size") == path.stat().st_size
 
 
 def list_shards(folder: AnyPath) -> list[AnyPath]:

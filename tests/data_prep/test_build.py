@@ -13,10 +13,10 @@ from data_prep.__main__ import main
 from data_prep.build import plan_shards, prepare
 from data_prep.checks import check_sample, inspect_asset, inspect_dataset, verify
 from data_prep.failures import Failure, from_jsonl, to_jsonl
-from data_prep.pipeline import DataConfig, ShardTask
+from data_prep.pipeline import DataConfig, Limits, ShardTask
 from data_prep.sources import SplitFractions, find_sources
 from shapeloom.config import UserError, load_config
-from shapeloom.shards import AssetShards
+from shapeloom.shards import AssetShards, decode_member, read_back, write_shard
 
 SMALL = {"num_views": 2, "resolution": 16, "num_points": 64, "num_sdf": 64, "shard_size": 3, "workers": 0}
 
@@ -125,6 +125,19 @@ def test_finished_run_does_nothing_and_another_config_or_folder_is_refused(asset
         prepare(config(assets), prepared)
 
 
+def test_deleted_shard_of_a_finished_run_is_made_again(assets, prepared, monkeypatch):
+    before, made = files(prepared), []
+    real = sys.modules["data_prep.build"].prepare_shard
+    monkeypatch.setattr(
+        "data_prep.build.prepare_shard",
+        lambda task, report: made.append(task.path.name) or real(task, report),
+    )
+    (prepared / "shards/000001.tar").unlink()
+    prepare(config(assets), prepared)
+    assert made == ["000001.tar"]
+    assert files(prepared) == before
+
+
 def test_shards_hold_one_split_each_and_groups_stay_together(assets, tmp_path):
     halves = SplitFractions(train=0.5, val=0.5, test=0, judge=0)
     sources, _ = find_sources(assets, halves)
@@ -164,8 +177,45 @@ def test_verify_finds_damage_and_a_sound_folder_sound(prepared):
     shard.write_bytes(data)
     assert verify(prepared) == [
         f"{shard.name}: its bytes are not those of its manifest",
-        f"{row['key']}: SDF samples leave the box",
+        f"{shard.name}: {row['key']}: SDF samples leave the box",
     ]
+
+
+@pytest.mark.parametrize(
+    ("member", "place", "value", "problem"),
+    [
+        ("sdf.npy", 0, np.nan, "sdf.npy holds numbers that are not finite"),
+        ("points.npy", (0, 0), 0.99, "points leave the cube"),
+        ("cameras.npy", (0, slice(0, 3), 3), 0.1, "a camera stands within the cube"),
+        (
+            "cameras.npy",
+            (slice(None), slice(0, 3), slice(1, 3)),
+            "turned",
+            "a camera looks away from the cube",
+        ),
+        ("cameras.npy", (0, 0, slice(0, 3)), "turned", "a pose is mirrored"),
+        ("intrinsics.npy", (0, 0, 2), -1.0, "a principal point lies off its picture"),
+        ("rgba_000.png", slice(8), None, "rgba_000.png has 16 x 8 pixels"),
+        ("json", "sha256", "0" * 64, "its json is of another schema or asset"),
+    ],
+)
+def test_verify_names_what_a_sample_breaks(prepared, member, place, value, problem):
+    shard = sorted((prepared / "shards").glob("*.tar"))[0]
+    samples = list(read_back(shard))
+    broken = decode_member(member, samples[0][member]) if member != "json" else samples[0]["json"]
+    if member.endswith(".png"):
+        broken = broken[place]
+    elif isinstance(value, str) and value == "turned":
+        broken[place] = -broken[place]
+    else:
+        broken[place] = value
+    samples[0][member] = broken
+    write_shard(shard, samples)
+    place = f"{shard.name}: {samples[0]['__key__']}: "
+    problems = verify(prepared)
+    assert problems[0] == "dataset.json was written over other shards than these"
+    assert any(line.startswith(place) and problem in line for line in problems[1:])
+    assert all(line.startswith(place) for line in problems[1:])  # of the other samples nothing
 
 
 def test_inspect_shows_the_dataset_and_one_asset(prepared, tmp_path):
@@ -191,6 +241,22 @@ def test_command_line_runs_all_three(assets, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["data_prep", command, out])
         main()
         assert expected in capsys.readouterr().out
+
+
+def test_command_line_retries_under_the_runs_own_config_and_other_limits(assets, prepared, monkeypatch):
+    before = files(prepared)
+    monkeypatch.setattr("data_prep.__main__.start_logging", lambda: None)
+    changed = ["--set", "limits.max_megabytes=2", "workers=0"]
+    monkeypatch.setattr(sys, "argv", ["data_prep", "--retry-quarantined", "--out", str(prepared), *changed])
+    tried = []
+    real = sys.modules["data_prep.pipeline"].try_asset
+    monkeypatch.setattr(
+        "data_prep.pipeline.try_asset", lambda source, *rest: tried.append(source.path) or real(source, *rest)
+    )
+    main()
+    assert sorted(tried) == ["broken.glb", "empty.obj"]
+    assert files(prepared) == before
+    prepare(config(assets, limits=Limits(max_megabytes=2)), prepared)  # the run's limits from now on
 
 
 @pytest.mark.parametrize("preset", ["smoke", "tiny"])

@@ -82,6 +82,7 @@ def raise_oddly():
             marks=pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone"),
         ),
         (raise_oddly, "unexpected", "KeyError: 'accessor'", "in raise_oddly"),
+        (sys.exit, "unexpected", "SystemExit", "in prepare"),
     ],
 )  # fmt: skip
 def test_bad_asset_is_left_out_with_its_reason_and_no_other(task, monkeypatch, how, reason, message, stderr):

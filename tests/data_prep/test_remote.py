@@ -1,6 +1,5 @@
-"""Outputs on object storage: the same bytes as locally, goes on after an interruption, and can be read back."""
+"""Outputs on object storage: the same bytes as locally, goes on where it was ended, can be read back."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def memory():
-    yield UPath("memory://bucket/data")
+    yield parse_path("memory://bucket/data")
     UPath("memory://bucket").fs.store.clear()
 
 
@@ -45,12 +44,15 @@ def s3(monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
-    UPath("s3://bucket").fs.mkdir("bucket")
-    yield UPath("s3://bucket/some/data")
+    path = parse_path("s3://bucket/some/data")
+    path.fs.mkdir("bucket")
+    yield path
     server.stop()
 
 
@@ -117,8 +119,8 @@ def test_remote_shards_are_streamed_through_a_bounded_cache(config, memory, tmp_
     for _ in range(3 * len(local)):
         index, sample = next(stream)
         np.testing.assert_array_equal(sample.rgba, local.read(index, views=[1]).rgba)
-        # One shard being read, one of the next window arriving.
-        assert len(list((tmp_path / "cache").glob("*.tar"))) <= 3
+        # Two shards at most are being fetched: this window's and the next one's.
+        assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 4 * largest
 
 
 def test_procedural_set_needs_a_local_folder(memory):
@@ -129,6 +131,3 @@ def test_procedural_set_needs_a_local_folder(memory):
 def test_unknown_protocol_is_named():
     with pytest.raises(UserError, match="abc://"):
         parse_path("abc://bucket/folder")
-    assert parse_path("file:///tmp/x") == Path("/tmp/x")
-    assert parse_path("some/where") == Path("some/where")
-    assert os.fspath(parse_path(Path("x"))) == "x"

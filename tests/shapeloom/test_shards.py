@@ -1,5 +1,6 @@
 """Shards: bytes come back, by our readers and by plain webdataset; order is a pure function of (seed, n)."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from torch.utils.data import DataLoader
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shapeloom.config import UserError
@@ -15,6 +17,7 @@ from shapeloom.shards import (
     AssetShards,
     LatentShards,
     ReadingOrder,
+    SampleStream,
     depth_from_png,
     depth_to_png,
     finish_dataset,
@@ -91,6 +94,15 @@ def test_plain_webdataset_reads_the_same_samples(folder: Path):
     assert [s["__key__"] for s in samples] == [f"{n:016x}" for n in range(3)]
     np.testing.assert_array_equal(samples[2]["points.npy"], asset(2)["points.npy"])
     assert samples[2]["json"]["captions"] == ["a thing", "thing 2"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its file to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_webdataset_loader_reads_the_folder(folder: Path):
+    urls = str(folder / "shards/{000000..000001}.tar")
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples] == [f"{n:016x}" for n in range(5)]
+    np.testing.assert_array_equal(samples[4]["sdf.npy"], asset(4)["sdf.npy"])
 
 
 def test_shard_bytes_depend_on_samples_alone(tmp_path: Path):
@@ -207,3 +219,41 @@ def test_a_window_of_samples_touches_only_its_shards():
     order = ReadingOrder([10] * 20, seed=1, window=4)
     for start in range(0, 200, 40):
         assert len({order.index(n) // 10 for n in range(start, start + 40)}) == 4
+
+
+def test_read_ahead_names_the_shards_of_this_window_and_the_next():
+    order = ReadingOrder([10] * 20, seed=1, window=4)
+    for n in (0, 39, 40, 185, 199, 200, 555):
+        ahead = order.shards_from(n)
+        here = {order.index(m) // 10 for m in range(n - n % 40, n - n % 40 + 40)}
+        then = {order.index(m) // 10 for m in range(n - n % 40 + 40, n - n % 40 + 80)}
+        assert set(ahead[:4]) == here
+        assert set(ahead) == here | then
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_stream_shares_samples_between_ranks_and_workers_and_resumes(folder: Path, workers: int):
+    shards = AssetShards(folder)
+    order = ReadingOrder(shards.shard_sizes, seed=3)
+    expected = [(n, order.index(n)) for n in range(7, 19)]
+    found = []
+    for rank in range(2):
+        stream = SampleStream(shards, order, pair, consumed=7, rank=rank, world=2)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=tuple)
+        samples = list(itertools.islice(loader, 6))
+        assert samples == expected[rank::2]
+        found += samples
+    assert sorted(found) == expected
+
+
+def test_stream_keeps_whole_batches_in_order_too(folder: Path):
+    shards = AssetShards(folder)
+    order = ReadingOrder(shards.shard_sizes, seed=3)
+    stream = SampleStream(shards, order, pair, batch_size=3)
+    loader = DataLoader(stream, batch_size=3, num_workers=2, collate_fn=list)
+    batches = list(itertools.islice(loader, 4))
+    assert [n for batch in batches for n, _ in batch] == list(range(12))
+
+
+def pair(n: int, index: int) -> tuple[int, int]:
+    return n, index
