@@ -65,8 +65,10 @@ def run_tasks(
 class _Worker(Generic[TaskT]):
     def __init__(self, function: Function, context: Any) -> None:
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(function, theirs), daemon=True)
         with _single_threaded():
+            # The fork server's environment is that of its own start, which may lack credentials set since.
+            arguments = (function, theirs, dict(os.environ))
+            self.process = context.Process(target=_serve, args=arguments, daemon=True)
             self.process.start()
         theirs.close()
         self.task: TaskT | None = None
@@ -157,8 +159,9 @@ class _Pool(Generic[TaskT, ResultT]):
             worker.end()
 
 
-def _serve(function: Function, pipe: Connection) -> None:
+def _serve(function: Function, pipe: Connection, environment: dict[str, str]) -> None:
     """A worker's life: tasks in, reports and results out, until the parent is gone."""
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     while True:
         try:
