@@ -150,6 +150,7 @@ def _finish(
     reasons = dict(sorted(Counter(f"{failure.stage}: {failure.reason}" for failure in failures).items()))
     facts = {
         "views": config.num_views,
+        "ring_views": config.num_ring_views,
         "resolution": config.resolution,
         "points": config.num_points,
         "sdf_samples": config.num_sdf,

@@ -36,8 +36,8 @@ from data_prep.solids import Solid, join
 from data_prep.wording import captions
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
-from shapeloom.storage import write_atomic
 from shapeloom.seed import numpy_rng
+from shapeloom.storage import write_atomic
 
 SRGB = tuple[float, float, float]
 Pair = tuple[str, str]
