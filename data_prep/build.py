@@ -9,6 +9,7 @@ from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.objaverse_cache import find_objaverse
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
 from data_prep.procedural import generate
+from data_prep.raster import require
 from data_prep.report import write_report
 from data_prep.sources import SPLITS, Source, assets_root, find_sources
 from shapeloom.config import UserError, load_config
@@ -31,6 +32,8 @@ def prepare(
     Raises UserError for a folder or captions file that can't be used, and if not a single asset could be
     prepared.
     """
+    if config.renderer == "gl":
+        require()
     if config.assets is None and config.objaverse is None:
         if not isinstance(out, Path):
             raise UserError(

@@ -1,7 +1,7 @@
 """Pictures by ray casting (Embree), anti-aliased where it shows: the renderer that needs no graphics library.
 
-One ray goes through each pixel's centre. Pixels that differ from a neighbour (in what they hit, depth, normal
-or colour), or that hold a mesh edge which no centre saw (thin rods, specks), are cast again with n x n rays.
+One ray goes through each pixel's centre. Pixels that differ in colour from a neighbour, or that hold a mesh
+edge which their centres missed (thin rods, specks), are cast again with n x n rays.
 Everything is float32; rays have a z of 1 in the camera's frame, so that Embree's distance is the depth.
 """
 
@@ -22,9 +22,10 @@ OPAQUE = 0.995
 """Coverage from which nothing behind can change an 8-bit colour."""
 BATCH = 1 << 15
 """Rays at once: their arrays stay in the caches."""
-DEPTH_STEP, NORMAL_STEP, COLOR_STEP = 3.0, 0.9, 0.045
-"""Neighbours differ by more than so many pixels' sizes in depth, by a lesser cosine between normals, or by
-more in the square root of linear colour (about sRGB)."""
+COLOR_STEP = 0.06
+"""Neighbours differ by more than this in the square root of linear colour (about sRGB) or alpha."""
+DEPTH_STEP = 3.0
+"""An edge is before what a pixel's centre saw if it is so many pixels' sizes nearer."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Painter:
     def __init__(self, mesh: Mesh, lighting: Lighting, *, size: int, supersample: int, pixel: float) -> None:
         """pixel: its size on the object, world units; only how much is refined depends on it."""
         self.caster, self.size, self.supersample = Caster(mesh, lighting), size, supersample
-        self.splats = edge_points(self.caster.triangles, spacing=pixel / 2, most=2 * size**2 + 4096)
+        self.splats = edge_points(self.caster.triangles, spacing=pixel / 2, most=size**2 + 4096)
         corners = mesh.triangles.reshape(-1, 3)
         ends = np.stack([corners.min(axis=0), corners.max(axis=0)])
         self.box = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(8, 3)
@@ -163,7 +164,7 @@ class Painter:
         """Colours of uneven pixels anew, from n x n rays each; x, y [rows, columns]: their corners."""
         if not x.size:
             return
-        uneven = _uneven(region, lens) | self._missed(region, x, y, lens)
+        uneven = _uneven(region.color) | self._missed(region, x, y, lens)
         pixels, offsets = np.flatnonzero(uneven), sub_pixels(self.supersample).astype(np.float32)
         color = region.color.reshape(-1, 7)  # a copy where the region is part of a picture
         for part in np.array_split(pixels, len(pixels) * len(offsets) // BATCH + 1):
@@ -189,19 +190,15 @@ class Painter:
         return missed.reshape(x.shape)
 
 
-def _uneven(region: Samples, lens: "_Lens") -> Bool[ndarray, "rows columns"]:
-    """Pixels that differ from one of their four neighbours."""
-    depth, normal = region.depth, np.moveaxis(region.normal, -1, 0).copy()
-    color = np.sqrt(np.moveaxis(region.color[..., :4], -1, 0))
-    step = np.float32(DEPTH_STEP / lens.focal)
-    uneven = np.zeros(depth.shape, bool)
+def _uneven(color: Float32[ndarray, "rows columns 7"]) -> Bool[ndarray, "rows columns"]:
+    """Pixels whose lit colour or alpha differs from one of their four neighbours'."""
+    seen = np.sqrt(np.moveaxis(color[..., :4], -1, 0))
+    uneven = np.zeros(seen.shape[1:], bool)
     for a, b in (
         ((..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))),
         ((..., slice(None, -1)), (..., slice(1, None))),
     ):
-        differ = np.abs(depth[a] - depth[b]) > step * depth[a]
-        differ |= np.abs(color[a] - color[b]).max(axis=0) > COLOR_STEP
-        differ |= (normal[a] * normal[b]).sum(axis=0) < NORMAL_STEP * (depth[a] > 0)
+        differ = (np.abs(seen[a] - seen[b]) > COLOR_STEP).any(axis=0)
         uneven[a] |= differ
         uneven[b] |= differ
     return uneven

@@ -16,6 +16,7 @@ from torch import Tensor
 from data_prep.lighting import STUDIO, Lighting
 from data_prep.mesh import Mesh, linear_to_srgb
 from data_prep.prefilter import match_textures
+from data_prep.raster import Rasterizer, can_draw
 from data_prep.raycast import Painter, Samples
 
 Backend = Literal["embree", "gl"]
@@ -52,7 +53,12 @@ def render_views(
     poses = cam_to_world.double().numpy()
     matrices = np.broadcast_to(intrinsics.double().numpy(), (len(poses), 3, 3))
     pixel = float((np.linalg.norm(poses[:, :3, 3], axis=1) / matrices[:, 0, 0]).min())
-    painter = Painter(match_textures(mesh, pixel), lighting, size=size, supersample=supersample, pixel=pixel)
+    mesh = match_textures(mesh, pixel)
+    painter: Painter | Rasterizer
+    if backend == "gl" and can_draw(mesh):
+        painter = Rasterizer(mesh, lighting, size=size, supersample=supersample)
+    else:
+        painter = Painter(mesh, lighting, size=size, supersample=supersample, pixel=pixel)
     views = [_store(painter.paint(pose, matrix)) for pose, matrix in zip(poses, matrices, strict=True)]
     return Views(*(np.stack(pictures) for pictures in zip(*views, strict=True)))
 
@@ -62,7 +68,8 @@ def _store(image: Samples) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     seen = alpha > 0
     rgba, albedo = np.zeros((*alpha.shape, 4), np.uint8), np.zeros((*alpha.shape, 3), np.uint8)
     straight = image.color[seen] / alpha[seen, None]
-    rgba[seen, :3], albedo[seen] = _to_8_bit(straight[:, :3]), _to_8_bit(straight[:, 4:])
+    encoded = _to_8_bit(straight)
+    rgba[seen, :3], albedo[seen] = encoded[:, :3], encoded[:, 4:]
     rgba[..., 3] = np.rint(np.minimum(alpha, 1) * 255)
     normal = np.zeros_like(albedo)
     solid = image.depth > 0
@@ -70,8 +77,14 @@ def _store(image: Samples) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     return rgba, image.depth, normal, albedo
 
 
-def _to_8_bit(linear: Float32[ndarray, "pixels 3"]) -> UInt8[ndarray, "pixels 3"]:
-    return np.rint(np.clip(linear_to_srgb(linear), 0, 1) * 255).astype(np.uint8)
+def _to_8_bit(linear: Float32[ndarray, "pixels channels"]) -> UInt8[ndarray, "pixels channels"]:
+    return _ENCODED[
+        (np.sqrt(np.clip(linear, 0, 1)) * np.float32(len(_ENCODED) - 1) + np.float32(0.5)).astype(np.int32)
+    ]
+
+
+# 8-bit sRGB by the square root of linear colour, near enough to it that 16 entries share each 8-bit value.
+_ENCODED = np.rint(255 * linear_to_srgb(np.linspace(0, 1, 4097) ** 2)).astype(np.uint8)
 
 
 def is_covered(rgba: UInt8[ndarray, "views size size 4"]) -> Bool[ndarray, "views"]:
