@@ -14,13 +14,14 @@ from typing import Any
 
 from pydantic import Field
 
+from data_prep.edges import edge_points
 from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.filters import Filters, check_colors, check_shape, check_views
 from data_prep.load import Up, load_mesh
 from data_prep.mesh import Mesh
 from data_prep.normalize import Placement, normalize
 from data_prep.objaverse_cache import ObjaverseConfig
-from data_prep.points import surface_points
+from data_prep.points import surface_points, view_points
 from data_prep.procedural import ProceduralConfig
 from data_prep.sdf import sdf_samples, signed_distance
 from data_prep.sources import Source, SplitFractions
@@ -76,6 +77,8 @@ class DataConfig(ViewConfig):
         description="the files' up axis; auto: y for glTF and OBJ, z for PLY, STL and OFF, DAE says itself",
     )
     num_points: int = Field(default=16384, ge=1)
+    num_edge_points: int = Field(default=0, ge=0, description="further points, on sharp edges")
+    num_view_points: int = Field(default=0, ge=0, description="further points, only of what the views see")
     num_sdf: int = Field(default=16384, ge=1)
     sheet_thickness: float = Field(
         0.02, gt=0, lt=0.5, description="given to open surfaces; the box is 2 wide"
@@ -248,7 +251,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     stage.name = "views"
     views, view_members = shoot(mesh, config, source.key, config.seed)
     mesh.warnings.extend(check_views(is_covered(views.rgba), config.filters))
-    return {
+    sample = {
         "__key__": source.key,
         "json": _facts(source, config, mesh, placement, watertight=distance.watertight),
         "points.npy": points,
@@ -258,6 +261,15 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         "sdf.npy": sdf,
         **view_members,
     }
+    if config.num_edge_points:
+        rng = numpy_rng(config.seed, source.key, "edges")
+        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden)
+        sample["edge_points.npy"], sample["edge_normals.npy"] = on_edges
+    if config.num_view_points:
+        poses, matrices = view_members["cameras.npy"], view_members["intrinsics.npy"]
+        seen = view_points(views, poses, matrices, config.num_view_points)
+        sample["view_points.npy"], sample["view_points_rgb.npy"] = seen
+    return sample
 
 
 def _facts(
