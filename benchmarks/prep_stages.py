@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [f"{stage:14} {1000 * spent / len(chosen):8.0f} ms an asset  {spent / total:4.0%}"
              for stage, spent in seconds.items()]  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    num = len(chosen)
     lines.append(
-        f"{len(chosen)} assets of {len(sources)}: {total / len(chosen):.2f} CPU-s and "
-        f"{size / len(chosen) / 1e6:.2f} MB each, {len(failures)} failed, slowest {slowest[0]:.1f} s ({slowest[1]}), peak memory {peak:.0f} MB"
+        f"{num} assets of {len(sources)}: {total / num:.2f} CPU-s and {size / num / 1e6:.2f} MB each, "
+        f"{len(failures)} failed, slowest {slowest[0]:.1f} s ({slowest[1]}), peak memory {peak:.0f} MB"
     )
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -1,8 +1,8 @@
-"""python -m benchmarks.sdf_error [FOLDER]: signed distances of damaged meshes against those of the intact ones.
+"""python -m benchmarks.sdf_error [FOLDER]: signed distances of damaged meshes against the intact ones'.
 
 Watertight procedural assets are damaged in the ways real ones are; sign and distance of the damaged mesh are
-compared with the intact mesh's, at points near the surface and in the whole box. With a folder of real assets:
-which share of them is flagged as not watertight.
+compared with the intact mesh's, at points near the surface and in the whole box. With a folder of real
+assets: which share of them is flagged as not watertight.
 """
 
 import argparse
@@ -92,7 +92,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def compare(truth: SignedDistance, mesh: Mesh, damaged: Mesh, num: int) -> tuple[float, float, float, bool]:
-    """Share of clear points with the right sign; mean and 95th percentile of the distance's error; flagged."""
+    """Share of clear points whose sign is right; mean and 95th percentile of the error; whether flagged."""
     distance = signed_distance(damaged, thickness=THICKNESS)
     points, expected = sdf_samples(mesh, truth, num, np.random.default_rng(2))
     found = distance(points.astype(np.float64))
@@ -114,7 +114,8 @@ def flagged_share(folder: Path, every: int) -> str:
         start = time.process_time()
         flags.append(not signed_distance(mesh, thickness=THICKNESS).watertight)
         seconds += time.process_time() - start
-    return f"{folder.name}: {np.mean(flags):.0%} of {len(flags)} assets flagged, {seconds / len(flags):.3f} CPU-s each"
+    each = seconds / len(flags)
+    return f"{folder.name}: {np.mean(flags):.0%} of {len(flags)} assets flagged, {each:.3f} CPU-s each"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
