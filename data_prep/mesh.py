@@ -129,13 +129,16 @@ def base_color(
     if mesh.opacity is not None:
         alpha = np.einsum("hc,hc->h", weights, mesh.opacity[faces])
     used = mesh.texture[faces]
-    for index in np.unique(used[used >= 0]):
-        hits = np.flatnonzero(used == index)
+    for index in np.flatnonzero(np.bincount(used[used >= 0])):
+        mine = used == index
+        hits = slice(None) if mine.all() else np.flatnonzero(mine)
         uv = np.einsum("hc,hcd->hd", weights[hits], mesh.uv[faces[hits]])
         sampler = mesh.samplers[index] if mesh.samplers else Sampler()
         texel = sample_texture(mesh.textures[index], uv, sampler)
         color[hits] *= texel[:, :3]
         alpha[hits] *= texel[:, 3]
+    if not cutoff.any():
+        return color, np.ones(len(faces), np.float32)
     masked = np.where(cutoff > 0, (alpha >= cutoff).astype(np.float32), np.float32(1))
     # The weights of a corner add up to 1 only to rounding.
     return color, np.where(cutoff < 0, np.clip(alpha, 0, 1), masked)
