@@ -10,6 +10,7 @@ from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.objaverse_cache import find_objaverse
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
 from data_prep.procedural import generate
+from data_prep.raster import require
 from data_prep.report import write_report
 from data_prep.sources import SPLITS, Source, assets_root, find_sources
 from shapeloom.config import UserError, load_config
@@ -32,6 +33,8 @@ def prepare(
     Raises UserError for a folder or captions file that can't be used, and if not a single asset could be
     prepared.
     """
+    if config.renderer == "gl":
+        require()
     if config.assets is None and config.objaverse is None:
         if not isinstance(out, Path):
             raise UserError(
@@ -163,6 +166,7 @@ def _finish(
     reasons = dict(sorted(Counter(f"{failure.stage}: {failure.reason}" for failure in failures).items()))
     facts = {
         "views": config.num_views,
+        "ring_views": config.num_ring_views,
         "resolution": config.resolution,
         "points": config.num_points,
         "sdf_samples": config.num_sdf,

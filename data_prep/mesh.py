@@ -60,8 +60,10 @@ class Mesh:
     """Index into `textures`, or -1."""
     cutoff: Float32[ndarray, "faces"]
     """Of a masked material: alpha below which it is a hole. 0: opaque. `BLEND`: alpha is coverage."""
-    textures: list[UInt8[ndarray, "height width 4"]] = field(default_factory=list)
-    """Straight alpha, sRGB."""
+    textures: list[UInt8[ndarray, "height width 4"] | Float32[ndarray, "height width 4"]] = field(
+        default_factory=list
+    )
+    """Straight alpha; sRGB where they are 8-bit, as files have them, linear where they are float."""
     samplers: list[Sampler] = field(default_factory=list)
     """Of each texture; an empty list: all repeat and are bilinear."""
     opacity: Float32[ndarray, "faces 3"] | None = None
@@ -127,24 +129,29 @@ def base_color(
     if mesh.opacity is not None:
         alpha = np.einsum("hc,hc->h", weights, mesh.opacity[faces])
     used = mesh.texture[faces]
-    for index in np.unique(used[used >= 0]):
-        hits = np.flatnonzero(used == index)
+    for index in np.flatnonzero(np.bincount(used[used >= 0])):
+        mine = used == index
+        hits = slice(None) if mine.all() else np.flatnonzero(mine)
         uv = np.einsum("hc,hcd->hd", weights[hits], mesh.uv[faces[hits]])
         sampler = mesh.samplers[index] if mesh.samplers else Sampler()
         texel = sample_texture(mesh.textures[index], uv, sampler)
         color[hits] *= texel[:, :3]
         alpha[hits] *= texel[:, 3]
+    if not cutoff.any():
+        return color, np.ones(len(faces), np.float32)
     masked = np.where(cutoff > 0, (alpha >= cutoff).astype(np.float32), np.float32(1))
     # The weights of a corner add up to 1 only to rounding.
     return color, np.where(cutoff < 0, np.clip(alpha, 0, 1), masked)
 
 
 def sample_texture(
-    texture: UInt8[ndarray, "height width 4"], uv: Float32[ndarray, "hits 2"], sampler: Sampler | None = None
+    texture: UInt8[ndarray, "height width 4"] | Float32[ndarray, "height width 4"],
+    uv: Float32[ndarray, "hits 2"],
+    sampler: Sampler | None = None,
 ) -> Float32[ndarray, "hits 4"]:
     """Linear RGB and alpha in [0, 1] at `uv`. Texel centres are at (i + 0.5) / size.
 
-    sampler: none repeats and is bilinear.
+    texture: sRGB if it is 8-bit, linear if it is float. sampler: none repeats and is bilinear.
     """
     sampler = sampler or Sampler()
     height, width = texture.shape[:2]
@@ -152,15 +159,16 @@ def sample_texture(
     if sampler.nearest:
         row = _texel(np.floor(y).astype(np.int64), height, sampler.wrap_v)
         return _decode(texture[row, _texel(np.floor(x).astype(np.int64), width, sampler.wrap_u)])
-    x, y = x - 0.5, y - 0.5
-    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-    result = np.zeros((len(uv), 4), np.float32)
-    for dy, wy in ((0, 1 - fy), (1, fy)):
-        row = _texel(y0 + dy, height, sampler.wrap_v)
-        for dx, wx in ((0, 1 - fx), (1, fx)):
-            result += wx * wy * _decode(texture[row, _texel(x0 + dx, width, sampler.wrap_u)])
-    return result
+    x, y = x - np.float32(0.5), y - np.float32(0.5)
+    left, top = np.floor(x), np.floor(y)
+    fx, fy = (x - left)[:, None], (y - top)[:, None]
+    columns = [_texel(left.astype(np.int32) + d, width, sampler.wrap_u) for d in (0, 1)]
+    rows = [_texel(top.astype(np.int32) + d, height, sampler.wrap_v) * width for d in (0, 1)]
+    texels = texture.reshape(-1, 4)
+    upper, lower = (
+        _decode(texels[row + columns[0]]) * (1 - fx) + _decode(texels[row + columns[1]]) * fx for row in rows
+    )
+    return upper * (1 - fy) + lower * fy
 
 
 def _fold(u: ndarray, wrap: Wrap) -> ndarray:
@@ -186,5 +194,11 @@ def _texel(index: ndarray, size: int, wrap: Wrap) -> ndarray:
             return np.clip(index, 0, size - 1)
 
 
-def _decode(texel: UInt8[ndarray, "hits 4"]) -> Float32[ndarray, "hits 4"]:
-    return np.concatenate([SRGB_DECODE[texel[:, :3]], texel[:, 3:] / np.float32(255)], axis=1)
+def _decode(
+    texel: UInt8[ndarray, "hits 4"] | Float32[ndarray, "hits 4"],
+) -> Float32[ndarray, "hits 4"]:
+    if texel.dtype == np.float32:
+        return texel
+    decoded = np.empty(texel.shape, np.float32)
+    decoded[:, :3], decoded[:, 3] = SRGB_DECODE[texel[:, :3]], texel[:, 3] / np.float32(255)
+    return decoded

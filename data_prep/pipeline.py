@@ -4,7 +4,6 @@ Everything is a function of the asset's bytes, its captions and the config: no c
 """
 
 import importlib.metadata
-import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,27 +12,26 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
+from data_prep.edges import edge_points
 from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.filters import Filters, check_colors, check_shape, check_views
 from data_prep.load import Up, load_mesh
 from data_prep.mesh import Mesh
 from data_prep.normalize import Placement, normalize
 from data_prep.objaverse_cache import ObjaverseConfig
-from data_prep.points import surface_points
+from data_prep.points import surface_points, view_points
 from data_prep.procedural import ProceduralConfig
 from data_prep.sdf import sdf_samples, signed_distance
 from data_prep.sources import Source, SplitFractions
-from data_prep.views import AMBIENT, LIGHTS, is_covered, render_views
+from data_prep.view_members import ViewConfig, renderer_facts, shoot
+from data_prep.views import is_covered
 from shapeloom.config import Config
 from shapeloom.isolation import STDERR_TAIL, Cost, Lost, Quota, call
-from shapeloom.rendering import cameras
-from shapeloom.seed import derive_seed, numpy_rng
+from shapeloom.seed import numpy_rng
 from shapeloom.shards import (
     SCHEMA,
-    depth_to_png,
     encode_member,
     manifest_path,
     read_back,
@@ -64,7 +62,7 @@ class Limits(Config):
     )
 
 
-class DataConfig(Config):
+class DataConfig(ViewConfig):
     """Data preparation."""
 
     assets: Path | None = Field(
@@ -78,11 +76,9 @@ class DataConfig(Config):
         default="auto",
         description="the files' up axis; auto: y for glTF and OBJ, z for PLY, STL and OFF, DAE says itself",
     )
-    num_views: int = Field(default=20, ge=1, le=1000)
-    resolution: int = Field(default=128, ge=8, le=4096, description="height and width of a view, pixels")
-    supersample: int = Field(default=3, ge=1, le=16, description="n x n rays a pixel")
-    fov_degrees: float = Field(default=40, gt=1, lt=120, description="vertical and horizontal field of view")
     num_points: int = Field(default=16384, ge=1)
+    num_edge_points: int = Field(default=0, ge=0, description="further points, on sharp edges")
+    num_view_points: int = Field(default=0, ge=0, description="further points, only of what the views see")
     num_sdf: int = Field(default=16384, ge=1)
     sheet_thickness: float = Field(
         0.02, gt=0, lt=0.5, description="given to open surfaces; the box is 2 wide"
@@ -256,8 +252,9 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
     mesh.warnings.extend(check_colors(points_rgb, config.filters))
     stage.name = "views"
-    views = _views(mesh, source, config)
-    return {
+    views, view_members = shoot(mesh, config, source.key, config.seed)
+    mesh.warnings.extend(check_views(is_covered(views.rgba), config.filters))
+    sample = {
         "__key__": source.key,
         "json": _facts(source, config, mesh, placement, watertight=distance.watertight),
         "points.npy": points,
@@ -265,27 +262,17 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         "points_normal.npy": points_normal,
         "sdf_points.npy": sdf_points,
         "sdf.npy": sdf,
-        **views,
+        **view_members,
     }
-
-
-def _views(mesh: Mesh, source: Source, config: DataConfig) -> dict[str, Any]:
-    fov = math.radians(config.fov_degrees)
-    seed = derive_seed(config.seed, source.key, "cameras")
-    poses = cameras.sphere(config.num_views, seed=seed, distance=cameras.fitting_distance(fov))
-    intrinsics = cameras.intrinsics(fov, config.resolution, config.resolution)
-    rgba, depth = render_views(
-        mesh, poses, intrinsics, size=config.resolution, supersample=config.supersample
-    )
-    mesh.warnings.extend(check_views(is_covered(rgba), config.filters))
-    members: dict[str, Any] = {
-        "cameras.npy": poses.numpy().astype(np.float32),
-        "intrinsics.npy": np.tile(intrinsics.numpy().astype(np.float32), (config.num_views, 1, 1)),
-    }
-    for view in range(config.num_views):
-        members[f"rgba_{view:03d}.png"] = rgba[view]
-        members[f"depth_{view:03d}.png"] = depth_to_png(depth[view])
-    return members
+    if config.num_edge_points:
+        rng = numpy_rng(config.seed, source.key, "edges")
+        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden)
+        sample["edge_points.npy"], sample["edge_normals.npy"] = on_edges
+    if config.num_view_points:
+        poses, matrices = view_members["cameras.npy"], view_members["intrinsics.npy"]
+        seen = view_points(views, poses, matrices, config.num_view_points)
+        sample["view_points.npy"], sample["view_points_rgb.npy"] = seen
+    return sample
 
 
 def _facts(
@@ -296,13 +283,7 @@ def _facts(
     del facts["key"]
     return facts | {
         "schema": SCHEMA,
-        "renderer": {
-            "name": "embree",
-            "supersample": config.supersample,
-            "fov_degrees": config.fov_degrees,
-            "ambient": AMBIENT,
-            "lights": [{"direction": d.tolist(), "intensity": i} for d, i in LIGHTS],
-        },
+        "renderer": renderer_facts(config, source.key, config.seed),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "warnings": source.warnings + mesh.warnings,
         "watertight": watertight,

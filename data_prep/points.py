@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import fpsample
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int8, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
 from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb, unit_normals
+from data_prep.views import Views
 
 OVERSAMPLE = 3
 """Candidates a kept point: enough for an even spread, few enough for farthest-point thinning to be cheap."""
@@ -58,3 +59,26 @@ def surface_points(
     order = np.resize(exposed if len(exposed) else order, num)
     srgb = np.rint(np.clip(linear_to_srgb(color[order]), 0, 1) * 255).astype(np.uint8)
     return positions[order].astype(np.float32), srgb, np.rint(normals[order] * 127).astype(np.int8)
+
+
+def view_points(
+    views: Views, cam_to_world: Float[ndarray, "views 4 4"], intrinsics: Float[ndarray, "views 3 3"], num: int
+) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"]]:
+    """Positions and unlit sRGB colours of `num` points that the views see, in farthest-point order.
+
+    As in the reference's clouds (Point-E, Shap-E), whose points come from depth maps: what no camera sees is
+    not in it. Needs at least one pixel with depth; where there are fewer than `num`, points are repeated.
+    """
+    view, row, column = np.nonzero(views.depth)
+    depth = views.depth[view, row, column].astype(np.float64)
+    pixels = np.stack([column + 0.5, row + 0.5], axis=1)
+    matrix = intrinsics[view]
+    xy = (pixels - matrix[:, :2, 2]) / matrix[:, (0, 1), (0, 1)]
+    local = np.concatenate([xy, np.ones((len(xy), 1))], axis=1) * depth[:, None]
+    pose = cam_to_world[view]
+    world = (np.einsum("pij,pj->pi", pose[:, :3, :3], local) + pose[:, :3, 3]).astype(np.float32)
+    wanted = min(num, len(world))
+    # More buckets than for surface points: there are many times as many to choose from.
+    order = fpsample.bucket_fps_kdline_sampling(world, wanted, h=9, start_idx=0).astype(np.int64)
+    order = np.resize(order, num)
+    return world[order], views.albedo[view, row, column][order]

@@ -1,7 +1,7 @@
 """Signed distances of real meshes: open, inside out, double, intersecting.
 
-1. Faces are joined into components by coinciding positions; a component of negative volume is inside out and
-   is turned.
+1. Faces are joined into components by coinciding positions. Faces wound against their neighbours are turned
+   to the majority of their patch; then a component of negative volume is inside out and is turned.
 2. A point is inside where the generalised winding number of the turned mesh (Jacobson 2013) exceeds 1/2.
 3. Components that enclose nothing (open ones, and closed ones thinner than a sheet, such as a face with
    its reverse) are sheets: they get a thickness, so that leaves and sails exist in the field.
@@ -83,6 +83,22 @@ def topology(vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "face
     return Topology(component, closed, np.bincount(component, volume, count), total / 2)
 
 
+def against_majority(
+    vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]
+) -> Bool[ndarray, "faces"]:
+    """Faces that are wound against the greater part, by area, of the manifold patch that they belong to."""
+    welded = weld(vertices, faces)
+    start, end = welded.reshape(-1), welded[:, [1, 2, 0]].reshape(-1)
+    _, passes = np.unique(start * (int(welded.max()) + 1) + end, return_counts=True)
+    if passes.max() == 1:  # no edge is passed twice in one direction
+        return np.zeros(len(faces), bool)
+    oriented, patch = igl.bfs_orient(np.ascontiguousarray(welded, np.int64))
+    turned = (oriented != welded).any(axis=1)
+    area = np.linalg.norm(face_crosses(vertices[faces]), axis=1)
+    minority = np.bincount(patch, np.where(turned, area, -area)) <= 0
+    return turned == minority[patch]
+
+
 @dataclass(frozen=True)
 class SignedDistance:
     """Signed distance function of one mesh; make it with `signed_distance`."""
@@ -137,9 +153,12 @@ def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> tuple[ndarr
 def signed_distance(mesh: Mesh, *, thickness: float) -> SignedDistance:
     """The function that is negative inside `mesh`; sheets count as `thickness` thick."""
     vertices, faces = np.ascontiguousarray(mesh.vertices, np.float64), mesh.faces.astype(np.int64)
-    parts = topology(vertices, faces)
-    turned = (parts.volume < 0)[parts.component]
-    outward = np.where(turned[:, None], faces[:, [0, 2, 1]], faces)
+    odd = against_majority(vertices, faces)
+    outward = np.where(odd[:, None], faces[:, [0, 2, 1]], faces)
+    parts = topology(vertices, outward)
+    inverted = (parts.volume < 0)[parts.component]
+    outward = np.where(inverted[:, None], outward[:, [0, 2, 1]], outward)
+    turned = odd ^ inverted
     # Twice volume over area is the thickness of a plate.
     sheet = ~parts.closed | (2 * np.abs(parts.volume) < thickness * parts.area)
     is_sheet = sheet[parts.component]

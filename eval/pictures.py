@@ -34,7 +34,7 @@ def render_mesh(
     if not len(mesh.faces):
         return np.ones((num, size, size, 3), np.float32), np.zeros((num, size, size), np.float32)
     poses, matrix = torch.from_numpy(cam_to_world), torch.from_numpy(intrinsics[0])
-    rgba, _ = render_views(mesh, poses, matrix, size=size, supersample=SUPERSAMPLE)
+    rgba = render_views(mesh, poses, matrix, size=size, supersample=SUPERSAMPLE).rgba
     return on_white(rgba).astype(np.float32) / 255, rgba[..., 3].astype(np.float32) / 255
 
 

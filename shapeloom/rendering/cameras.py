@@ -61,7 +61,7 @@ def sphere(
     num: int,
     *,
     seed: int,
-    distance: float,
+    distance: Float[Tensor, " num"] | float,
     min_elevation_degrees: float = -35.0,
     max_elevation_degrees: float = 75.0,
 ) -> Float[Tensor, "num 4 4"]:
@@ -73,6 +73,15 @@ def sphere(
     golden_angle = math.pi * (3 - math.sqrt(5))
     azimuth = index * golden_angle + 2 * math.pi * offset[1]
     return spherical(azimuth.float(), torch.asin(height).float(), distance)
+
+
+def spread(num: int, low: float, high: float, *, seed: int, stride: float) -> Float[Tensor, " num"]:
+    """Returns `num` values that fill [low, high] evenly, each prefix of them too (Kronecker sequence).
+
+    stride: an irrational number; sequences that are used together need different ones.
+    """
+    offset = torch.rand((), generator=torch_generator("spread", seed), dtype=torch.float64)
+    return (low + (high - low) * torch.frac(offset + torch.arange(num) * stride)).float()
 
 
 def fitting_distance(fov_y: float) -> float:

@@ -2,22 +2,43 @@
 
 import io
 import json
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 from PIL import Image
+from zlib_ng import zlib_ng
 
 DEPTH_SCALE = 8192
 """Counts of a 16-bit depth picture per world unit: depths up to 7.9999 in steps of 0.00012."""
 
 
+_UP = 2
+"""PNG's filter type: a byte is stored as its difference to the one above it."""
+
+
 def encode_png(picture: ndarray) -> bytes:
-    """PNG bytes of uint8 [H, W], [H, W, 3] or [H, W, 4], or of uint16 [H, W]; level 6, lossless."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
+    """PNG bytes of uint8 [H, W], [H, W, 3] or [H, W, 4], or of uint16 [H, W]; lossless.
+
+    Every row is stored as its difference to the one above it, and compressed by zlib-ng: a fifth of the time
+    that Pillow takes to try filters on each row and zlib to compress them, and as small for rendered views.
+    """
+    height, width = picture.shape[:2]
+    color = {1: 0, 3: 2, 4: 6}[1 if picture.ndim == 2 else picture.shape[2]]
+    rows = np.ascontiguousarray(picture, ">u2" if picture.dtype == np.uint16 else np.uint8).view(np.uint8)
+    rows = rows.reshape(height, -1)
+    filtered = np.full((height, 1 + rows.shape[1]), _UP, np.uint8)
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8 * picture.dtype.itemsize, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib_ng.compress(filtered, 6)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def decode_png(data: bytes) -> ndarray:

@@ -50,6 +50,10 @@ class AssetSample:
     """Straight alpha, sRGB."""
     depth: Float32[ndarray, "views height width"] | None
     """Along the camera's z, world units; 0 is background."""
+    normal: UInt8[ndarray, "views height width 3"] | None
+    """128 + 127 times the unit normal in world axes, on the viewer's side; (0, 0, 0) without depth."""
+    albedo: UInt8[ndarray, "views height width 3"] | None
+    """Unlit base colour, sRGB; its alpha is that of `rgba`."""
     cam_to_world: Float32[ndarray, "views 4 4"]
     intrinsics: Float32[ndarray, "views 3 3"]
     points: Float32[ndarray, "points 3"] | None
@@ -57,6 +61,13 @@ class AssetSample:
     points_rgb: UInt8[ndarray, "points 3"] | None
     points_normal: Int8[ndarray, "points 3"] | None
     """Unit normals times 127."""
+    edge_points: Float32[ndarray, "edge_points 3"] | None
+    """On sharp edges, where the mesh has some."""
+    edge_normals: Int8[ndarray, "edge_points 2 3"] | None
+    """Of the faces on either side of the edge, unit normals times 127; at a boundary twice the same."""
+    view_points: Float32[ndarray, "view_points 3"] | None
+    """Seen by the views, in farthest-point order."""
+    view_points_rgb: UInt8[ndarray, "view_points 3"] | None
     sdf_points: Float32[ndarray, "samples 3"] | None
     sdf: Float32[ndarray, "samples"] | None
     """Signed distance at `sdf_points`, negative inside."""
@@ -168,32 +179,48 @@ class AssetShards(_Shards):
         *,
         views: Sequence[int] = (),
         depth: bool = False,
+        normal: bool = False,
+        albedo: bool = False,
         points: bool = False,
+        edges: bool = False,
+        view_points: bool = False,
         sdf: bool = False,
     ) -> AssetSample:
-        """Decode row `index`: the given views (with depth if asked for), surface points, SDF samples.
+        """Decode row `index`: the given views (with depth, normals and albedo if asked for), surface points,
+        points on sharp edges, points that the views saw, SDF samples.
 
-        Only what is asked for is read and decoded.
+        Only what is asked for is read and decoded. Raises UserError for what the data was prepared without.
         """
         views = list(views)
-        names = [f"rgba_{v:03d}.png" for v in views]
-        names += [f"depth_{v:03d}.png" for v in views] if depth else []
+        kinds = ["rgba"]
+        kinds += [kind for kind, on in (("depth", depth), ("normal", normal), ("albedo", albedo)) if on]
+        names = [f"{kind}_{v:03d}.png" for kind in kinds for v in views]
         names += ["cameras.npy", "intrinsics.npy"] if views else []
         names += ["points.npy", "points_rgb.npy", "points_normal.npy"] if points else []
+        names += ["edge_points.npy", "edge_normals.npy"] if edges else []
+        names += ["view_points.npy", "view_points_rgb.npy"] if view_points else []
         names += ["sdf_points.npy", "sdf.npy"] if sdf else []
         data = dict(zip(names, self.members(index, names), strict=True))
         arrays = {name: decode_npy(raw) for name, raw in data.items() if name.endswith(".npy")}
-        rgba = [decode_png(data[f"rgba_{v:03d}.png"]) for v in views]
-        depths = [depth_from_png(data[f"depth_{v:03d}.png"]) for v in views] if depth else []
+        pictures = {}
+        for kind in kinds if views else ():
+            decode = depth_from_png if kind == "depth" else decode_png
+            pictures[kind] = np.stack([decode(data[f"{kind}_{v:03d}.png"]) for v in views])
         return AssetSample(
             row=self.rows[index],
-            rgba=np.stack(rgba) if rgba else None,
-            depth=np.stack(depths) if depths else None,
+            rgba=pictures.get("rgba"),
+            depth=pictures.get("depth"),
+            normal=pictures.get("normal"),
+            albedo=pictures.get("albedo"),
             cam_to_world=arrays["cameras.npy"][views] if views else np.zeros((0, 4, 4), np.float32),
             intrinsics=arrays["intrinsics.npy"][views] if views else np.zeros((0, 3, 3), np.float32),
             points=arrays.get("points.npy"),
             points_rgb=arrays.get("points_rgb.npy"),
             points_normal=arrays.get("points_normal.npy"),
+            edge_points=arrays.get("edge_points.npy"),
+            edge_normals=arrays.get("edge_normals.npy"),
+            view_points=arrays.get("view_points.npy"),
+            view_points_rgb=arrays.get("view_points_rgb.npy"),
             sdf_points=arrays.get("sdf_points.npy"),
             sdf=arrays.get("sdf.npy"),
         )

@@ -1,0 +1,91 @@
+"""OpenGL against closed forms and against ray casting; skipped where there is no OpenGL."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from data_prep.lighting import STUDIO, UNLIT
+from data_prep.mesh import Sampler
+from data_prep.raster import is_available
+from data_prep.views import render_views
+from shapeloom.rendering import cameras
+
+pytestmark = pytest.mark.skipif(not is_available(), reason="no OpenGL 4.0 by EGL, or no moderngl")
+FOV = math.radians(40)
+LOOK_ALONG_Y = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+
+
+def both(mesh, *, size=48, supersample=2, lighting=STUDIO, poses=None):
+    poses = cameras.sphere(3, seed=3, distance=cameras.fitting_distance(FOV)) if poses is None else poses
+    matrix = cameras.intrinsics(FOV, size, size)
+    return [
+        render_views(
+            mesh, poses, matrix, size=size, supersample=supersample, lighting=lighting, backend=backend
+        )
+        for backend in ("gl", "embree")
+    ]
+
+
+def agree(gl, embree, *, edge_share):
+    """All but some edge pixels, where the two have their samples at other places, are the same."""
+    differ = np.abs(gl.rgba.astype(int) - embree.rgba).max(axis=-1)
+    assert (differ > 6).mean() < edge_share
+    assert np.median(differ[embree.rgba[..., 3] == 255]) <= 1
+    np.testing.assert_allclose(gl.rgba[..., 3].mean(), embree.rgba[..., 3].mean(), rtol=0.01)
+    seen = (gl.depth > 0) & (embree.depth > 0)
+    assert ((gl.depth > 0) != (embree.depth > 0)).mean() < 2e-3  # centres that lie on an edge
+    apart = np.abs(gl.depth - embree.depth)[seen]
+    assert (apart > 2e-4).mean() < 2e-3
+    normals = np.abs(gl.normal.astype(int) - embree.normal).max(axis=-1)[seen]
+    assert (normals > 2).mean() < 2e-3
+    assert np.median(np.abs(gl.albedo.astype(int) - embree.albedo)) <= 1
+
+
+@pytest.mark.parametrize("supersample", [1, 2, 4])
+def test_sphere(ball, supersample):
+    smooth = (ball.triangles / 0.8).astype(np.float32)  # without facets, whose edges differ everywhere
+    mesh = replace(ball, tint=np.abs(smooth), shading=smooth)
+    agree(*both(mesh, supersample=supersample), edge_share=0.05)
+
+
+def test_box_under_flat_shading_and_no_light(box):
+    agree(*both(box), edge_share=0.05)
+    agree(*both(box, lighting=UNLIT), edge_share=0.05)
+
+
+def test_crossing_planes(make_soup):
+    one = trimesh.creation.box((1.8, 1e-6, 1.8))
+    other = trimesh.creation.box((1e-6, 1.8, 1.8))
+    both_planes = trimesh.util.concatenate([one, other])
+    mesh = make_soup(both_planes.vertices, both_planes.faces)
+    tint = np.zeros((24, 3, 3), np.float32)
+    tint[:12, :, 0], tint[12:, :, 1] = 1, 1
+    agree(*both(replace(mesh, tint=tint)), edge_share=0.06)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler("clamp", "clamp"), Sampler(nearest=True)])
+def test_textured_quad_with_cut_outs_and_wrapping(make_soup, sampler):
+    faces = [[0, 1, 2], [0, 2, 3]]
+    quad = make_soup([[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]], faces)
+    texture = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    texture[..., 3] = np.where(np.arange(8)[:, None] % 4 == 1, 0, 255)
+    uv = np.float32([[-0.3, -0.2], [1.2, -0.2], [1.2, 1.4], [-0.3, 1.4]])[faces]
+    mesh = replace(
+        quad, tint=np.full((2, 3, 3), 0.8, np.float32), uv=uv, texture=np.zeros(2, np.int64),
+        textures=[texture], samplers=[sampler], cutoff=np.full(2, 0.5, np.float32),
+    )  # fmt: skip
+    agree(*both(mesh, poses=LOOK_ALONG_Y), edge_share=0.15)  # edges of texels are edges too
+
+
+def test_blended_materials_are_left_to_ray_casting(ball):
+    glass = replace(
+        ball, cutoff=np.full(len(ball.faces), -1, np.float32),
+        opacity=np.full((len(ball.faces), 3), 0.4, np.float32),
+    )  # fmt: skip
+    gl, embree = both(glass)
+    np.testing.assert_array_equal(gl.rgba, embree.rgba)
+    assert embree.rgba[0, 24, 24, 3] == round(255 * (1 - 0.6**2))  # two walls
