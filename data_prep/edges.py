@@ -1,7 +1,7 @@
 """Points on sharp edges, which samples by area miss: where faces meet at an angle or a surface ends.
 
-As in Dora (Chen 2024), whose "sharp edge sampling" takes edges by their dihedral angle. Each point carries the
-normals of both faces.
+As in Dora (Chen 2024), whose "sharp edge sampling" takes edges by their dihedral angle. Each point carries
+the normals of both faces.
 """
 
 from collections.abc import Callable

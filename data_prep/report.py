@@ -7,7 +7,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from data_prep.failures import Failure, from_jsonl
 from data_prep.filters import Pair, feature, near_duplicates
 from shapeloom import page
 from shapeloom.pictures import on_white
-from shapeloom.storage import write_atomic
 from shapeloom.shards import AssetShards
+from shapeloom.storage import AnyPath, write_atomic
 
 _MAX_READ = 20_000
 """Assets whose facts and points are read, evenly spread; a larger dataset's page is of a sample."""
@@ -38,7 +37,7 @@ class Facts:
     """Positions in `indices`."""
 
 
-def write_report(folder: Path, *, near_duplicate: float) -> None:
+def write_report(folder: AnyPath, *, near_duplicate: float) -> None:
     """Writes `report.html` and `near_duplicates.jsonl` into a finished dataset folder.
 
     near_duplicate: feature distance below which two assets count as near duplicates.
