@@ -26,18 +26,18 @@ class Lighting:
 
     def facts(self) -> dict[str, object]:
         """For an asset's provenance."""
-        lights = zip(self.directions, self.intensities, strict=True)
+        lights = zip(self.directions.tolist(), self.intensities.tolist(), strict=True)
         return {
             "ambient": self.ambient,
-            "lights": [{"direction": _plain(d), "intensity": _plain(i)} for d, i in lights],
+            "lights": [{"direction": direction, "intensity": intensity} for direction, intensity in lights],
         }
 
 
-def _plain(value: ndarray) -> object:
-    return np.round(np.asarray(value, np.float64), 6).tolist()
+def _float32(values: object) -> ndarray:
+    return np.array(values, np.float32)
 
 
-STUDIO = Lighting(0.4, np.float32([[0.48, -0.6, 0.64], [-0.8, 0.36, 0.48]]), np.float32([0.45, 0.15]))
+STUDIO = Lighting(0.4, _float32([[0.48, -0.6, 0.64], [-0.8, 0.36, 0.48]]), _float32([0.45, 0.15]))
 """A key light, and a weaker fill light from the other side."""
 UNLIT = Lighting(1.0, np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
 """Base colours as they are."""
@@ -51,4 +51,4 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     direction = np.array([across * np.cos(azimuth), across * np.sin(azimuth), height])
     opposite = direction * (-1, -1, 1)
     shares = (1 - ambient) * np.array([key, 1 - key])
-    return Lighting(float(ambient), np.float32([direction, opposite]), np.float32(shares))
+    return Lighting(float(ambient), _float32([direction, opposite]), _float32(shares))

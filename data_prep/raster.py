@@ -7,10 +7,10 @@ pass through the pixels' centres.
 """
 
 import functools
-from contextlib import suppress
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,13 @@ void main() {
 def _context() -> Any:
     """This process's OpenGL. Raises UserError where there is none."""
     with suppress(ImportError):
-        # Torch's libraries load it at any time. Mesa's driver holds an LLVM too, and crashes if that is the first.
+        # Torch's libraries may load it later, which crashes where Mesa's own LLVM is loaded already.
         import triton  # noqa: F401
     try:
         import moderngl
 
-        context = moderngl.create_standalone_context(backend="egl", require=400)
+        settings: Any = {"backend": "egl"}  # its annotation is of the whole dict
+        context = moderngl.create_standalone_context(require=400, **settings)
     except Exception as error:  # moderngl passes on whatever the driver's loader says
         raise UserError(
             f"renderer: gl needs OpenGL 4.0 by EGL and moderngl ({type(error).__name__}: {error}). Install "
@@ -206,7 +207,9 @@ def _vertices(mesh: Mesh, order: ndarray) -> Float32[ndarray, "corners 14"]:
     kind[..., 0] = mesh.cutoff[order][:, None]
     if mesh.unlit is not None:
         kind[..., 1] = mesh.unlit[order][:, None]
-    uv = mesh.uv[order] * np.float32([1, -1]) + np.float32([0, 1])  # the first row of a texture is its top
+    uv = mesh.uv[order] * np.array([1, -1], np.float32) + np.array(
+        [0, 1], np.float32
+    )  # the first row of a texture is its top
     parts = [mesh.triangles[order], mesh.shading[order], mesh.tint[order], opacity[..., None], uv, kind]
     return np.concatenate(parts, axis=-1, dtype=np.float32, casting="same_kind").reshape(3 * num, 14)
 

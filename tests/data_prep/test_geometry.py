@@ -191,3 +191,26 @@ def test_sdf_samples_are_mostly_near_the_surface_and_in_the_box(ball):
     np.testing.assert_allclose(sdf, np.linalg.norm(points, axis=1) - 0.8, atol=0.003)
     assert (np.abs(sdf) < 0.1).mean() > 0.7
     assert 0.3 < (sdf < 0).mean() < 0.7
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
+def test_faces_wound_against_their_neighbours_change_nothing(ball, queries, share):
+    flipped = np.random.default_rng(0).random(len(ball.faces)) < share
+    distance = signed_distance(ball.flip(flipped), thickness=0.02)
+    np.testing.assert_array_equal(distance(queries), signed_distance(ball, thickness=0.02)(queries))
+    np.testing.assert_array_equal(distance.turned, flipped)
+    assert distance.watertight
+
+
+def test_a_strip_without_sides_and_collapsed_faces_have_a_distance(make_soup, queries):
+    angle = np.linspace(0, 2 * np.pi, 33)  # Moebius: no winding is consistent
+    across = np.stack(
+        [np.cos(angle / 2) * np.cos(angle), np.cos(angle / 2) * np.sin(angle), np.sin(angle / 2)], 1
+    )
+    middle = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    rim = 0.6 * np.concatenate([middle - 0.3 * across, middle + 0.3 * across])
+    quads = np.arange(32)[:, None] + [0, 1, 34, 33]
+    faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]], [[0, 1, 0]]])
+    distance = signed_distance(make_soup(rim, faces), thickness=0.02)
+    assert np.isfinite(distance(queries)).all()
+    assert not distance.watertight
