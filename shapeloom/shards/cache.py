@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -72,11 +73,13 @@ class ShardCache:
         fetch_file(shard, copy)
 
     def _make_room(self, size: int) -> None:
-        with os.scandir(self.folder) as entries:
-            copies = [(entry.stat(), entry.path) for entry in entries if entry.name.endswith(".tar")]
+        copies = []
+        for path in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process has made room
+                copies.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in copies)
         for stat, path in sorted(copies, key=lambda copy: copy[0].st_mtime):
             if total + size <= self.max_bytes:
                 return
             total -= stat.st_size
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -120,7 +120,7 @@ def test_remote_shards_are_streamed_through_a_bounded_cache(config, memory, tmp_
         index, sample = next(stream)
         np.testing.assert_array_equal(sample.rgba, local.read(index, views=[1]).rgba)
         # Two shards at most are being fetched: this window's and the next one's.
-        assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 4 * largest
+        assert len(list((tmp_path / "cache").glob("*.tar"))) <= 4
 
 
 def test_procedural_set_needs_a_local_folder(memory):

@@ -57,7 +57,7 @@ def run(coloured_balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "data").symlink_to(coloured_balls)
-    encoder = EncoderConfig(width=16, heads=2, num_layers=1, num_points=64, num_anchors=4)
+    encoder = EncoderConfig(width=16, heads=2, num_layers=1, num_points=64, grid=8)
     settings = {"projection": {"num_tokens": 4, "channels": 4, "rank": 4}, "field": {"width": 8}}
     decoder = DecoderConfig.model_validate(settings)
     model = Autoencoder(encoder, decoder)
