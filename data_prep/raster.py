@@ -203,9 +203,8 @@ def _vertices(mesh: Mesh, order: ndarray) -> Float32[ndarray, "corners 14"]:
     kind[..., 0] = mesh.cutoff[order][:, None]
     if mesh.unlit is not None:
         kind[..., 1] = mesh.unlit[order][:, None]
-    uv = mesh.uv[order] * np.array([1, -1], np.float32) + np.array(
-        [0, 1], np.float32
-    )  # the first row of a texture is its top
+    uv = mesh.uv[order].copy()
+    uv[..., 1] = 1 - uv[..., 1]  # the first row of a texture is its top
     parts = [mesh.triangles[order], mesh.shading[order], mesh.tint[order], opacity[..., None], uv, kind]
     return np.concatenate(parts, axis=-1, dtype=np.float32, casting="same_kind").reshape(3 * num, 14)
 
