@@ -3,8 +3,8 @@
 A textured, smooth blob is rendered from all around at 256 x 256, anti-aliased with 2 x 2 samples, in as many
 one-thread processes as asked for; CPU seconds hardly depend on what else the machine does. Quality is the
 PSNR of the covered pixels, on white, against the same renderer with 16 x 16 samples. `--blender PYTHON` names
-an interpreter that has Blender as a module (pip install "bpy==4.2.*" "numpy<2", in an environment of its own);
-its Cycles then renders the same mesh, light and cameras without bounces.
+an interpreter that has Blender as a module (pip install "bpy==4.2.*" "numpy<2", in an environment of its
+own); its Cycles then renders the same mesh, light and cameras without bounces.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """PYTHON-WITH-BPY render_blender.py FOLDER SAMPLES: Cycles' side of `benchmarks.render`.
 
 Imports none of our packages. Reads FOLDER/scene.npz and texture.png; writes SPP_VIEW.png and seconds.json,
-CPU seconds a view for each number of samples. Diffuse surfaces, sun lights, a white world for ambient light, no
-bounces, depth and normal passes.
+CPU seconds a view for each number of samples. Diffuse surfaces, sun lights, a white world for ambient light,
+no bounces, depth and normal passes.
 """
 
 import json

@@ -75,8 +75,8 @@ def test_textured_quad_with_cut_outs_and_wrapping(make_soup, sampler):
     texture[..., 3] = np.where(np.arange(8)[:, None] % 4 == 1, 0, 255)
     uv = np.float32([[-0.3, -0.2], [1.2, -0.2], [1.2, 1.4], [-0.3, 1.4]])[faces]
     mesh = replace(
-        quad, tint=np.full((2, 3, 3), 0.8, np.float32), uv=uv, texture=np.zeros(2, np.int64), textures=[texture],
-        samplers=[sampler], cutoff=np.full(2, 0.5, np.float32),
+        quad, tint=np.full((2, 3, 3), 0.8, np.float32), uv=uv, texture=np.zeros(2, np.int64),
+        textures=[texture], samplers=[sampler], cutoff=np.full(2, 0.5, np.float32),
     )  # fmt: skip
     agree(*both(mesh, poses=LOOK_ALONG_Y), edge_share=0.15)  # edges of texels are edges too
 
