@@ -79,24 +79,25 @@ def _context() -> Any:
     return context
 
 
-def is_available() -> bool:
-    """Whether this machine has what the rasteriser needs."""
-    try:
-        _context()
-    except UserError:
-        return False
-    return True
-
-
 def require() -> None:
     """Raises UserError where the rasteriser can't work.
 
-    Another process tries: a driver that is loaded here would not survive in processes forked from this one.
+    Another process tries: a driver that is loaded here would not survive in processes forked from this one,
+    and Mesa's LLVM crashes triton's if that is imported after it.
     """
     code = "from data_prep.raster import _context; _context()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if run.returncode:
         raise UserError(run.stderr.strip().splitlines()[-1].partition("UserError: ")[2] or run.stderr[-500:])
+
+
+def is_available() -> bool:
+    """Whether the rasteriser can work here; found out in another process, as by `require`."""
+    try:
+        require()
+    except UserError:
+        return False
+    return True
 
 
 class Rasterizer:
