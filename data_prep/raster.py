@@ -83,24 +83,25 @@ def _context() -> Any:
     return context
 
 
-def is_available() -> bool:
-    """Whether this machine has what the rasteriser needs."""
-    try:
-        _context()
-    except UserError:
-        return False
-    return True
-
-
 def require() -> None:
     """Raises UserError where the rasteriser can't work.
 
-    Another process tries: a driver that is loaded here would not survive in processes forked from this one.
+    Another process tries: a driver that is loaded here would not survive in processes forked from this one,
+    and Mesa's LLVM crashes triton's if that is imported after it.
     """
     code = "from data_prep.raster import _context; _context()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if run.returncode:
         raise UserError(run.stderr.strip().splitlines()[-1].partition("UserError: ")[2] or run.stderr[-500:])
+
+
+def is_available() -> bool:
+    """Whether the rasteriser can work here; found out in another process, as by `require`."""
+    try:
+        require()
+    except UserError:
+        return False
+    return True
 
 
 class Rasterizer:
@@ -207,9 +208,8 @@ def _vertices(mesh: Mesh, order: ndarray) -> Float32[ndarray, "corners 14"]:
     kind[..., 0] = mesh.cutoff[order][:, None]
     if mesh.unlit is not None:
         kind[..., 1] = mesh.unlit[order][:, None]
-    uv = mesh.uv[order] * np.array([1, -1], np.float32) + np.array(
-        [0, 1], np.float32
-    )  # the first row of a texture is its top
+    uv = mesh.uv[order].copy()
+    uv[..., 1] = 1 - uv[..., 1]  # the first row of a texture is its top
     parts = [mesh.triangles[order], mesh.shading[order], mesh.tint[order], opacity[..., None], uv, kind]
     return np.concatenate(parts, axis=-1, dtype=np.float32, casting="same_kind").reshape(3 * num, 14)
 

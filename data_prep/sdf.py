@@ -88,15 +88,24 @@ def against_majority(
 ) -> Bool[ndarray, "faces"]:
     """Faces that are wound against the greater part, by area, of the manifold patch that they belong to."""
     welded = weld(vertices, faces)
+    num = int(welded.max()) + 1
     start, end = welded.reshape(-1), welded[:, [1, 2, 0]].reshape(-1)
-    _, passes = np.unique(start * (int(welded.max()) + 1) + end, return_counts=True)
-    if passes.max() == 1:  # no edge is passed twice in one direction
-        return np.zeros(len(faces), bool)
-    oriented, patch = igl.bfs_orient(np.ascontiguousarray(welded, np.int64))
-    turned = (oriented != welded).any(axis=1)
-    area = np.linalg.norm(face_crosses(vertices[faces]), axis=1)
+    _, edge, passes = np.unique(start * num + end, return_inverse=True, return_counts=True)
+    twice = (passes[edge] > 1).reshape(-1, 3).any(axis=1)  # an edge is passed twice in one direction
+    against = np.zeros(len(faces), bool)
+    if not twice.any():
+        return against
+    _, of_vertex = connected_components(
+        coo_matrix((np.ones(len(start), bool), (start, end)), shape=(num, num)), directed=False
+    )
+    component = of_vertex[welded[:, 0]]
+    odd = np.flatnonzero(np.isin(component, component[twice]))  # the others are consistent as they are
+    oriented, patch = igl.bfs_orient(np.ascontiguousarray(welded[odd], np.int64))
+    turned = (oriented != welded[odd]).any(axis=1)
+    area = np.linalg.norm(face_crosses(vertices[faces[odd]]), axis=1)
     minority = np.bincount(patch, np.where(turned, area, -area)) <= 0
-    return turned == minority[patch]
+    against[odd] = turned == minority[patch]
+    return against
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,13 @@
-"""OpenGL against closed forms and against ray casting; skipped where there is no OpenGL."""
+"""OpenGL against ray casting, whose own tests have closed forms; skipped where there is no OpenGL.
 
+OpenGL runs in another process: Mesa's LLVM would crash triton's, which other tests import.
+"""
+
+import functools
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -19,15 +25,24 @@ FOV = math.radians(40)
 LOOK_ALONG_Y = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
 
 
+@functools.cache
+def other_process():
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended():
+    yield
+    other_process().shutdown()
+
+
 def both(mesh, *, size=48, supersample=2, lighting=STUDIO, poses=None):
     poses = cameras.sphere(3, seed=3, distance=cameras.fitting_distance(FOV)) if poses is None else poses
     matrix = cameras.intrinsics(FOV, size, size)
-    return [
-        render_views(
-            mesh, poses, matrix, size=size, supersample=supersample, lighting=lighting, backend=backend
-        )
-        for backend in ("gl", "embree")
-    ]
+    render = functools.partial(
+        render_views, mesh, poses, matrix, size=size, supersample=supersample, lighting=lighting
+    )
+    return other_process().submit(render, backend="gl").result(), render(backend="embree")
 
 
 def agree(gl, embree, *, edge_share):
