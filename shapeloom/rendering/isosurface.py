@@ -42,11 +42,14 @@ def extract_surface(
     slope = _steepest_slope(values)
     for size in sizes[1:]:
         values = _refine(sdf, values, size, slope)
-    if not bool((values < 0).any() and (values > 0).any()):
+    closed = _close(values)
+    # What is inside at the box's very faces alone is gone once they are closed.
+    if not bool((values > 0).any() and (closed < 0).any()):
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    closed = _close(values).cpu().numpy()
     # scikit-image orders faces outward of what is low for "descent", whatever its documentation says.
-    vertices, faces, _, _ = marching_cubes(closed, 0.0, gradient_direction="descent", allow_degenerate=False)
+    vertices, faces, _, _ = marching_cubes(
+        closed.cpu().numpy(), 0.0, gradient_direction="descent", allow_degenerate=False
+    )
     return (vertices * (2 / resolution) - 1).astype(np.float32), faces.astype(np.int64)
 
 

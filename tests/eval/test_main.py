@@ -58,7 +58,10 @@ def run(coloured_balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir()
     (folder / "data").symlink_to(coloured_balls)
     encoder = EncoderConfig(width=16, heads=2, num_layers=1, num_points=64, grid=8)
-    settings = {"projection": {"num_tokens": 4, "channels": 4, "rank": 4}, "field": {"width": 8}}
+    settings = {
+        "projection": {"num_tokens": 4, "channels": 4, "rank": 4},
+        "field": {"geometry": {"width": 8}, "color": {"width": 8}},
+    }
     decoder = DecoderConfig.model_validate(settings)
     model = Autoencoder(encoder, decoder)
     made = Run.open(folder / "encoder", Config(), stage="encoder")

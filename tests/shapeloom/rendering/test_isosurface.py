@@ -95,6 +95,11 @@ def test_fields_without_a_sign_change_give_an_empty_mesh(value):
     assert faces.shape == (0, 3)
 
 
+def test_a_field_that_is_inside_only_at_the_faces_of_the_box_gives_an_empty_mesh():
+    vertices, faces = extract_surface(lambda x: 0.99 - x[:, 0].abs(), resolution=16)
+    assert len(vertices) == len(faces) == 0
+
+
 def test_bad_fields_and_sizes_are_refused():
     with pytest.raises(ValueError, match="not finite at 729 of 729"):
         extract_surface(lambda p: p[:, 0] / 0, resolution=8)
