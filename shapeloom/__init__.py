@@ -2,9 +2,9 @@
 
 import os
 
-# OpenMP threads spin while they wait, by default for so long that they take the cores from each other as soon as
-# anything else runs: a training step beside two busy processes takes 5.4 s, with this 0.6 s. Not to spin at all
-# costs a third on a quiet machine. Read by GNU's OpenMP, once, when torch is loaded.
+# OpenMP threads spin while they wait, by default for so long that they take the cores from each other as
+# soon as anything else runs: beside two busy processes a training step takes 5.4 s, with this 0.6 s. Not to
+# spin at all costs a third on a quiet machine. Read by GNU's OpenMP, once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import torch
