@@ -1,5 +1,5 @@
 # One target a stage. Each is a thin line over a `python -m` command that also works alone.
-#   make demo                          everything, on the embedded data set (2 CPU cores: under 20 minutes)
+#   make demo                          everything, on the embedded data set (2 CPU cores: half an hour)
 #   make demo CONFIG=smoke             the same at toy size, in under 3 minutes
 #   make demo ASSETS=DIR RUN=runs/mine everything, on your own folder of 3D files
 #   make sample PROMPT="a red chair"   more objects from a finished run
