@@ -24,7 +24,7 @@ from sampling.mesh import MeshConfig, field_to_mesh
 from sampling.texture import bake, unwrap
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
-from shapeloom.runs import write_atomic
+from shapeloom.storage import write_atomic
 
 FOV = 0.7
 

@@ -48,7 +48,7 @@ def measure(assets: Path, folder: Path, settings: Sequence[str]) -> str:
     lines = [
         f"{num} assets prepared, {lost} left out {meta['quarantined'] or ''}",
         f"{minutes:.1f} minutes on {os.cpu_count()} cores; {cpu:.0f} CPU seconds, {cpu / num:.2f} an asset",
-        f"peak memory of a worker: {meta['peak_bytes'] / 1e6:.0f} MB",
+        f"peak memory of a process: {meta['peak_memory_gb']:.2f} GB",
         f"stored: {stored / 1e6:.0f} MB, {stored / num / 1e6:.2f} MB an asset",
         f"a million such assets: {hours:,.0f} core-hours, {terabytes:.2f} TB",
     ]

@@ -150,7 +150,7 @@ def _run_shards(
             for position in range(len(task.sources)):
                 on_report(task, position)
             run.meta["cpu_seconds"] = run.meta.get("cpu_seconds", 0) + cost.cpu_seconds
-            run.meta["peak_bytes"] = max(run.meta.get("peak_bytes", 0), cost.peak_bytes)
+            run.note_peak_memory(cost.peak_bytes)
             run.save_progress()
 
 

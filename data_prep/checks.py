@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_prep.failures import from_jsonl
 from shapeloom.config import UserError
+from shapeloom.pictures import on_white
 from shapeloom.shards import AssetSample, AssetShards, dataset_digest, decode_member, read_manifest
 from shapeloom.storage import AnyPath, file_digest
 
@@ -151,13 +152,11 @@ def inspect_asset(folder: AnyPath, key: str, picture: Path | None = None) -> str
 def contact_sheet(sample: AssetSample) -> np.ndarray:
     """uint8 [2 * height, views * width, 3]: the read views on white above their depth, near is bright."""
     assert sample.rgba is not None and sample.depth is not None
-    alpha = sample.rgba[..., 3:] / 255
-    white = np.rint(sample.rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     hit = sample.depth > 0
     low, high = sample.depth[hit].min(initial=np.inf), sample.depth.max(initial=0)
     near = np.where(hit, 255 - 200 * (sample.depth - low) / max(high - low, 1e-6), 0).astype(np.uint8)
     rows = [
-        np.concatenate(list(white), axis=1),
+        np.concatenate(list(on_white(sample.rgba)), axis=1),
         np.concatenate(list(near), axis=1)[..., None].repeat(3, axis=2),
     ]
     return np.concatenate(rows)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from data_prep.failures import AssetError
 from data_prep.files import Files
 from data_prep.plain_formats import map_options
-from shapeloom.runs import file_digest
+from shapeloom.storage import file_digest
 
 # No pattern lets a run of blanks be divided in two ways: on a hostile file that takes hours.
 _PATTERNS = {

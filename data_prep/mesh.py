@@ -77,11 +77,6 @@ class Mesh:
         """Corner positions."""
         return self.vertices[self.faces]
 
-    @property
-    def has_holes(self) -> bool:
-        """Whether anything behind a face may show through it."""
-        return bool(self.cutoff.any())
-
     def select(self, keep: ndarray) -> "Mesh":
         """The same mesh with the faces of a mask or an index list alone."""
         return replace(

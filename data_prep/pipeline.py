@@ -40,7 +40,7 @@ from shapeloom.shards import (
 )
 from shapeloom.storage import AnyPath, write_atomic
 
-_LIBRARIES = ("embreex", "fpsample", "libigl", "numpy", "pillow", "trimesh")
+_LIBRARIES = ("DracoPy", "embreex", "fpsample", "libigl", "numpy", "pillow", "trimesh", "zlib-ng")
 TRIES = 3
 """Of an asset whose process crashes or is killed: a machine short of memory ends innocent ones too."""
 

@@ -95,15 +95,6 @@ def require() -> None:
         raise UserError(run.stderr.strip().splitlines()[-1].partition("UserError: ")[2] or run.stderr[-500:])
 
 
-def is_available() -> bool:
-    """Whether the rasteriser can work here; found out in another process, as by `require`."""
-    try:
-        require()
-    except UserError:
-        return False
-    return True
-
-
 class Rasterizer:
     """Square pictures of one mesh under one light, by OpenGL; interchangeable with `raycast.Painter`.
 

@@ -20,10 +20,10 @@ from shapeloom.decoder import DecoderConfig
 from shapeloom.log import get_logger, start_logging
 from shapeloom.metrics import psnr
 from shapeloom.pictures import read_views, to_uint8
-from shapeloom.runs import Run, write_atomic
+from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
-from shapeloom.storage import Location
+from shapeloom.storage import Location, write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("encoder")

@@ -25,8 +25,9 @@ from shapeloom import distributed
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
-from shapeloom.runs import Run, read_meta, write_atomic
+from shapeloom.runs import Run, read_meta
 from shapeloom.shards import AssetShards
+from shapeloom.storage import write_atomic
 
 log = get_logger("eval")
 

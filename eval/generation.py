@@ -26,9 +26,9 @@ from shapeloom.log import progress
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
 from shapeloom.pictures import on_white, scaled_intrinsics, to_uint8
 from shapeloom.rendering.cameras import fitting_distance, ring
-from shapeloom.runs import write_atomic
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
+from shapeloom.storage import write_atomic
 
 ELEVATION_DEGREES = 20.0
 """Of the fixed views; true views are chosen near it."""

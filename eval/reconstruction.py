@@ -29,9 +29,9 @@ from shapeloom.decoder import RenderConfig, select
 from shapeloom.log import progress
 from shapeloom.metrics import FSCORE_THRESHOLD, bootstrap_interval, mask_iou, psnr, ssim, surface_scores
 from shapeloom.pictures import Views, read_views, to_uint8
-from shapeloom.runs import write_atomic
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetSample, AssetShards
+from shapeloom.storage import write_atomic
 
 PICTURE_SCORES = ("psnr", "ssim", "iou")
 SURFACE_SCORES = ("chamfer", "fscore", "normal_consistency")

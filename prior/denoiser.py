@@ -29,7 +29,8 @@ from shapeloom.config import Config, UserError
 from shapeloom.diffusion.objectives import Target, TimeSampling, to_x0
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 from shapeloom.nn.transformer import Activation, TransformerBlock
-from shapeloom.runs import file_digest, read_meta
+from shapeloom.runs import read_meta
+from shapeloom.storage import file_digest
 
 
 class NetworkConfig(Config):

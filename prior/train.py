@@ -31,9 +31,10 @@ from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.diffusion.objectives import add_noise, make_target, sample_times
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.log import get_logger, start_logging
-from shapeloom.runs import Run, write_atomic
+from shapeloom.runs import Run
 from shapeloom.seed import derive_seed, normal, numpy_rng
 from shapeloom.shards import LatentShards, ReadingOrder
+from shapeloom.storage import write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("prior")

@@ -26,9 +26,10 @@ from shapeloom.clip import UNKNOWN, Clip, CompactTokenizer, build_network, load_
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.pictures import on_white
-from shapeloom.runs import Run, write_atomic
+from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.storage import write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("clip")

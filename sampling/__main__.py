@@ -29,7 +29,8 @@ from shapeloom.config import Config, UserError, load_config, parse_stage, run_ma
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.log import get_logger, progress, start_logging
-from shapeloom.runs import Run, file_digest, write_atomic
+from shapeloom.runs import Run
+from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("sampling")
 

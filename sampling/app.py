@@ -18,7 +18,7 @@ from sampling.pictures import gif
 from sampling.pipeline import ShapePipeline, check_prompt
 from shapeloom.config import UserError, load_config, run_main
 from shapeloom.log import get_logger, start_logging
-from shapeloom.runs import write_atomic
+from shapeloom.storage import write_atomic
 
 log = get_logger("app")
 

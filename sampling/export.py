@@ -18,7 +18,7 @@ from trimesh.visual.material import PBRMaterial, SimpleMaterial
 from sampling.mesh import Mesh
 from sampling.texture import Atlas
 from shapeloom.config import UserError
-from shapeloom.runs import write_atomic
+from shapeloom.storage import write_atomic
 
 # Rows are glTF's x, y, z in our axes: (x, y, z) -> (x, z, -y).
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])

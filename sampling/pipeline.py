@@ -31,8 +31,8 @@ from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, karras_sigmas, sample
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
-from shapeloom.runs import write_atomic
 from shapeloom.seed import normal
+from shapeloom.storage import write_atomic
 
 MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1

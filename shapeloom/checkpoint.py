@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from shapeloom.distributed import World, barrier, load_engine, save_engine
-from shapeloom.runs import file_digest, write_atomic
+from shapeloom.storage import file_digest, write_atomic
 
 KEEP = 2
 

@@ -20,7 +20,8 @@ from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights
-from shapeloom.runs import file_digest, read_meta
+from shapeloom.runs import read_meta
+from shapeloom.storage import file_digest
 
 OCCUPANCY_RESOLUTION = 32
 VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
@@ -200,7 +201,7 @@ class Decoder(nn.Module):
         batch = weights[0].shape[0]
         density = torch.cat(
             [
-                self.geometry(weights, chunk.expand(batch, -1, -1)).density
+                self.geometry(weights, chunk).density
                 for chunk in grid.split(max(1, points_at_once(grid.device) // batch), dim=1)
             ],
             dim=1,

@@ -194,6 +194,7 @@ def _confine(quota: Quota, output: IO[bytes], pipe: int, parent: int) -> None:
     # An inherited end of a pipe would hide the caller's own death from whoever listens there.
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    faulthandler.disable()  # or else `enable` trusts handlers that a library has replaced since
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGXCPU, file=2, chain=True)  # where it was when its time was up
     _limit(resource.RLIMIT_CORE, 0)

@@ -24,7 +24,6 @@ from torch.utils.tensorboard import SummaryWriter
 from shapeloom import __version__
 from shapeloom.config import Config, UserError
 from shapeloom.storage import AnyPath, write_atomic
-from shapeloom.storage import file_digest as file_digest
 
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
 
@@ -145,12 +144,16 @@ class Run:
             Image.fromarray(image).save(self.folder / "pictures" / f"{name}_{step:07d}.png")
             self._tensorboard().add_image(name, image, step, dataformats="HWC")
 
+    def note_peak_memory(self, num_bytes: int) -> None:
+        """Keeps the highest of all processes' peaks in meta.json's `peak_memory_gb` (10^9 bytes)."""
+        self.meta["peak_memory_gb"] = max(self.meta.get("peak_memory_gb", 0.0), round(num_bytes / 1e9, 3))
+
     def save_progress(self) -> None:
         """Adds the seconds since the last call to meta.json, so that an interrupted run's time counts."""
         now = time.monotonic()
         self.meta["seconds"] += now - self._start
         self._start = now
-        self.meta["peak_memory_gb"] = max(self.meta.get("peak_memory_gb", 0.0), _peak_memory_gb())
+        self.note_peak_memory(_peak_bytes())
         if self._writes:
             write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
 
@@ -189,11 +192,11 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
 
 
-def _peak_memory_gb() -> float:
-    """Returns the most memory that this process or any one of its ended children held, in 10^9 bytes."""
+def _peak_bytes() -> int:
+    """Returns the most memory that this process or any one of its ended children held."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024
-    return round(max(resource.getrusage(each).ru_maxrss for each in who) * unit / 1e9, 3)
+    return max(resource.getrusage(each).ru_maxrss for each in who) * unit
 
 
 def _commit() -> str:

@@ -59,7 +59,11 @@ class Trunk(nn.Module):
     def forward(
         self, weights: FieldWeights, features: Float[Tensor, "batch points encoded"]
     ) -> Float[Tensor, "batch points width"]:
-        """Returns the last layer's features. weights: one [batch, out, in] matrix a layer of its own."""
+        """Returns the last layer's features. weights: one [batch, out, in] matrix a layer of its own.
+
+        Features of a batch of one serve all assets: the same points for each.
+        """
+        features = features.expand(weights[0].shape[0], -1, -1)
         for matrix, bias in zip(weights, self.biases, strict=True):
             dtype = matrix.dtype
             if torch.is_autocast_enabled(features.device.type):

@@ -43,9 +43,8 @@ class ShardCache:
             wait([ahead])
         while True:
             try:
-                file = copy.open("rb", buffering=0)
-                os.utime(copy)
-                return file
+                os.utime(copy)  # first: once open, it can't be lost any more
+                return copy.open("rb", buffering=0)
             except FileNotFoundError:
                 self._fetch(shard, copy)
 

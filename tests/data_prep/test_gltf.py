@@ -237,14 +237,14 @@ def test_alpha_modes(tmp_path, square):
         square.material({"baseColorFactor": [1, 0.5, 0.25, 0.8]}, alphaMode=mode)
         mesh = square.load(tmp_path)
         assert color_at(mesh, 0) == [1, 0.5, 0.25, alpha]
-        assert mesh.has_holes == (mode != "OPAQUE")
+        assert mesh.cutoff.any() == (mode != "OPAQUE")
     square.material({"baseColorFactor": [1, 0.5, 0.25, 0.8]}, alphaMode="MASK", alphaCutoff=0.3)
     assert color_at(square.load(tmp_path), 0)[3] == 1
 
 
 def test_blended_material_that_covers_everything_is_opaque(tmp_path, square):
     square.picture(np.full((2, 2, 4), 255, np.uint8)).tree["materials"][0]["alphaMode"] = "BLEND"
-    assert not square.load(tmp_path).has_holes
+    assert not square.load(tmp_path).cutoff.any()
     square.tree["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = [1, 1, 1, 0.5]
     assert square.load(tmp_path).cutoff.tolist() == [BLEND, BLEND]
 

@@ -34,7 +34,7 @@ def test_dissolve_is_coverage(tmp_path, mtl, alpha):
 
 def test_texture_alpha_and_alpha_map_are_coverage(tmp_path):
     picture = np.full((2, 2, 4), 255, np.uint8)
-    assert not write(tmp_path, "map_Kd skin.png", picture).has_holes
+    assert not write(tmp_path, "map_Kd skin.png", picture).cutoff.any()
     picture[..., 3] = 51
     mesh = write(tmp_path, "map_Kd skin.png", picture)
     assert base_color(mesh, np.array([0]), np.array([[1.0, 0, 0]]))[1][0] == pytest.approx(0.2)

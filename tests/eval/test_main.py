@@ -16,8 +16,9 @@ from shapeloom import distributed
 from shapeloom.checkpoint import save_weights
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import DecoderConfig
-from shapeloom.runs import Run, write_atomic
+from shapeloom.runs import Run
 from shapeloom.shards import AssetShards
+from shapeloom.storage import write_atomic
 from shapeloom.training import TrainConfig
 
 SETTINGS = [

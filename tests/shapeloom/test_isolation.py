@@ -1,6 +1,7 @@
 """Whatever a call does to its process, its caller learns why and goes on."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -85,8 +86,14 @@ def test_hang_is_ended_by_the_clock():
     assert time.monotonic() - start < 20
 
 
-def test_stderr_of_python_and_c_is_kept():
+@pytest.mark.parametrize("replaced", [False, True])
+def test_stderr_of_python_and_c_is_kept(replaced):
+    """Also where a library of the caller's has put its own signal handlers in place of faulthandler's."""
+    if replaced:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     lost, _ = call(segfault, QUOTA)
+    faulthandler.disable()
+    faulthandler.enable(file=sys.__stderr__)
     assert "about to read null" in lost.stderr
     assert "Segmentation fault" in lost.stderr  # faulthandler's own words, from the signal handler
     assert "in segfault" in lost.stderr

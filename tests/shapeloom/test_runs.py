@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from shapeloom.config import Config, UserError
-from shapeloom.runs import Run, read_meta, write_atomic
+from shapeloom.runs import Run, read_meta
+from shapeloom.storage import write_atomic
 
 
 class Settings(Config):
