@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run) -> None:
     done = {task.path: len(task.indices) if shard_is_finished(task.path) else 0 for task in tasks}
-    with progress(sum(len(task.indices) for task in tasks), "encoding assets", done=sum(done.values())) as bar:
+    total = sum(len(task.indices) for task in tasks)
+    with progress(total, "encoding assets", done=sum(done.values())) as bar:
 
         def on_report(task: ShardTask, number: int) -> None:
             bar.advance(max(0, number - done[task.path]))  # a shard that lost its worker starts over
