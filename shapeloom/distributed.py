@@ -49,7 +49,7 @@ def start() -> World:
     if alone:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available()
     # Two pools of spinning OpenMP threads on the same cores run ten times slower than one thread each.
@@ -85,7 +85,8 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[slurm] for name, slurm in names.items() if slurm in environment}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

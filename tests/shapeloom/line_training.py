@@ -1,5 +1,5 @@
 """A training that takes milliseconds a step, in the test's own process or started by a launcher:
-python tests/shapeloom/line_training.py FOLDER SETTINGS, the settings as JSON."""
+python -m tests.shapeloom.line_training FOLDER SETTINGS, the settings as JSON."""
 
 import json
 import os
@@ -70,4 +70,4 @@ def read_losses(out: Path) -> list[float]:
 if __name__ == "__main__":
     start_logging()
     settings = json.loads(sys.argv[2])
-    run_line(Path(sys.argv[1]), Line(stop_at=settings.pop("stop_at")), **settings)
+    run_line(Path(sys.argv[1]), Line(stop_at=settings.pop("stop_at", 10**9)), **settings)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -115,9 +116,42 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, zero_sta
 
 def launch_line(out: Path, **settings: int) -> None:
     """In two processes, stopped by SIGTERM at step `stop_at`."""
-    script = str(Path(__file__).with_name("line_training.py"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, script, str(out), json.dumps(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = start_line("launch/torchrun.sh", out, {"NPROC": "2"}, **settings)
     assert done.returncode == 0 or "stopped by SIGTERM" in done.stderr, done.stderr[-3000:]
+
+
+def start_line(script: str, out: Path, environment: dict[str, str], **settings: int) -> CompletedProcess[str]:
+    """By one of the launch files."""
+    command = ["bash", script, "tests.shapeloom.line_training", str(out), json.dumps(settings)]
+    own = {"VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env={**os.environ, **own, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_deepspeed_s_launcher_and_a_hostfile(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    places = {"HOSTFILE": str(tmp_path / "hosts"), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    port = {"MASTER_PORT": str(distributed.free_port())}
+    done = start_line("launch/deepspeed.sh", tmp_path / "run", places | port, zero_stage=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
+
+
+FAKE_SLURM = {
+    "scontrol": 'echo 127.0.0.1; echo other-host',
+    "srun": """export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & SLURM_PROCID=1 SLURM_LOCALID=1 "$@" && wait $!""",
+}
+
+
+def test_slurm_s_script(tmp_path: Path) -> None:
+    """With stand-ins for Slurm's two commands that set what Slurm sets."""
+    for name, script in FAKE_SLURM.items():
+        (tmp_path / name).write_text("#!/usr/bin/env bash\n" + script)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "two", "SLURM_JOB_ID": str(distributed.free_port() - 20000)}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = start_line("launch/slurm.sbatch", tmp_path / "run", job | path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
