@@ -116,6 +116,7 @@ class Clip:
         text_tower = getattr(network, "text", network)
         pool = getattr(text_tower, "pool_type", None) or getattr(network, "text_pool_type", None)
         self._pools_at_largest_id = pool == "argmax"
+        self._is_transformer = hasattr(tower.visual, "transformer")
         self._mean = torch.tensor(description["mean"], device=self.device).view(3, 1, 1)
         self._std = torch.tensor(description["std"], device=self.device).view(3, 1, 1)
         self.digest = _digest(description, network)
@@ -156,6 +157,20 @@ class Clip:
             for part in pictures.split(batch_size)
         ]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def grid(self, rgb: UInt8[Tensor | np.ndarray, "n height width 3"], *, batch_size: int = 64) -> Float[Tensor, "n cells grid_width"]:
+        """The image tower's last layer of tokens, before its final norm (as Shap-E's image prior takes them):
+        one a patch of a transformer, one a cell of a resnet's last feature map."""
+        grids = []
+        for part in torch.as_tensor(rgb).split(batch_size):
+            out = self.network.visual.forward_intermediates(
+                self.preprocess(part.to(self.device)), indices=1, intermediates_only=True,
+                normalize_intermediates=False, output_fmt="NLC" if self._is_transformer else "NCHW",
+            )
+            found = out["image_intermediates"][-1].float()
+            grids.append(found if self._is_transformer else found.flatten(2).transpose(1, 2))
+        return torch.cat(grids)
 
     def preprocess(self, rgb: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 size size"]:
         """Scales to [0, 1], resizes to the network's size with antialiasing, and normalises."""

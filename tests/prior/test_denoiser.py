@@ -3,17 +3,15 @@
 import pytest
 import torch
 
+from prior.conditions import Condition, Shapes
 from prior.denoiser import (
-    Condition,
     Denoiser,
     DiffusionConfig,
     NetworkConfig,
     Prior,
-    Shapes,
-    check_latents,
     predict_x0,
-    standardisation,
 )
+from prior.latents import check_finite, standardisation
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
 
@@ -97,14 +95,14 @@ def test_one_row_of_text_serves_a_whole_batch():
     assert isinstance(condition, Condition)
     assert torch.equal(condition.text_pooled, text.pooled.expand(3, 6))
     assert condition.has_text.tolist() == [True] * 3
-    assert condition.has_image.tolist() == [False] * 3
+    assert condition.has_view.tolist() == [[False]] * 3
 
 
 def test_conditions_that_do_not_fit_are_refused():
     prior = make_prior()
-    with pytest.raises(ValueError, match="rows of text and image"):
+    with pytest.raises(ValueError, match="rows of text, image"):
         prior.condition(some_text(2), batch=3)
-    with pytest.raises(ValueError, match="rows of text and image"):
+    with pytest.raises(ValueError, match="rows of text, image"):
         prior.condition()
     with pytest.raises(ValueError, match="widths"):
         prior.condition(image=torch.ones(1, 7))
@@ -157,4 +155,4 @@ def test_latents_that_are_not_finite_are_refused_by_name():
     latents = torch.zeros(3, 2, 2)
     latents[1, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"1 of 3 latents hold NaN or infinity \(chair\)"):
-        check_latents(latents, ["boat", "chair", "mug"])
+        check_finite(latents, ["boat", "chair", "mug"], "latents", "The encoder that made them")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prior.denoiser import load_prior
-from prior.train import Latents, PriorConfig, main
+from prior.latents import Latents, MixtureConfig
+from prior.train import main
 from shapeloom.config import UserError
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
@@ -103,10 +104,11 @@ def test_a_finished_run_says_so_and_changes_nothing(trained: Path, latents: Path
 
 
 def test_conditions_are_drawn_in_the_configured_shares(latents: Path):
-    data, config = Latents(LatentShards(latents, "train")), PriorConfig()
-    drawn = [data.draw(0, numpy_rng("test", n), config) for n in range(4000)]
+    config = MixtureConfig()
+    data = Latents(LatentShards(latents, "train"), config)
+    drawn = [data.draw(0, numpy_rng("test", n)) for n in range(4000)]
     text = np.array([bool(d["has_text"]) for d in drawn])
-    image = np.array([bool(d["has_image"]) for d in drawn])
+    image = np.array([bool(d["has_view"].any()) for d in drawn])
     shares = {"none": (~text & ~image).mean(), "image": (~text & image).mean(), "both": (text & image).mean()}
     # Four standard errors of a share at 4000 draws.
     assert shares["none"] == pytest.approx(config.no_condition, abs=0.02)
@@ -126,7 +128,7 @@ def test_bad_latents_are_refused(tmp_path: Path):
 
 def test_shares_beyond_one_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="must be at most 1"):
-        main(["--out", str(tmp_path), "--set", "no_condition=0.9", "image_only=0.2"])
+        main(["--out", str(tmp_path), "--set", "mixture.no_condition=0.9", "mixture.image_only=0.2"])
 
 
 def test_an_unfinished_prior_is_not_loaded(tmp_path: Path):
