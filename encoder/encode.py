@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _run_shards(tasks, config, run)
     projection = decoder.config.projection
     facts = {"tokens": projection.num_tokens, "channels": projection.channels, **inputs}
+    facts["layers"] = decoder.projection.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]

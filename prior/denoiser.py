@@ -117,7 +117,8 @@ class Denoiser(nn.Module):
         `label` stands for no class."""
         width = config.width
         # Layer of the field that each of the network's tokens belongs to: `position` tells its row.
-        layer_of = torch.repeat_interleave(torch.tensor(shapes.layers, dtype=torch.long))[:: config.group]
+        counts = torch.tensor(shapes.layers, dtype=torch.long)
+        layer_of = torch.repeat_interleave(counts, output_size=sum(shapes.layers))[:: config.group]
         self.register_buffer("layer_of", layer_of, persistent=False)
         num_layers, num_classes = len(shapes.layers), len(shapes.classes)
         self.layer = nn.Parameter(torch.zeros(num_layers, width)) if num_layers else None
