@@ -187,7 +187,8 @@ def test_every_way_of_conditioning_hears_each_condition_and_forgets_all_of_them(
     views, grid = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 3)
     conditions = {
         "none": prior.condition(batch=2), "text": prior.condition(text),
-        "image": prior.condition(image=views, grid=grid), "label": prior.condition(label=torch.tensor([0, 1])),
+        "image": prior.condition(image=views, grid=grid),
+        "label": prior.condition(label=torch.tensor([0, 1])),
     }  # fmt: skip
     if network.get("tokens") != "none":
         conditions["grid"] = prior.condition(image=views, grid=grid + 1)
