@@ -1,8 +1,8 @@
-"""python -m benchmarks.train_prior: kills the prior's training at random; compares ZeRO stages and world sizes.
+"""python -m benchmarks.train_prior: kills the prior's training; compares ZeRO stages and world sizes.
 
-A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again until
-it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to 3 in one
-and two processes: the largest relative difference of any logged loss to the first run's is printed.
+A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again
+until it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to
+3 in one and two processes: the largest relative difference of any logged loss to the first run's is printed.
 """
 
 import argparse

@@ -1,16 +1,37 @@
 """A killed prior goes on bit for bit; ZeRO's stages train the same thing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.train_prior import SETTINGS, curve, kill_and_compare, write_latents
-from prior.train import main
+from benchmarks.train_prior import SETTINGS, curve, write_latents
+from prior.train import PriorTask, main
 
 
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    assert "1 kills" in kill_and_compare(tmp_path, kills=1, steps=12)
+def test_a_training_that_ends_anywhere_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = write_latents(tmp_path / "latents")
+    arguments = ["--set", f"latents={latents}", *SETTINGS, "train.steps=12"]
+    main(["--out", str(tmp_path / "whole"), *arguments])
+    made = PriorTask.batch
+    for step in (3, 7, 11):  # before the first checkpoint, and between others
+
+        def batch(task: PriorTask, samples: Sequence[int], last: int = 8 * step) -> dict:
+            if samples[0] >= last:
+                raise KeyboardInterrupt
+            return made(task, samples)
+
+        monkeypatch.setattr(PriorTask, "batch", batch)
+        with pytest.raises(KeyboardInterrupt):
+            main(["--out", str(tmp_path / "ended"), *arguments])
+    monkeypatch.setattr(PriorTask, "batch", made)
+    main(["--out", str(tmp_path / "ended"), *arguments])
+    assert curve(tmp_path / "whole") == curve(tmp_path / "ended")
+    for name in ("weights.safetensors", "weights_ema0.9.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "ended" / name).read_bytes()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
