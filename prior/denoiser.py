@@ -80,6 +80,7 @@ class Denoiser(nn.Module):
     standard_mean: Tensor
     standard_std: Tensor
     frequencies: Tensor
+    layer_of: Tensor
 
     def __init__(self, shapes: Shapes, config: NetworkConfig) -> None:
         super().__init__()
@@ -339,4 +340,5 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
 
 def read_shapes(saved: dict[str, Any]) -> Shapes:
     """Shapes as prior.json holds them."""
-    return Shapes(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    return Shapes(**fields)

@@ -27,7 +27,9 @@ class LowRank(nn.Module):
 def add_lora(blocks: nn.Module, rank: int) -> None:
     """Freezes all linear layers of `blocks` and gives their weights low-rank changes that train."""
     for layer in [module for module in blocks.modules() if isinstance(module, nn.Linear)]:
-        parametrize.register_parametrization(layer, "weight", LowRank(*layer.weight.shape, rank))
+        parametrize.register_parametrization(
+            layer, "weight", LowRank(layer.out_features, layer.in_features, rank)
+        )
 
 
 def merge_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ class PriorTask:
         """Losses on held-out latents, and on those of a prior that is fine-tuned, from most signal to most
         noise, and their means."""
         device = next(model.parameters()).device
-        scalars = {}
+        scalars: dict[str, float] = {}
         for name, measured in self._measured.items():
             batch = {key: value.to(device) for key, value in measured.items()}
             losses = {}
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
     before = {} if first is None else task.measure(model)
     averages = train(task, config.train, run, world, export=merge_lora)
-    facts = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
+    facts: dict[str, Any] = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
     if world.is_main:
         compared = _compare(task, Denoiser(model.shapes, config.network), averages)
         facts["losses"] = compared | ({"before": before} if before else {})

