@@ -25,7 +25,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(blocks: nn.Module, rank: int) -> None:
-    """Freezes all linear layers of `blocks` and gives their weights low-rank changes that train."""
+    """Gives every linear layer of `blocks` a low-rank change that trains; freezing the rest is the caller's."""
     for layer in [module for module in blocks.modules() if isinstance(module, nn.Linear)]:
         parametrize.register_parametrization(
             layer, "weight", LowRank(layer.out_features, layer.in_features, rank)
