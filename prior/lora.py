@@ -25,7 +25,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(blocks: nn.Module, rank: int) -> None:
-    """Gives every linear layer of `blocks` a low-rank change that trains; freezing the rest is the caller's."""
+    """Gives every linear layer of `blocks` a low-rank change; the caller freezes the rest."""
     for layer in [module for module in blocks.modules() if isinstance(module, nn.Linear)]:
         parametrize.register_parametrization(
             layer, "weight", LowRank(layer.out_features, layer.in_features, rank)
