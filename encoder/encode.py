@@ -44,6 +44,7 @@ class EncodeConfig(Config):
     clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
     splits: tuple[str, ...] = ("train", "val", "test")
     clip_views: int = Key(4, ge=1)  # views embedded an asset
+    clip_grid: bool = False  # keep the views' grids of tokens too, for priors that look at them
     batch_size: int = Key(16, ge=1)
     fidelity_size: int = Key(32, ge=8)  # pixels a side that fidelity is measured at; divides the data's
     workers: int | None = Key(None, ge=0)  # processes; none: one a GPU, or one a core. 0: in this process
@@ -94,6 +95,7 @@ def encode_batch(
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
     pictures = np.concatenate([on_white(asset.rgba) for asset in seen if asset.rgba is not None])
     image_pooled = clip.image(pictures).reshape(len(indices), num_views, -1)
+    grids = clip.grid(pictures).unflatten(0, (len(indices), num_views)) if config.clip_grid else None
     captions = [asset.row.captions for asset in seen]
     text = clip.text([caption for per_asset in captions for caption in per_asset])
     out, first = [], 0
@@ -119,6 +121,8 @@ def encode_batch(
                 "image_pooled.npy": image_pooled[number].cpu().numpy().astype(np.float16),
             }
         )
+        if grids is not None:
+            out[-1]["image_grid.npy"] = grids[number].cpu().numpy().astype(np.float16)
     return out
 
 
@@ -167,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _run_shards(tasks, config, run)
     projection = decoder.config.projection
     facts = {"tokens": projection.num_tokens, "channels": projection.channels, **inputs}
+    facts["layers"] = decoder.projection.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]

@@ -65,8 +65,13 @@ def load_state(engine: Any, folder: Path) -> dict[str, Any] | None:
     return load_engine(engine, folder / "state", latest.read_text())
 
 
-def save_weights(folder: Path, weights: dict[str, Tensor]) -> str:
-    """Writes weights.safetensors atomically and returns its SHA-256."""
-    path = folder / "weights.safetensors"
+def extra_weights(decay: float) -> str:
+    """Returns the file name of an average of another length than weights.safetensors holds."""
+    return f"weights_ema{decay:g}.safetensors"
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor], name: str = "weights.safetensors") -> str:
+    """Writes the weights atomically and returns the file's SHA-256."""
+    path = folder / name
     write_atomic(path, save({name: value.contiguous() for name, value in weights.items()}))
     return file_digest(path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapeloom import distributed
 from shapeloom.config import UserError
@@ -94,6 +94,55 @@ def test_slurm_names_a_process_that_no_launcher_did() -> None:
     assert distributed.slurm_variables(slurm | {"RANK": "0"}) == {}  # torchrun within srun
     assert distributed.slurm_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
     assert distributed.slurm_variables({}) == {}
+
+
+class Steep(Line):
+    """One sample's loss is finite and its gradient is not: the square root of zero."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        x = torch.nan_to_num(batch["x"])
+        broken = torch.isnan(batch["x"]).float()
+        loss = (model(x) - (3 * x - 1)).pow(2).mean() + ((model(x) * 0).abs() + 1 - broken).sqrt().sum()
+        return loss, {"square": loss}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(tmp_path: Path, zero_stage: int) -> None:
+    class Once(Steep):
+        def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+            out = super().batch(samples)
+            return {"x": out["x"] * float("nan")} if 40 in samples else out
+
+    losses = run_line(tmp_path, Once(), zero_stage=zero_stage)
+    assert len(losses) == 19 and np.isfinite(losses).all()
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+
+
+def test_a_gradient_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gradient was not finite for 10 steps"):
+        run_line(tmp_path, Steep(broken_from=40))
+
+
+class Unplugged(Line):
+    """Ends after the checkpoint of step 7."""
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        if samples[0] >= 80:
+            raise RuntimeError("pulled the plug")
+        return super().batch(samples)
+
+
+def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path: Path) -> None:
+    decays = {"ema_decay": 0.9, "ema_extra": [0.5, 0.0]}
+    run_line(tmp_path / "whole", **decays)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run_line(tmp_path / "again", Unplugged(), **decays)
+    run_line(tmp_path / "again", **decays)
+    names = ["weights.safetensors", "weights_ema0.5.safetensors", "weights_ema0.safetensors"]
+    files = [load_file(tmp_path / "whole" / name)["0.weight"] for name in names]
+    assert not torch.equal(files[0], files[1]) and not torch.equal(files[1], files[2])
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 @pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (2, False), (3, True)])
