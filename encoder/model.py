@@ -87,10 +87,11 @@ class Encoder(nn.Module):
         x = self.latent_tokens + self.shares.to(places.dtype) @ places
         if self.from_views is not None and self.view_tokens is not None and inputs.pixels is not None:
             tokens = self.view_tokens(inputs.pixels)
-            mask = None
-            if views_kept is not None:
+            if views_kept is None:
+                x = x + self.from_views(x, tokens)
+            else:
                 mask = views_kept.repeat_interleave(tokens.shape[1] // views_kept.shape[1], dim=1)
-            x = x + self.from_views(x, tokens, mask)
+                x = x + self.from_views(x, tokens, mask) * views_kept.any(dim=1)[:, None, None]
         for block in self.blocks:
             recomputed = self.config.checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recomputed else block(x)

@@ -274,6 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, _ = parse_stage(DualEncoderConfig, stage="prior.train_clip", description=__doc__, argv=argv)
     world = distributed.start()
     start_logging(quiet=not world.is_main)
+    if world.size > 1:  # its loss compares all pairs of a batch
+        raise UserError("train_clip runs in one process: start it without torchrun or the like.")
     if config.pretrained is None and config.data is None:
         raise UserError("train_clip needs --set data=RUN/data (asset shards), or --set pretrained=MODEL/TAG.")
     shards = None if config.pretrained or config.data is None else AssetShards(config.data, config.split)

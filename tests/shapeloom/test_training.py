@@ -188,7 +188,7 @@ def test_deepspeed_s_launcher_and_a_hostfile(tmp_path: Path) -> None:
 
 
 FAKE_SLURM = {
-    "scontrol": 'echo 127.0.0.1; echo other-host',
+    "scontrol": "echo 127.0.0.1; echo other-host",
     "srun": """export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & SLURM_PROCID=1 SLURM_LOCALID=1 "$@" && wait $!""",
 }
