@@ -42,7 +42,10 @@ class TexturedMesh:
         return len(self.mesh.faces)
 
     def save(self, path: str | Path) -> None:
-        """Writes .glb, .ply, .obj, .stl or .usdz, by the suffix; raises UserError for another, or for an empty mesh."""
+        """Writes .glb, .ply, .obj, .stl or .usdz, by the suffix.
+
+        Raises UserError for another one, or for an empty mesh.
+        """
         path = Path(path)
         if path.suffix not in MESH_SUFFIXES:
             raise UserError(f"A mesh can be saved as {', '.join(MESH_SUFFIXES)}, not as {path.name}.")

@@ -37,7 +37,7 @@ class MeshConfig(Config):
     thicken: float = Key(
         0.0, ge=0, le=0.1, description="surface at sdf = this; keeps walls a young model lost"
     )
-    solid: bool = Key(False, description="no holes: hollows are filled, and slivers stay that close the surface")
+    solid: bool = Key(False, description="fill hollows, and keep the slivers that close the surface")
     normals: Literal["smooth", "sharp"] = Key(
         "smooth", description="the field's; sharp: faces that meet at 40 degrees or more have an edge"
     )
@@ -77,9 +77,10 @@ def field_to_mesh(
     if config.solid:
         vertices, faces = fill_cavities(vertices, faces)
     vertices, faces = simplify(vertices, faces, max_faces=config.max_faces, keep_closed=config.solid)
-    if config.normals == "sharp":
+    sharp = config.normals == "sharp"
+    if sharp:
         vertices, faces = split_creases(vertices, faces, degrees=CREASE_DEGREES)
-    normals = _normals(sdf, vertices, faces, step=2 / config.resolution, sharp=config.normals == "sharp", device=device)
+    normals = _normals(sdf, vertices, faces, step=2 / config.resolution, sharp=sharp, device=device)
     return Mesh(vertices, faces, normals, sample_colours(texture, vertices, device=device))
 
 
@@ -168,7 +169,8 @@ def split_creases(
 
     Two faces share a vertex if one can walk between them around it without crossing such an edge.
     """
-    normal = np.cross(vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]])
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    normal = np.cross(b - a, c - a)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-20)
     corner = np.arange(faces.size).reshape(-1, 3)
     start, end = faces, np.roll(faces, -1, axis=1)
@@ -195,7 +197,12 @@ def _compact(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _normals(
-    sdf: Field, vertices: np.ndarray, faces: np.ndarray, *, step: float, sharp: bool = False,
+    sdf: Field,
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    *,
+    step: float,
+    sharp: bool = False,
     device: torch.device | str,
 ) -> Float[np.ndarray, "vertices 3"]:
     """Returns the gradient's direction by central differences over a cell, which is smoother than the faces'.

@@ -122,7 +122,7 @@ def test_bad_requests_are_refused_before_anything_is_written(runs, arguments, me
 
 
 def test_missing_inputs_and_devices_are_named():
-    with pytest.raises(UserError, match="Sampling needs --set prior="):
+    with pytest.raises(UserError, match="Sampling needs --model"):
         load_pipeline(SamplingConfig())
 
 
