@@ -88,7 +88,8 @@ class TexturedMesh:
             write_atomic(path, trimesh.exchange.obj.export_obj(self._plain(np.eye(3)), include_normals=True))
             return
         material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
-        material.name = path.stem
+        # Not STEM.png, which is the name of a picture of the object.
+        material.name = f"{path.stem}_texture"
         text, beside = trimesh.exchange.obj.export_obj(
             self._textured(material, np.eye(3)),
             include_normals=True,

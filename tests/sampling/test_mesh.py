@@ -137,11 +137,11 @@ def test_sharp_normals_are_the_faces_own_up_to_the_creases():
 
 def test_creases_split_a_cube_into_its_six_sides_and_leave_a_ball_whole():
     cube = trimesh.creation.box().subdivide()
-    vertices, faces = split_creases(cube.vertices, cube.faces, degrees=40)
+    vertices, faces = split_creases(cube.vertices, cube.faces, degrees=40.0)
     assert trimesh.Trimesh(vertices, faces, process=False).body_count == 6
     np.testing.assert_array_equal(vertices[faces], cube.vertices[cube.faces])
     sphere = trimesh.creation.icosphere(subdivisions=3)
-    vertices, faces = split_creases(sphere.vertices, sphere.faces, degrees=40)
+    vertices, faces = split_creases(sphere.vertices, sphere.faces, degrees=40.0)
     assert len(vertices) == len(sphere.vertices)
 
 
@@ -249,7 +249,7 @@ def test_ply_comes_back_with_srgb_colours_and_normals(textured, tmp_path):
 
 def test_obj_comes_back_with_its_texture(textured, tmp_path):
     textured.save(tmp_path / "ball.obj")
-    assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball_texture.png"}
     back = trimesh.load_mesh(tmp_path / "ball.obj", process=False)
     points, found = colours_by_uv(back, np.array(back.visual.material.image.convert("RGB")))
     assert np.abs(found - srgb_at(points)).max() < 5
@@ -263,24 +263,26 @@ def test_stl_comes_back_as_the_bare_surface(textured, tmp_path):
 
 
 def test_usdz_comes_back_y_up_in_metres_with_its_texture(textured, tmp_path):
-    pxr = pytest.importorskip("pxr")
+    pytest.importorskip("pxr")
+    from pxr import Usd, UsdGeom, UsdValidation
+
     textured.save(tmp_path / "ball.usdz")
-    stage = pxr.Usd.Stage.Open(str(tmp_path / "ball.usdz"))
-    assert (pxr.UsdGeom.GetStageUpAxis(stage), pxr.UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1)
-    mesh = pxr.UsdGeom.Mesh(stage.GetPrimAtPath("/object/mesh"))
+    stage = Usd.Stage.Open(str(tmp_path / "ball.usdz"))
+    assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1)
+    mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/object/mesh"))
     points = np.array(mesh.GetPointsAttr().Get()) @ Z_UP_TO_Y_UP
     np.testing.assert_allclose(points, textured.mesh.vertices[textured.atlas.origin], atol=1e-6)
-    uv = np.array(pxr.UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").Get())
+    uv = np.array(UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").Get())
     np.testing.assert_array_equal(uv, textured.atlas.uv)
     with zipfile.ZipFile(tmp_path / "ball.usdz") as package:
         (name,) = [each for each in package.namelist() if each.endswith(".png")]
         picture = np.array(Image.open(io.BytesIO(package.read(name))))
     np.testing.assert_array_equal(picture, textured.texture)
     TexturedMesh(textured.mesh).save(tmp_path / "plain.usdz")
-    validators = pxr.UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
     for file in ("ball.usdz", "plain.usdz"):
-        stage = pxr.Usd.Stage.Open(str(tmp_path / file))
-        assert pxr.UsdValidation.ValidationContext(validators).Validate(stage) == []
+        stage = Usd.Stage.Open(str(tmp_path / file))
+        assert UsdValidation.ValidationContext(validators).Validate(stage) == []
 
 
 def test_without_openusd_the_error_says_what_to_install(textured, tmp_path, monkeypatch):
