@@ -1,7 +1,7 @@
 """From a prompt to files: python examples/objects.py MODEL OUT [--prompt "a red chair"] [--steps 32]
 
-MODEL is a run folder, a saved pipeline, or a hub's owner/name. OUT gets a GLB, a GIF, a picture with alpha, the
-latent, edits of the shape in one picture, and the pipeline itself as others would load it.
+MODEL is a run folder, a saved pipeline, or a hub's owner/name. OUT gets a GLB, an OBJ, a picture with alpha,
+the latent, edits of the shape in one picture, and the pipeline itself as others would load it.
 """
 
 import argparse
