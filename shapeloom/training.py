@@ -17,7 +17,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom import distributed
-from shapeloom.checkpoint import load_state, save_state, save_weights
+from shapeloom.checkpoint import load_state, prepare_state, save_state, save_weights
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.muon import Muon, muon_groups
@@ -169,9 +169,10 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
     bf16 = choose_bf16(config.precision, world.device, run, world)
     module = _LossModule(task, bf16=bf16).to(world.device)
     optimizer = make_optimizer(module, config)
+    converted = prepare_state(run.folder, config.zero_stage, world)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
-        grad_clip=config.grad_clip, zero_stage=config.zero_stage,
+        grad_clip=config.grad_clip, zero_stage=config.zero_stage, universal=converted,
     )  # fmt: skip
     averages = _Averages(config.ema_decay, distributed.full_parameters(engine, config.zero_stage))
     facts = load_state(engine, run.folder)

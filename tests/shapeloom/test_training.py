@@ -1,6 +1,9 @@
 """The training loop: accumulated parts are one step, bad batches are skipped, bad settings refused."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,51 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shapeloom import distributed
 from shapeloom.config import UserError
-from shapeloom.runs import Run
-from shapeloom.seed import derive_seed, normal
-from shapeloom.training import TrainConfig, learning_rate, train
-
-
-class Line:
-    """Fits y = 3 x - 1 with a small network; noise comes from the samples' own seeds."""
-
-    def __init__(self, *, broken_from: int = 10**9) -> None:
-        torch.manual_seed(0)
-        self.model: nn.Module = nn.Sequential(
-            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 1)
-        )
-        self.broken_from = broken_from
-
-    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        seeds = torch.tensor([derive_seed("line", n) for n in samples])
-        bad = torch.tensor([float("nan") if n >= self.broken_from else 0.0 for n in samples])
-        return {"x": normal(seeds, (1,), stream="x") + bad[:, None]}
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (model(batch["x"]) - (3 * batch["x"] - 1)).pow(2).mean()
-        return loss, {"square": loss}
-
-    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        return {}
-
-
-def run_line(out: Path, task: Line | None = None, **settings: object) -> list[float]:
-    given = {
-        "steps": 20,
-        "batch_size": 8,
-        "precision": "fp32",
-        "checkpoint_every": 7,
-        "log_every": 1,
-    } | settings
-    config = TrainConfig.model_validate(given)
-    run = Run.open(out, config, stage="line")
-    train(task or Line(), config, run, distributed.start())
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
+from shapeloom.training import TrainConfig, learning_rate
+from tests.shapeloom.line_training import Line, read_losses, run_line
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"accumulation": 2}, {"zero_stage": 2}])
@@ -129,3 +93,31 @@ def test_slurm_names_a_process_that_no_launcher_did() -> None:
     assert distributed.slurm_variables(slurm | {"RANK": "0"}) == {}  # torchrun within srun
     assert distributed.slurm_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
     assert distributed.slurm_variables({}) == {}
+
+
+@pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (2, False), (3, True)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, zero_stage: int, back: bool) -> None:
+    """From two to one, and back to two."""
+    whole = run_line(tmp_path / "whole", zero_stage=zero_stage)
+    parts = tmp_path / "parts"
+    launch_line(parts, zero_stage=zero_stage, stop_at=8)
+    if back:
+        with pytest.raises(SystemExit):
+            run_line(parts, Line(stop_at=14), zero_stage=zero_stage)
+        launch_line(parts, zero_stage=zero_stage, stop_at=99)
+    else:
+        run_line(parts, zero_stage=zero_stage)
+    np.testing.assert_allclose(read_losses(parts), whole, rtol=1e-5)
+    kept = load_file(parts / "weights.safetensors")
+    for name, value in load_file(tmp_path / "whole" / "weights.safetensors").items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
+
+
+def launch_line(out: Path, **settings: int) -> None:
+    """In two processes, stopped by SIGTERM at step `stop_at`."""
+    script = str(Path(__file__).with_name("line_training.py"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, script, str(out), json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "stopped by SIGTERM" in done.stderr, done.stderr[-3000:]
