@@ -1,10 +1,11 @@
-"""Makes shapes from prompts or a picture, and writes them as GLB, PLY and GIF files.
+"""Makes shapes from prompts or pictures, and writes them as GLB, PLY and GIF files, or others (`formats`).
 
-    python -m sampling --config configs/sampling/tiny.yaml --out RUN/samples \\
-        --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip --prompt "a red chair" --num 4 --seed 0
+    python -m sampling --config configs/sampling/tiny.yaml --model RUN --out RUN/samples \\
+        --prompt "a red chair" --prompt "a blue mug" --num 4 --seed 0
 
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
-metadata.json lists them with their settings and files; contact_sheet.png shows them all.
+metadata.json lists them with their settings and files; contact_sheet.png shows them all. `--shard 2/8` makes
+every eighth object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
 """
 
 import argparse
@@ -22,24 +23,30 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import Field as Key
 
+from sampling.export import MESH_SUFFIXES
+from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
-from sampling.pictures import contact_sheet, gif, load_image, png
-from sampling.pipeline import MAX_SEED, ShapePipeline, ShapeSample, check_prompt
+from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
+from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, ShapeSample, check_prompt
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("sampling")
 
 SCHEMA = 1
+SHEET_OBJECTS = 240
+"""More than that on one contact sheet are hard to look at."""
 Record = dict[str, Any]
+Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png", "safetensors"]
 
 
 class TurntableConfig(Config):
-    """The GIF of each object."""
+    """The turntable of each object, as GIF, MP4 or APNG; a PNG is its first frame."""
 
     frames: int = Key(24, ge=1, le=720)
     size: int = Key(128, ge=16, le=2048, description="side in pixels")
@@ -49,7 +56,8 @@ class TurntableConfig(Config):
 class SamplingConfig(Config):
     """What is sampled, from what, and how it is written."""
 
-    prior: Path | None = Key(None, description="folder of a finished prior.train")
+    model: str | None = Key(None, description="a run or saved pipeline folder, or a hub's owner/name")
+    prior: Path | None = Key(None, description="folder of a finished prior.train; or `model`")
     view_prior: Path | None = Key(
         None, description="folder of a prior.train with predict=views: prompts go through pictures' vectors"
     )
@@ -64,6 +72,7 @@ class SamplingConfig(Config):
     sampler: SamplerName = "heun"
     negative_prompt: str = ""
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
+    formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
     turntable: TurntableConfig = TurntableConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -122,48 +131,80 @@ class Album:
         self.records.sort(key=lambda each: int(each["name"].split("_")[0]))
         write_atomic(self.path, json.dumps({"schema": SCHEMA, "samples": self.records}, indent=1) + "\n")
 
-    def save_contact_sheet(self) -> None:
-        """Draws the first frame of every object's turntable."""
-        frames, labels = [], []
-        for record in self.records:
-            path = self.folder / record["files"]["gif"]
-            if path.is_file():
-                with Image.open(path) as image:
-                    frames.append(np.array(image.convert("RGB")))
-                labels.append(record["label"])
-        if frames:
-            write_atomic(self.folder / "contact_sheet.png", png(contact_sheet(frames, labels)))
+    def save_contact_sheets(self) -> None:
+        """Draws every object's first frame: contact_sheet.png, contact_sheet_2.png, ... of 240 objects each.
+
+        Objects that were written without a GIF, APNG or PNG are left out.
+        """
+        shown = [(record, path) for record in self.records if (path := self._picture(record)) is not None]
+        for start in range(0, len(shown), SHEET_OBJECTS):
+            part = shown[start : start + SHEET_OBJECTS]
+            sheet = contact_sheet([first_frame(path) for _, path in part], [r["label"] for r, _ in part])
+            number = start // SHEET_OBJECTS + 1
+            name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
+            write_atomic(self.folder / name, png(sheet))
+
+    def _picture(self, record: Record) -> Path | None:
+        names = (record["files"].get(kind) for kind in ("png", "apng", "gif"))
+        return next((self.folder / n for n in names if n is not None and (self.folder / n).is_file()), None)
+
+
+def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a picture on white, or an animation's first frame."""
+    with Image.open(path) as image:
+        frame = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shortcuts that people type daily."""
     parser.add_argument("--prompt", action="append", default=[], help="what to make; repeatable")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt a line")
-    parser.add_argument("--image", type=Path, help="a PNG or JPEG to follow, beside a prompt or without one")
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[],
+        help="a PNG or JPEG to follow, beside each prompt or without one; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th object, from I on")
     parser.add_argument("--num", type=int, help="objects a prompt")
     parser.add_argument("--seed", type=int, help="the first object's seed")
 
 
-def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> list[Wish]:
-    """Returns the objects that the command line and the config ask for; each once."""
+def parse_shard(text: str) -> tuple[int, int]:
+    """Returns (index, count) of "2/8", index from 0; raises ArgumentTypeError for anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, such as 0/8, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[Wish], dict[str, Picture]]:
+    """Returns the objects that the command line and the config ask for, each once, and pictures by digest."""
     prompts = list(arguments.prompt)
     if arguments.prompts is not None:
         prompts += read_prompts(arguments.prompts)
-    image, label = "", ""
-    if arguments.image is not None:
-        load_image(arguments.image)
-        image, label = file_digest(arguments.image), arguments.image.stem
-        prompts = prompts or [""]
-    prompts = prompts or list(config.prompts)
+    loaded = [(load_image(path), file_digest(path), path.stem) for path in arguments.image]
+    pictures = {digest: picture for picture, digest, _ in loaded}
+    names = {digest: name for _, digest, name in loaded} or {"": ""}
+    prompts = prompts or ([""] if pictures else list(config.prompts))
     if not prompts:
         raise UserError(
             'Say what to make: --prompt "a red chair", --prompts FILE, --image FILE or `prompts`.'
         )
     if config.seed + config.num - 1 > MAX_SEED:
         raise UserError(f"Seeds end at {MAX_SEED}, but --seed {config.seed} --num {config.num} goes beyond.")
-    texts = dict.fromkeys(check_prompt(prompt, may_be_empty=bool(image)) for prompt in prompts)
+    texts = dict.fromkeys(check_prompt(prompt, may_be_empty=bool(pictures)) for prompt in prompts)
     seeds = range(config.seed, config.seed + config.num)
-    return [Wish(text, seed, image, text or label) for text in texts for seed in seeds]
+    every = [
+        Wish(text, seed, image, text or name)
+        for text in texts for image, name in names.items() for seed in seeds
+    ]  # fmt: skip
+    if arguments.shard is None:
+        return every, pictures
+    index, count = arguments.shard
+    if not every[index::count]:
+        raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
+    return every[index::count], pictures
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -180,10 +221,14 @@ def read_prompts(path: Path) -> list[str]:
 
 def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     """Loads what the config names; raises UserError for what is missing or doesn't fit together."""
-    if config.prior is None or config.encoder is None or config.clip is None:
+    prior, encoder, clip = config.prior, config.encoder, config.clip
+    if config.model is not None:
+        parts = fetch_package(config.model)
+        prior, encoder, clip = prior or parts.prior, encoder or parts.encoder, clip or parts.clip
+    if prior is None or encoder is None or clip is None:
         raise UserError(
-            "Sampling needs --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip: finished runs of "
-            "prior.train, encoder.train and prior.train_clip."
+            "Sampling needs --model RUN, or --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip: "
+            "finished runs of prior.train, encoder.train and prior.train_clip."
         )
     device = config.device
     if device == "auto":
@@ -191,28 +236,49 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda was asked for, but torch finds no CUDA device here; use device=cpu.")
     return ShapePipeline.load(
-        prior=config.prior, encoder=config.encoder, clip=config.clip, view_prior=config.view_prior,
-        ema=config.ema, device=device,
-    )  # fmt: skip
+        prior=prior, encoder=encoder, clip=clip, view_prior=config.view_prior, ema=config.ema, device=device
+    )
 
 
 def save_sample(shape: ShapeSample, folder: Path, name: str, config: SamplingConfig) -> Record:
     """Writes an object's files and returns what metadata.json says of them."""
-    table = config.turntable
-    frames = shape.turntable(table.frames, table.size, samples=table.samples)
-    files = {"gif": f"{name}.gif"}
-    mesh = shape.mesh(config.mesh)
-    for suffix in ("glb", "ply") if mesh.num_faces else ():
-        files[suffix] = f"{name}.{suffix}"
-        mesh.save(folder / files[suffix])
-    if not mesh.num_faces:
-        log.warning("%s has no surface (its field keeps one sign), so there is no mesh of it", name)
-    write_atomic(folder / files["gif"], gif(frames))
-    return {"files": files, "vertices": len(mesh.mesh.vertices), "faces": mesh.num_faces}
+    files = {kind: f"{name}.{kind}" for kind in config.formats}
+    save_pictures(shape, {kind: folder / file for kind, file in files.items()}, config.turntable)
+    kinds = [kind for kind in files if f".{kind}" in MESH_SUFFIXES]
+    facts: Record = {}
+    if kinds:
+        mesh = shape.mesh(config.mesh)
+        facts = {"vertices": len(mesh.mesh.vertices), "faces": mesh.num_faces}
+        for kind in kinds:
+            if mesh.num_faces:
+                mesh.save(folder / files[kind])
+            else:
+                del files[kind]
+        if not mesh.num_faces:
+            log.warning("%s has no surface (its field keeps one sign), so there is no mesh of it", name)
+    return {"files": files, **facts}
+
+
+def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableConfig) -> None:
+    """Writes those of `paths` (by kind) that are pictures, or the latent; each frame is rendered once."""
+    if "safetensors" in paths:
+        shape.save(paths["safetensors"])
+    if not paths.keys() & {"gif", "mp4", "apng", "png"}:
+        return
+    number = table.frames if paths.keys() & {"gif", "mp4", "apng"} else 1
+    frames = shape.turntable(number, table.size, samples=table.samples, alpha=True)
+    if "png" in paths:
+        write_atomic(paths["png"], png(frames[0]))
+    if "apng" in paths:
+        write_atomic(paths["apng"], apng(frames))
+    if "gif" in paths:
+        write_atomic(paths["gif"], gif(on_white(frames)))
+    if "mp4" in paths:
+        save_mp4(paths["mp4"], on_white(frames))
 
 
 def make(
-    pipeline: ShapePipeline, missing: Sequence[Wish], picture: UInt8[np.ndarray, "side side 3"] | None,
+    pipeline: ShapePipeline, missing: Sequence[Wish], pictures: dict[str, Picture],
     config: SamplingConfig, run: Run, album: Album,
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""
@@ -225,7 +291,7 @@ def make(
             shapes = pipeline(
                 [wish.prompt for wish in batch],
                 seeds=[wish.seed for wish in batch],
-                image=picture,
+                image=[pictures[wish.image] for wish in batch] if pictures else None,
                 on_step=lambda step: bar.advance(0, f"step {step + 1}/{config.steps}"),
                 **settings,
             )
@@ -248,12 +314,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv, add_arguments=add_arguments
     )
     shortcuts = [
-        f"{key}={value}" for key in ("num", "seed") if (value := getattr(arguments, key)) is not None
+        f"{key}={value}" for key in ("num", "seed", "model") if (value := getattr(arguments, key)) is not None
     ]
     if shortcuts:
         overrides = [item for group in arguments.set for item in group]
         config = load_config(SamplingConfig, arguments.config, [*overrides, *shortcuts])
-    wanted = wishes(config, arguments)
+    wanted, pictures = wishes(config, arguments)
+    if arguments.shard is not None:
+        out /= "shard_{:03d}_of_{:03d}".format(*arguments.shard)
     start_logging()
     pipeline = load_pipeline(config)
     inputs = {
@@ -271,9 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for word in sorted({word for wish in missing for word in pipeline.clip.unknown_words(wish.prompt)}):
         log.warning("the CLIP of this run never saw %r in its training captions; it will be ignored", word)
-    picture = None if arguments.image is None else load_image(arguments.image)
-    make(pipeline, missing, picture, config, run, album)
-    album.save_contact_sheet()
+    make(pipeline, missing, pictures, config, run, album)
+    album.save_contact_sheets()
     run.finish(num_objects=len(album.records))
     log.info("%d objects are in %s; contact_sheet.png shows them", len(album.records), out)
 

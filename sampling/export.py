@@ -2,7 +2,8 @@
 
 GLB: one mesh with normals, uv and a PNG base colour (metallic 0, roughness 0.8, double-sided); without a
 texture its colours go to the vertices, which glTF holds in linear light. PLY: vertex colours in sRGB, +Z up.
-OBJ: with MTL and PNG beside it, +Z up.
+OBJ: with MTL and PNG beside it, +Z up. STL: the bare surface, +Z up. USDZ: as GLB, see `usd`.
+A unit is a metre: an object is at most 1.9 m long.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from sampling.mesh import Mesh
 from sampling.texture import Atlas
+from sampling.usd import save_usdz
 from shapeloom.config import UserError
 from shapeloom.storage import write_atomic
 
 # Rows are glTF's x, y, z in our axes: (x, y, z) -> (x, z, -y).
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 ROUGHNESS = 0.8
-MESH_SUFFIXES = (".glb", ".ply", ".obj")
+MESH_SUFFIXES = (".glb", ".ply", ".obj", ".stl", ".usdz")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class TexturedMesh:
         return len(self.mesh.faces)
 
     def save(self, path: str | Path) -> None:
-        """Writes .glb, .ply or .obj, by the suffix; raises UserError for another, or for an empty mesh."""
+        """Writes .glb, .ply, .obj, .stl or .usdz, by the suffix.
+
+        Raises UserError for another one, or for an empty mesh.
+        """
         path = Path(path)
         if path.suffix not in MESH_SUFFIXES:
             raise UserError(f"A mesh can be saved as {', '.join(MESH_SUFFIXES)}, not as {path.name}.")
@@ -56,6 +61,10 @@ class TexturedMesh:
                 write_atomic(path, self.ply())
             case ".obj":
                 self._save_obj(path)
+            case ".stl":
+                write_atomic(path, trimesh.exchange.stl.export_stl(self._plain(np.eye(3))))
+            case ".usdz":
+                self._save_usdz(path)
 
     def glb(self) -> bytes:
         """Returns the bytes of a binary glTF 2.0 file, +Y up."""
@@ -79,7 +88,8 @@ class TexturedMesh:
             write_atomic(path, trimesh.exchange.obj.export_obj(self._plain(np.eye(3)), include_normals=True))
             return
         material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
-        material.name = path.stem
+        # Not STEM.png, which is the name of a picture of the object.
+        material.name = f"{path.stem}_texture"
         text, beside = trimesh.exchange.obj.export_obj(
             self._textured(material, np.eye(3)),
             include_normals=True,
@@ -89,6 +99,19 @@ class TexturedMesh:
         for name, data in beside.items():
             write_atomic(path.parent / name, data)
         write_atomic(path, text)
+
+    def _save_usdz(self, path: Path) -> None:
+        origin = self.atlas.origin if self.atlas else np.arange(len(self.mesh.vertices))
+        save_usdz(
+            path,
+            self.mesh.vertices[origin] @ Z_UP_TO_Y_UP.T,
+            self.atlas.faces if self.atlas else self.mesh.faces,
+            self.mesh.normals[origin] @ Z_UP_TO_Y_UP.T,
+            linear_colours=srgb_to_linear(self.mesh.colours[origin] / 255.0),
+            uv=self.atlas.uv if self.atlas else None,
+            texture=self.texture,
+            roughness=ROUGHNESS,
+        )
 
     def _plain(self, turn: np.ndarray, *, linear_colours: bool = False) -> trimesh.Trimesh:
         colours: Any = self.mesh.colours

@@ -1,4 +1,7 @@
-"""Pictures in and out: condition images, animations and contact sheets. All uint8 sRGB [height, width, 3]."""
+"""Pictures in and out: condition images, animations and contact sheets. All uint8 sRGB [height, width, 3].
+
+PNGs may have straight alpha as a fourth channel.
+"""
 
 import io
 from collections.abc import Sequence
@@ -57,8 +60,18 @@ def gif(frames: UInt8[np.ndarray, "frames height width 3"]) -> bytes:
     return data.getvalue()
 
 
-def png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns a PNG file's bytes."""
+def apng(frames: UInt8[np.ndarray, "frames height width channels"]) -> bytes:
+    """Returns an endless animated PNG, RGB or RGBA; viewers that don't know them show the first frame."""
+    images = [Image.fromarray(frame) for frame in frames]
+    data = io.BytesIO()
+    images[0].save(
+        data, "PNG", save_all=True, append_images=images[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
+    )
+    return data.getvalue()
+
+
+def png(picture: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """Returns a PNG file's bytes, RGB or RGBA."""
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG")
     return data.getvalue()

@@ -1,139 +1,58 @@
 """The pipeline's interface for programs: prompts in, shapes out.
 
-    pipeline = ShapePipeline.load(prior="runs/x/prior", encoder="runs/x/encoder", clip="runs/x/clip")
-    shape = pipeline(["a red chair"], seeds=[0])[0]
+    pipe = ShapePipeline.from_pretrained("runs/demo-tiny")     # or a saved folder, or "owner/name" of a hub
+    shape = pipe("a red chair", num_samples=4, steps=32, guidance_scale=5.0, seed=7)[0]
     shape.save("chair.glb"); shape.save("chair.gif")
 
 A shape depends on its prompt, its seed and the settings, not on what else is in its batch, except that other
 batch sizes may round the last bits of float32 products differently.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prior.denoiser import Prior, load_prior
-from sampling.export import MESH_SUFFIXES, TexturedMesh
-from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
-from sampling.pictures import gif, png, save_mp4
-from sampling.texture import bake, unwrap
+from sampling.hub import Parts, fetch_package, upload_package, write_package
+from sampling.shape import ShapeSample
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
-from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig, load_decoder
+from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, karras_sigmas, sample
-from shapeloom.fields.projection import FieldWeights
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.seed import normal
-from shapeloom.storage import write_atomic
 
 MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1
-FOV = math.radians(40)
-PICTURE_SUFFIXES = (".gif", ".mp4", ".png")
-
-
-@dataclass(frozen=True, eq=False)
-class ShapeSample:
-    """A sampled shape: its latent (on the CPU) and what it was asked to be."""
-
-    latent: Float[Tensor, "tokens channels"]
-    prompt: str
-    seed: int
-    decoder: Decoder
-
-    @cached_property
-    def weights(self) -> FieldWeights:
-        """The hidden matrices of its field, as a batch of one on the decoder's device."""
-        device = next(self.decoder.parameters()).device
-        with torch.no_grad():
-            return self.decoder.weights(self.latent[None].to(device))
-
-    @property
-    def _device(self) -> torch.device:
-        return self.weights[0].device
-
-    def render(
-        self,
-        cam_to_world: Float[Tensor, "views 4 4"],
-        matrix: Float[Tensor, "3 3"],
-        height: int,
-        width: int,
-        *,
-        samples: RenderConfig = DEFAULT_SAMPLES,
-    ) -> UInt8[np.ndarray, "views height width 3"]:
-        """Returns volume renders on white. matrix: the intrinsics of all views, in pixels."""
-        views = len(cam_to_world)
-        poses = cam_to_world[None].to(self._device)
-        matrices = matrix.expand(1, views, 3, 3).to(self._device)
-        rendering = self.decoder.render(self.weights, poses, matrices, height, width, samples=samples)
-        return (rendering.rgb[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-
-    def turntable(
-        self, num_frames: int = 24, size: int = 128, *, samples: RenderConfig = DEFAULT_SAMPLES
-    ) -> UInt8[np.ndarray, "frames size size 3"]:
-        """Returns volume renders from even azimuths, 20 degrees above the horizon, on white."""
-        if num_frames < 1 or size < 1:
-            raise ValueError(f"num_frames and size must be positive, got {num_frames} and {size}.")
-        poses = ring(num_frames, distance=fitting_distance(FOV))
-        return self.render(poses, intrinsics(FOV, size, size), size, size, samples=samples)
-
-    def mesh(self, config: MeshConfig = DEFAULT_MESH) -> TexturedMesh:
-        """Returns the surface as a mesh with a baked texture; one without faces if there is no surface."""
-
-        def sdf(points: Tensor) -> Tensor:
-            return self.decoder.sdf(self.weights, points)
-
-        def texture(points: Tensor) -> Tensor:
-            return self.decoder.texture(self.weights, points)
-
-        mesh = field_to_mesh(sdf, texture, config, device=self._device)
-        if not len(mesh.faces) or not config.texture_size:
-            return TexturedMesh(mesh)
-        atlas = unwrap(mesh.vertices, mesh.faces, size=config.texture_size)
-        picture = bake(mesh, atlas, texture, size=config.texture_size, device=self._device)
-        return TexturedMesh(mesh, atlas, picture)
-
-    def save(self, path: str | Path, *, mesh: MeshConfig = DEFAULT_MESH) -> None:
-        """Writes .glb, .ply, .obj (meshes), .gif, .mp4 (turntables) or .png (one view), by the suffix.
-
-        Raises UserError for another suffix, or for a mesh of a shape that has no surface.
-        """
-        path = Path(path)
-        if path.suffix in MESH_SUFFIXES:
-            self.mesh(mesh).save(path)
-            return
-        match path.suffix:
-            case ".gif":
-                write_atomic(path, gif(self.turntable()))
-            case ".mp4":
-                save_mp4(path, self.turntable(48, 256))
-            case ".png":
-                write_atomic(path, png(self.turntable(1, 256)[0]))
-            case _:
-                known = ", ".join(MESH_SUFFIXES + PICTURE_SUFFIXES)
-                raise UserError(f"A shape can be saved as {known}, not as {path.name}.")
+Picture = UInt8[np.ndarray, "side side 3"]
 
 
 class ShapePipeline:
     """A prior, the decoder of its latents and the CLIP of its conditions.
 
+    parts: the folders that they were loaded from, which `save_pretrained` copies.
     view_prior: from captions to pictures' CLIP vectors; prompts then become pictures' vectors first, and the
     prior follows those (unCLIP).
     """
 
-    def __init__(self, prior: Prior, decoder: Decoder, clip: Clip, view_prior: Prior | None = None) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: Decoder,
+        clip: Clip,
+        parts: Parts | None = None,
+        view_prior: Prior | None = None,
+    ) -> None:
         if prior.predicts != "latents":
             raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
-        self.prior, self.decoder, self.clip, self.view_prior = prior, decoder, clip, view_prior
+        self.prior, self.decoder, self.clip = prior, decoder, clip
+        self.parts, self.view_prior = parts, view_prior
         if view_prior is None:
             return
         view_prior.check(clip_digest=clip.digest)
@@ -141,6 +60,48 @@ class ShapePipeline:
             raise UserError(
                 "view_prior must be trained with predict=views, and serves priors without mixture.grid."
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "ShapePipeline":
+        """Loads a run folder, what `save_pretrained` wrote, or a hub's "owner/name" (at a revision).
+
+        Of a hub's repository the files of a pipeline alone are fetched, and nothing is unpickled.
+        Raises UserError for what is none of them, can't be reached, or doesn't fit together.
+        """
+        parts = fetch_package(source, revision=revision)
+        try:
+            return cls.load(prior=parts.prior, encoder=parts.encoder, clip=parts.clip, device=device)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{source} isn't an intact pipeline ({type(error).__name__}: {reason})."
+            ) from error
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Writes safetensors, their descriptions and a model card (README.md), ready for a hub.
+
+        licence: of the model, as an SPDX identifier. Training data, its licences and the metrics come from
+        the run that the prior lies in, where it has them.
+        Raises UserError if the folder holds something else, or the pipeline wasn't loaded from folders.
+        """
+        if self.parts is None:
+            raise UserError(
+                "Only a pipeline that was loaded from folders can be saved: it copies their files."
+            )
+        write_package(Path(folder), self.parts, licence=licence)
+
+    def push_to_hub(
+        self, repository: str, *, licence: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Saves to "owner/name" on the Hugging Face hub; returns its address.
+
+        Raises UserError for what `save_pretrained` refuses, or if the hub refuses.
+        """
+        return upload_package(self.save_pretrained, repository, licence=licence, private=private, token=token)
 
     @classmethod
     def load(
@@ -160,49 +121,54 @@ class ShapePipeline:
         # The prior and the decoder say at once if they aren't there; CLIP may have to be downloaded.
         loaded, decoder = load_prior(Path(prior), device, ema=ema), load_decoder(Path(encoder), device)
         views = None if view_prior is None else load_prior(Path(view_prior), device)
-        return cls(loaded, decoder, load_clip(clip, device), views)
+        parts = Parts(Path(prior), Path(encoder), str(clip))
+        return cls(loaded, decoder, load_clip(clip, device), parts, views)
 
     def __call__(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
-        seeds: Sequence[int],
+        num_samples: int = 1,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
         steps: int = 32,
         guidance_scale: float = 3.0,
         sampler: SamplerName = "heun",
         negative_prompt: str = "",
-        image: UInt8[np.ndarray, "side side 3"] | None = None,
+        image: Picture | Sequence[Picture] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[ShapeSample]:
-        """Returns a shape for each prompt and seed, all in one batch.
+        """Returns `num_samples` shapes of each prompt, those of the first prompt first, all in one batch.
 
-        image: a picture that all of them follow too; prompts may be empty then ("" for each shape).
+        seed: each prompt's shapes have the seeds seed, seed + 1, ...; or generator: where to draw them from;
+            or seeds: one for each shape.
+        image: a picture that all of them follow too, or one for each prompt; prompts may be empty then ("").
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
         on_step: called with 0, 1, ... as the steps are taken.
         Raises UserError for a prompt that is empty or too long, ValueError for numbers that don't fit.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"each prompt needs a seed of its own, got {len(prompts)} and {len(seeds)}.")
-        if any(not 0 <= seed <= MAX_SEED for seed in seeds):
-            raise UserError(f"A seed is a number from 0 to {MAX_SEED}, got {list(seeds)}.")
-        if not prompts:
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
+        if len(pictures) != len(given):
+            raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(pictures)}.")
+        if not given:
             return []
-        texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in prompts]
+        texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in given]
         if any(texts) and not all(texts):
             raise UserError("With an image, either all shapes of a batch have a prompt or none has.")
+        numbers = check_seeds(len(given), num_samples, seed=seed, generator=generator, seeds=seeds)
+        texts = [text for text in texts for _ in range(num_samples)]
         text = self.clip.text(texts) if all(texts) else None
-        pooled = None if image is None else self.clip.image(image[None])
-        if self.view_prior is not None and text is not None and image is None:
-            pooled = self._imagine(text, seeds, karras_sigmas(steps))
+        pooled, grid = self._embed_pictures([picture for picture in pictures for _ in range(num_samples)])
+        if self.view_prior is not None and text is not None and pooled is None:
+            pooled = self._imagine(text, numbers, karras_sigmas(steps))
             text = None
-        grid = (
-            self.clip.grid(image[None])[None] if image is not None and self.prior.shapes.grid_width else None
-        )
         condition = self.prior.condition(text, pooled, grid=grid, batch=len(texts))
         negative = condition.without()
         if negative_prompt:
             negative = self.prior.condition(self.clip.text([check_prompt(negative_prompt)]), batch=len(texts))
-        noise = normal(torch.tensor(seeds), self.prior.shape, stream="sampling", device=self.prior.device)
+        noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
         sigmas = karras_sigmas(steps)
         x0 = sample(
             classifier_free(self.prior.denoise, negative, scale=guidance_scale),
@@ -214,8 +180,8 @@ class ShapePipeline:
         )
         latents = self.prior.unstandardise(x0).float().cpu()
         return [
-            ShapeSample(latent, prompt, seed, self.decoder)
-            for latent, prompt, seed in zip(latents, texts, seeds, strict=True)
+            ShapeSample(latent, prompt, number, self.decoder)
+            for latent, prompt, number in zip(latents, texts, numbers, strict=True)
         ]
 
     def _imagine(
@@ -227,6 +193,63 @@ class ShapePipeline:
         noise = normal(torch.tensor(seeds), prior.shape, stream="views", device=prior.device)
         x0 = sample(prior.denoise, initial_noise(noise, sigmas), sigmas, prior.condition(text))
         return torch.nn.functional.normalize(prior.unstandardise(x0).flatten(1), dim=-1)
+
+    def _embed_pictures(
+        self, pictures: Sequence[Picture | None]
+    ) -> tuple[Float[Tensor, "batch embed"] | None, Float[Tensor, "batch views cells grid_width"] | None]:
+        """CLIP's vectors of a picture for each shape, and its grids where the prior reads them.
+
+        Each picture is embedded once; None without pictures.
+        """
+        known = {id(picture): picture for picture in pictures if picture is not None}
+        if not known:
+            return None, None
+        pooled = {key: self.clip.image(picture[None])[0] for key, picture in known.items()}
+        grid = None
+        if self.prior.shapes.grid_width:
+            grids = {key: self.clip.grid(picture[None]) for key, picture in known.items()}
+            grid = torch.stack([grids[id(picture)] for picture in pictures])
+        return torch.stack([pooled[id(picture)] for picture in pictures]), grid
+
+    def load_latent(self, path: str | Path) -> ShapeSample:
+        """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts, latent = file.metadata() or {}, file.get_tensor("latent").float()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
+        if facts.get("encoder") != self.decoder.digest or tuple(latent.shape) != self.prior.shape:
+            raise UserError(f"The latent in {path} was made with another encoder: this one can't decode it.")
+        return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), self.decoder)
+
+
+def check_seeds(
+    num_prompts: int,
+    num_samples: int,
+    *,
+    seed: int,
+    generator: torch.Generator | None,
+    seeds: Sequence[int] | None,
+) -> list[int]:
+    """Returns the seed of each shape; raises UserError for one that is out of range.
+
+    Raises ValueError if `num_samples` isn't positive or `seeds` are too few or too many.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be positive, got {num_samples}.")
+    count = num_prompts * num_samples
+    if seeds is not None:
+        numbers = list(seeds)
+    elif generator is not None:
+        drawn = torch.randint(MAX_SEED, (count,), generator=generator, device=generator.device)
+        numbers = drawn.tolist()
+    else:
+        numbers = list(range(seed, seed + num_samples)) * num_prompts
+    if len(numbers) != count:
+        raise ValueError(f"each shape needs a seed of its own, got {count} and {len(numbers)}.")
+    if any(not 0 <= number <= MAX_SEED for number in numbers):
+        raise UserError(f"A seed is a number from 0 to {MAX_SEED}, got {numbers}.")
+    return numbers
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> str:

@@ -41,5 +41,5 @@ def test_a_missing_gradio_says_what_to_install(pipeline, tmp_path, monkeypatch):
 def test_bad_ports_and_missing_runs_are_refused():
     with pytest.raises(UserError, match="--port is a number"):
         main(["--port", "0"])
-    with pytest.raises(UserError, match="Sampling needs --set prior="):
+    with pytest.raises(UserError, match="Sampling needs --model"):
         main([])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sampling.__main__ import Album, SamplingConfig, load_pipeline, main, read_prompts
@@ -97,6 +98,67 @@ def test_a_picture_is_a_condition_with_or_without_a_prompt(runs, tmp_path):
     assert first["image"] == second["image"] != ""
 
 
+def test_each_prompt_is_made_after_each_picture(runs, tmp_path):
+    for name, colour in (("red", (255, 0, 0)), ("white", (255, 255, 255))):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+    images = ["--image", str(tmp_path / "red.png"), "--image", str(tmp_path / "white.png")]
+    main([*runs.arguments, *images, "--num", "2"])
+    found = records(runs.out)
+    assert [(record["label"], record["seed"]) for record in found] == [
+        ("red", 0), ("red", 1), ("white", 0), ("white", 1)
+    ]  # fmt: skip
+    assert found[0]["image"] == found[1]["image"] != found[2]["image"]
+
+
+def test_formats_are_the_ones_asked_for(runs):
+    formats = ["glb", "obj", "ply", "stl", "gif", "mp4", "apng", "png", "safetensors"]
+    main([*runs.arguments, f"formats=[{','.join(formats)}]", "--prompt", "a mug"])
+    (record,) = records(runs.out)
+    assert sorted(record["files"]) == sorted(formats)
+    assert all((runs.out / name).stat().st_size > 0 for name in record["files"].values())
+    with Image.open(runs.out / record["files"]["png"]) as image:
+        assert image.mode == "RGBA"
+
+
+def test_latents_alone_need_no_mesh_and_no_picture(runs):
+    main([*runs.arguments, "formats=[safetensors]", "--prompt", "a mug"])
+    (record,) = records(runs.out)
+    assert list(record["files"]) == ["safetensors"]
+    assert "faces" not in record
+    assert not (runs.out / "contact_sheet.png").exists()
+
+
+def test_shards_together_make_each_object_once_and_the_same(runs, pipeline):
+    wanted = ["--prompt", "a mug", "--prompt", "a car", "--num", "3"]
+    arguments = [*runs.arguments, "formats=[safetensors]", *wanted]
+    for index in range(4):
+        main([*arguments, "--shard", f"{index}/4"])
+    folders = sorted(runs.out.iterdir())
+    assert [folder.name for folder in folders] == [f"shard_{i:03d}_of_004" for i in range(4)]
+    found = [(folder / r["files"]["safetensors"], r) for folder in folders for r in records(folder)]
+    assert sorted((r["prompt"], r["seed"]) for _, r in found) == [
+        (prompt, seed) for prompt in ("a car", "a mug") for seed in range(3)
+    ]
+    for path, record in found:
+        (alone,) = pipeline(record["prompt"], seed=record["seed"], steps=2)
+        torch.testing.assert_close(pipeline.load_latent(path).latent, alone.latent, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="There are 6 objects to make, so shard 7/8 has none"):
+        main([*arguments, "--shard", "7/8"])
+
+
+@pytest.mark.parametrize("shard", ["8/8", "1", "-1/4", "a/b", "1/0"])
+def test_shards_that_make_no_sense_are_refused(runs, shard, capsys):
+    with pytest.raises(SystemExit):
+        main([*runs.arguments, "--prompt", "a mug", f"--shard={shard}"])
+    assert "a shard is I/N with I from 0 to N - 1" in capsys.readouterr().err
+
+
+def test_many_objects_have_several_contact_sheets(runs, monkeypatch):
+    monkeypatch.setattr("sampling.__main__.SHEET_OBJECTS", 2)
+    main([*runs.arguments, "formats=[png]", "--prompt", "a mug", "--num", "3"])
+    assert {path.name for path in runs.out.glob("contact*")} == {"contact_sheet.png", "contact_sheet_2.png"}
+
+
 def test_other_settings_in_the_same_folder_are_refused(runs):
     main([*runs.arguments, "--prompt", "a mug"])
     with pytest.raises(UserError, match=r"guidance_scale was 3\.0, now 5\.0"):
@@ -122,7 +184,7 @@ def test_bad_requests_are_refused_before_anything_is_written(runs, arguments, me
 
 
 def test_missing_inputs_and_devices_are_named():
-    with pytest.raises(UserError, match="Sampling needs --set prior="):
+    with pytest.raises(UserError, match="Sampling needs --model"):
         load_pipeline(SamplingConfig())
 
 

@@ -1,13 +1,25 @@
 """Meshes, atlases, textures and exports against a coloured sphere and torus in closed form."""
 
+import io
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from torch import Tensor
 
 from sampling.export import Z_UP_TO_Y_UP, TexturedMesh, srgb_to_linear
-from sampling.mesh import Mesh, MeshConfig, drop_crumbs, field_to_mesh, simplify
+from sampling.mesh import (
+    Mesh,
+    MeshConfig,
+    drop_crumbs,
+    field_to_mesh,
+    simplify,
+    split_creases,
+)
 from sampling.texture import Atlas, bake, rasterize, unwrap
 from shapeloom.config import UserError
 
@@ -81,6 +93,58 @@ def test_crumbs_go_and_parts_stay():
     assert len(crumb_alone.faces) > 0
 
 
+def test_as_many_of_the_largest_parts_stay_as_asked_for():
+    def parts(p: Tensor) -> Tensor:
+        centres = torch.tensor([[-0.6, 0, 0], [0.1, 0, 0], [0.7, 0, 0]])
+        return ((p[:, None] - centres).norm(dim=-1) - torch.tensor([0.3, 0.25, 0.2])).amin(1)
+
+    for count in (1, 2):
+        mesh = field_to_mesh(parts, colour, MeshConfig(resolution=48, max_components=count))
+        assert trimesh.Trimesh(mesh.vertices, mesh.faces).body_count == count
+        assert mesh.vertices[:, 0].min() == pytest.approx(-0.9, abs=0.02)
+
+
+def test_solid_meshes_have_no_hollows_and_no_holes():
+    shell = field_to_mesh(lambda p: ball(p).abs() - 0.1, colour, MeshConfig(resolution=48))
+    assert trimesh.Trimesh(shell.vertices, shell.faces).body_count == 2
+    solid = field_to_mesh(
+        lambda p: ball(p).abs() - 0.1, colour, MeshConfig(resolution=48, max_faces=500, solid=True)
+    )
+    filled = trimesh.Trimesh(solid.vertices, solid.faces)
+    assert filled.body_count == 1
+    assert filled.is_watertight
+    assert filled.volume == pytest.approx(4 / 3 * np.pi * 0.8**3, rel=0.03)
+
+
+def box(p: Tensor) -> Tensor:
+    outside = p.abs() - 0.6
+    return outside.clamp(min=0).norm(dim=-1) + outside.amax(-1).clamp(max=0)
+
+
+def test_sharp_normals_are_the_faces_own_up_to_the_creases():
+    # The box's sides lie on the grid's nodes, so that its surface has no bevels.
+    mesh = field_to_mesh(box, colour, MeshConfig(resolution=40, max_faces=100_000, normals="sharp"))
+    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
+    flat = np.cross(b - a, c - a)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    on_sides = np.abs(flat).max(axis=1) > 0.999
+    assert on_sides.mean() > 0.8
+    turned = (mesh.normals[mesh.faces[on_sides]] * flat[on_sides, None]).sum(axis=-1)
+    assert turned.min() > 0.9
+    smooth = field_to_mesh(box, colour, MeshConfig(resolution=40, max_faces=100_000))
+    assert len(smooth.vertices) < len(mesh.vertices)
+
+
+def test_creases_split_a_cube_into_its_six_sides_and_leave_a_ball_whole():
+    cube = trimesh.creation.box().subdivide()
+    vertices, faces = split_creases(cube.vertices, cube.faces, degrees=40.0)
+    assert trimesh.Trimesh(vertices, faces, process=False).body_count == 6
+    np.testing.assert_array_equal(vertices[faces], cube.vertices[cube.faces])
+    sphere = trimesh.creation.icosphere(subdivisions=3)
+    vertices, faces = split_creases(sphere.vertices, sphere.faces, degrees=40.0)
+    assert len(vertices) == len(sphere.vertices)
+
+
 def test_empty_fields_give_empty_meshes_that_refuse_to_be_saved(tmp_path):
     mesh = field_to_mesh(lambda p: torch.ones(len(p)), colour, MeshConfig(resolution=16))
     assert mesh.vertices.shape == mesh.normals.shape == mesh.colours.shape == (0, 3)
@@ -138,6 +202,11 @@ def test_the_texture_shows_each_place_its_colour(textured):
     assert np.abs(found - srgb_at(points)).max() < 5
 
 
+def test_large_textures_are_baked_in_bands_to_the_same_picture(textured, monkeypatch):
+    monkeypatch.setattr("sampling.texture.TEXELS_AT_ONCE", 3000)
+    np.testing.assert_array_equal(bake(textured.mesh, textured.atlas, colour, size=SIZE), textured.texture)
+
+
 def test_charts_smaller_than_a_texel_still_get_a_colour(textured):
     atlas = Atlas(textured.atlas.origin, textured.atlas.faces, textured.atlas.uv * 0)
     picture = bake(textured.mesh, atlas, colour, size=4)
@@ -180,10 +249,46 @@ def test_ply_comes_back_with_srgb_colours_and_normals(textured, tmp_path):
 
 def test_obj_comes_back_with_its_texture(textured, tmp_path):
     textured.save(tmp_path / "ball.obj")
-    assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball_texture.png"}
     back = trimesh.load_mesh(tmp_path / "ball.obj", process=False)
     points, found = colours_by_uv(back, np.array(back.visual.material.image.convert("RGB")))
     assert np.abs(found - srgb_at(points)).max() < 5
+
+
+def test_stl_comes_back_as_the_bare_surface(textured, tmp_path):
+    textured.save(tmp_path / "ball.stl")
+    back = trimesh.load_mesh(tmp_path / "ball.stl")
+    assert back.is_watertight
+    np.testing.assert_allclose(back.triangles, textured.mesh.vertices[textured.mesh.faces], atol=1e-6)
+
+
+def test_usdz_comes_back_y_up_in_metres_with_its_texture(textured, tmp_path):
+    pytest.importorskip("pxr")
+    from pxr import Usd, UsdGeom, UsdValidation
+
+    textured.save(tmp_path / "ball.usdz")
+    stage = Usd.Stage.Open(str(tmp_path / "ball.usdz"))
+    assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1)
+    mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/object/mesh"))
+    points = np.array(mesh.GetPointsAttr().Get()) @ Z_UP_TO_Y_UP
+    np.testing.assert_allclose(points, textured.mesh.vertices[textured.atlas.origin], atol=1e-6)
+    uv = np.array(UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").Get())
+    np.testing.assert_array_equal(uv, textured.atlas.uv)
+    with zipfile.ZipFile(tmp_path / "ball.usdz") as package:
+        (name,) = [each for each in package.namelist() if each.endswith(".png")]
+        picture = np.array(Image.open(io.BytesIO(package.read(name))))
+    np.testing.assert_array_equal(picture, textured.texture)
+    TexturedMesh(textured.mesh).save(tmp_path / "plain.usdz")
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    for file in ("ball.usdz", "plain.usdz"):
+        stage = Usd.Stage.Open(str(tmp_path / file))
+        assert UsdValidation.ValidationContext(validators).Validate(stage) == []
+
+
+def test_without_openusd_the_error_says_what_to_install(textured, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pxr", None)
+    with pytest.raises(UserError, match=r"pip install 'shapeloom\[usd\]'"):
+        textured.save(tmp_path / "ball.usdz")
 
 
 def test_glb_without_a_texture_has_linear_vertex_colours(textured, tmp_path):
@@ -199,7 +304,7 @@ def test_srgb_to_linear_has_its_known_values():
 
 
 def test_unknown_suffixes_are_refused(textured, tmp_path):
-    with pytest.raises(UserError, match=r"\.glb, \.ply, \.obj, not as a\.fbx"):
+    with pytest.raises(UserError, match=r"\.stl, \.usdz, not as a\.fbx"):
         textured.save(tmp_path / "a.fbx")
 
 

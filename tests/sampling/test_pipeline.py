@@ -11,7 +11,8 @@ from PIL import Image
 from prior.conditions import Shapes
 from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
 from sampling.mesh import MeshConfig
-from sampling.pipeline import FOV, ShapePipeline, ShapeSample, check_prompt
+from sampling.pipeline import ShapePipeline, check_prompt
+from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.config import UserError
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
@@ -43,6 +44,67 @@ def test_prompt_seed_guidance_negative_prompt_and_picture_all_matter(pipeline):
     for other in changed:
         assert (other - latent()).abs().max() > 1e-4
     torch.testing.assert_close(latent(), latent(), atol=0, rtol=0)
+
+
+def test_seeds_are_counted_drawn_or_given(pipeline):
+    counted = pipeline(["a mug", "a car"], num_samples=2, seed=5, steps=2)
+    assert [(shape.prompt, shape.seed) for shape in counted] == [
+        ("a mug", 5), ("a mug", 6), ("a car", 5), ("a car", 6)
+    ]  # fmt: skip
+    (alone,) = pipeline("a car", seed=6, steps=2)
+    torch.testing.assert_close(alone.latent, counted[3].latent, atol=1e-5, rtol=0)
+    drawn = [
+        shape.seed
+        for _ in range(2)
+        for shape in pipeline("a mug", num_samples=2, generator=torch.Generator().manual_seed(3), steps=1)
+    ]
+    assert drawn[:2] == drawn[2:]
+    assert drawn[0] != drawn[1]
+    with pytest.raises(ValueError, match="num_samples must be positive"):
+        pipeline("a mug", num_samples=0)
+
+
+def test_each_prompt_may_have_a_picture_of_its_own(pipeline):
+    dark, light = np.full((4, 4, 3), 10, np.uint8), np.full((4, 4, 3), 240, np.uint8)
+    both = pipeline(["", ""], image=[dark, light], steps=3)
+    for picture, shape in zip((dark, light), both, strict=True):
+        (alone,) = pipeline("", image=picture, steps=3)
+        torch.testing.assert_close(alone.latent, shape.latent, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="an image of its own, got 1 and 2"):
+        pipeline("", image=[dark, light])
+
+
+def test_latents_are_saved_and_read_by_the_same_encoder_alone(pipeline, shape, tmp_path):
+    shape.save(tmp_path / "ball.safetensors")
+    back = pipeline.load_latent(tmp_path / "ball.safetensors")
+    torch.testing.assert_close(back.latent, shape.latent, atol=0, rtol=0)
+    assert (back.prompt, back.seed) == ("a ball", 0)
+    (tmp_path / "text.safetensors").write_text("no latent")
+    with pytest.raises(UserError, match="is no latent"):
+        pipeline.load_latent(tmp_path / "text.safetensors")
+    stranger = copy.copy(shape.decoder)
+    stranger.digest = "another's"
+    ShapeSample(shape.latent, "", 0, stranger).save(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="another encoder"):
+        pipeline.load_latent(tmp_path / "other.safetensors")
+
+
+def test_renders_with_alpha_are_the_ones_on_white(shape):
+    (on_white,) = shape.render(height=24, width=40)
+    (rgba,) = shape.render(height=24, width=40, alpha=True)
+    assert (on_white.shape, rgba.shape) == ((24, 40, 3), (24, 40, 4))
+    opacity = rgba[..., 3:] / 255
+    assert set(np.unique(opacity)) >= {0.0, 1.0}
+    np.testing.assert_allclose(rgba[..., :3] * opacity + 255 * (1 - opacity), on_white, atol=2)
+
+
+def test_shapes_are_rendered_in_one_batch_as_alone(shape):
+    large = ShapeSample(torch.full((4, 3), 0.9), "a larger ball", 1, shape.decoder)
+    together = render_shapes([shape, large], height=20, width=20)
+    np.testing.assert_array_equal(together[0], shape.render(height=20, width=20))
+    np.testing.assert_array_equal(together[1], large.render(height=20, width=20))
+    with pytest.raises(ValueError, match="one decoder"):
+        render_shapes([])
 
 
 def test_latents_are_what_a_decoder_takes(pipeline):
@@ -113,23 +175,31 @@ def test_a_shape_without_a_surface_has_an_empty_mesh(pipeline):
     assert nothing.mesh(MeshConfig(resolution=16)).num_faces == 0
 
 
-@pytest.mark.parametrize("suffix", [".glb", ".ply", ".obj", ".gif", ".png", ".mp4"])
+@pytest.mark.parametrize("suffix", [".glb", ".ply", ".obj", ".stl", ".gif", ".png", ".apng", ".mp4"])
 def test_shapes_are_saved_by_suffix(shape, tmp_path, suffix, monkeypatch):
     small = ShapeSample.turntable
-    monkeypatch.setattr(ShapeSample, "turntable", lambda self, num=3, size=0: small(self, min(num, 3), 31))
+    monkeypatch.setattr(
+        ShapeSample,
+        "turntable",
+        lambda self, num=3, size=0, **options: small(self, min(num, 3), 31, **options),
+    )
     path = tmp_path / f"ball{suffix}"
     shape.save(path, mesh=MeshConfig(resolution=16, texture_size=32))
     assert path.stat().st_size > 100
     if suffix == ".gif":
         with Image.open(path) as image:
             assert (image.n_frames, image.size) == (3, (31, 31))
+    if suffix in (".png", ".apng"):
+        with Image.open(path) as image:
+            assert (image.n_frames, image.mode) == (1 if suffix == ".png" else 3, "RGBA")
+            assert image.getextrema()[3] == (0, 255)
     if suffix == ".mp4":
         frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
         assert frames == 3
 
 
 def test_unknown_suffixes_are_refused(shape, tmp_path):
-    with pytest.raises(UserError, match=r"\.mp4, \.png, not as a\.usd"):
+    with pytest.raises(UserError, match=r"\.apng, \.safetensors, not as a\.usd"):
         shape.save(tmp_path / "a.usd")
 
 
@@ -140,7 +210,7 @@ def test_a_view_prior_puts_a_picture_in_the_prompt_s_place(pipeline: ShapePipeli
     views = Prior(
         Denoiser(shapes, NetworkConfig(width=16, depth=1, heads=2)), shapes, DiffusionConfig(), facts
     )
-    through = ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, views)
+    through = ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, view_prior=views)
     direct = pipeline(["a chair"], seeds=[0], steps=2)[0].latent
     imagined = through(["a chair"], seeds=[0], steps=2)[0].latent
     assert not torch.equal(direct, imagined)
@@ -148,4 +218,4 @@ def test_a_view_prior_puts_a_picture_in_the_prompt_s_place(pipeline: ShapePipeli
     with pytest.raises(UserError, match="makes no shapes: name it view_prior"):
         ShapePipeline(views, pipeline.decoder, pipeline.clip)
     with pytest.raises(UserError, match="view_prior must be trained with predict=views"):
-        ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, pipeline.prior)
+        ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, view_prior=pipeline.prior)

@@ -1,0 +1,172 @@
+"""A sampled shape: its latent, and what can be made of it: pictures, turntables, a textured mesh, files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
+from sampling.pictures import apng, gif, png, save_mp4
+from sampling.texture import bake, unwrap
+from shapeloom.config import UserError
+from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig
+from shapeloom.fields.projection import FieldWeights
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.storage import write_atomic
+
+FOV = math.radians(40)
+PICTURE_SUFFIXES = (".gif", ".mp4", ".png", ".apng")
+LATENT_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeSample:
+    """A shape: its latent (on the CPU) and what it was asked to be."""
+
+    latent: Float[Tensor, "tokens channels"]
+    prompt: str
+    seed: int
+    decoder: Decoder
+
+    @cached_property
+    def weights(self) -> FieldWeights:
+        """The hidden matrices of its field, as a batch of one on the decoder's device."""
+        return _weights([self])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.weights[0].device
+
+    def render(
+        self,
+        cam_to_world: Float[Tensor, "views 4 4"] | None = None,
+        matrix: Float[Tensor, "3 3"] | None = None,
+        height: int = 256,
+        width: int = 256,
+        *,
+        samples: RenderConfig = DEFAULT_SAMPLES,
+        alpha: bool = False,
+    ) -> UInt8[np.ndarray, "views height width channels"]:
+        """Returns volume renders: RGB on white, or RGBA with straight alpha.
+
+        cam_to_world: one view from 20 degrees above the horizon if None. matrix: the intrinsics of all views,
+        in pixels; a field of view of 40 degrees, of the height, if None.
+        """
+        return render_shapes(
+            [self], cam_to_world, matrix, height, width, samples=samples, alpha=alpha
+        )[0]  # fmt: skip
+
+    def turntable(
+        self,
+        num_frames: int = 24,
+        size: int = 128,
+        *,
+        samples: RenderConfig = DEFAULT_SAMPLES,
+        alpha: bool = False,
+    ) -> UInt8[np.ndarray, "frames size size channels"]:
+        """Returns volume renders from even azimuths, 20 degrees above the horizon; see `render`."""
+        if num_frames < 1 or size < 1:
+            raise ValueError(f"num_frames and size must be positive, got {num_frames} and {size}.")
+        poses = ring(num_frames, distance=fitting_distance(FOV))
+        return self.render(poses, None, size, size, samples=samples, alpha=alpha)
+
+    def mesh(self, config: MeshConfig = DEFAULT_MESH) -> TexturedMesh:
+        """Returns the surface as a mesh with a baked texture; one without faces if there is no surface."""
+
+        def sdf(points: Tensor) -> Tensor:
+            return self.decoder.sdf(self.weights, points)
+
+        def texture(points: Tensor) -> Tensor:
+            return self.decoder.texture(self.weights, points)
+
+        mesh = field_to_mesh(sdf, texture, config, device=self._device)
+        if not len(mesh.faces) or not config.texture_size:
+            return TexturedMesh(mesh)
+        atlas = unwrap(mesh.vertices, mesh.faces, size=config.texture_size)
+        picture = bake(mesh, atlas, texture, size=config.texture_size, device=self._device)
+        return TexturedMesh(mesh, atlas, picture)
+
+    def save(self, path: str | Path, *, mesh: MeshConfig = DEFAULT_MESH) -> None:
+        """Writes a mesh, a turntable, a view or the latent, by the suffix.
+
+        .glb, .obj, .ply, .stl, .usdz: the mesh (see `export`). .gif, .mp4: a turntable on white; .apng: one
+        with alpha. .png: a view with alpha. .safetensors: the latent, for `ShapePipeline.load_latent`.
+        Raises UserError for another suffix, or for a mesh of a shape that has no surface.
+        """
+        path = Path(path)
+        if path.suffix in MESH_SUFFIXES:
+            self.mesh(mesh).save(path)
+            return
+        match path.suffix:
+            case ".gif":
+                write_atomic(path, gif(self.turntable()))
+            case ".mp4":
+                save_mp4(path, self.turntable(48, 256))
+            case ".png":
+                write_atomic(path, png(self.turntable(1, 256, alpha=True)[0]))
+            case ".apng":
+                write_atomic(path, apng(self.turntable(alpha=True)))
+            case ".safetensors":
+                write_atomic(path, self.latent_bytes())
+            case _:
+                known = ", ".join((*MESH_SUFFIXES, *PICTURE_SUFFIXES, LATENT_SUFFIX))
+                raise UserError(f"A shape can be saved as {known}, not as {path.name}.")
+
+    def latent_bytes(self) -> bytes:
+        """Returns a safetensors file of the latent, with the digest of its encoder, its prompt and seed."""
+        facts = {"encoder": self.decoder.digest, "prompt": self.prompt, "seed": str(self.seed)}
+        return to_safetensors({"latent": self.latent.contiguous()}, metadata=facts)
+
+
+def render_shapes(
+    shapes: Sequence[ShapeSample],
+    cam_to_world: Float[Tensor, "views 4 4"] | None = None,
+    matrix: Float[Tensor, "3 3"] | None = None,
+    height: int = 256,
+    width: int = 256,
+    *,
+    samples: RenderConfig = DEFAULT_SAMPLES,
+    alpha: bool = False,
+) -> UInt8[np.ndarray, "shapes views height width channels"]:
+    """Returns pictures of shapes of one decoder, all in one batch; see `ShapeSample.render`.
+
+    Memory is bounded whatever the size and the number of shapes, apart from the pictures themselves.
+    Raises ValueError for shapes of several decoders, or of none.
+    """
+    if not shapes or any(shape.decoder is not shapes[0].decoder for shape in shapes):
+        raise ValueError(f"expected one or more shapes of one decoder, got {len(shapes)}.")
+    poses = ring(1, distance=fitting_distance(FOV)) if cam_to_world is None else cam_to_world
+    lens = intrinsics(FOV, height, width) if matrix is None else matrix
+    weights = shapes[0].weights if len(shapes) == 1 else _weights(shapes)
+    device = weights[0].device
+    rendering = shapes[0].decoder.render(
+        weights,
+        poses.expand(len(shapes), *poses.shape).to(device),
+        lens.expand(len(shapes), len(poses), 3, 3).to(device),
+        height,
+        width,
+        samples=samples,
+        background=0.0 if alpha else 1.0,
+    )
+    rgb = rendering.rgb
+    if alpha:
+        # Below half a step of 8 bits there is no colour to divide out.
+        opacity = rendering.alpha[..., None]
+        straight = torch.where(opacity > 1 / 510, rgb / opacity.clamp_min(1 / 510), torch.zeros_like(rgb))
+        rgb = torch.cat([straight, opacity], dim=-1)
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def _weights(shapes: Sequence[ShapeSample]) -> FieldWeights:
+    decoder = shapes[0].decoder
+    device = next(decoder.parameters()).device
+    return decoder.weights(torch.stack([shape.latent for shape in shapes]).to(device))
