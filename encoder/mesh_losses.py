@@ -20,7 +20,7 @@ class MeshLossConfig(Config):
     """When and how finely meshes are rendered in training."""
 
     from_step: int | None = Key(None, ge=0)  # none: never
-    every: int = Key(6, ge=1)  # of so many assets one is drawn: it costs as much as several others' rays
+    every: int = Key(12, ge=1)  # of so many assets one is drawn: it costs as much as several others' rays
     num_views: int = Key(2, ge=1, le=4)  # of the views that rays come from
     resolution: int = Key(32, ge=8)  # cells a side of the isosurface grid
     weight: float = Key(1.0, ge=0)

@@ -38,9 +38,7 @@ def differentiable_surfaces(
     vertices, faces, start = [torch.zeros(0, 3, device=device)], [], 0
     for field in fields:
         with torch.no_grad():
-            found, triangles = extract_surface(
-                field, resolution=resolution, coarsest=coarsest, device=device
-            )
+            found, triangles = extract_surface(field, resolution=resolution, coarsest=coarsest, device=device)
         if len(found):
             vertices.append(_on_edges(field, torch.from_numpy(found).to(device), resolution))
         faces.append(torch.from_numpy(triangles).to(device) + start)

@@ -20,9 +20,7 @@ def cameras(batch=1, views=2, size=SIZE, distance=3.0):
 
 def frontal(size=SIZE, distance=3.0, dtype=torch.float64):
     pose = look_at(torch.tensor([0.0, 0.0, distance]), torch.zeros(3))
-    return Cameras(
-        pose.to(dtype)[None, None], intrinsics(0.7, size, size).to(dtype)[None, None], size, size
-    )
+    return Cameras(pose.to(dtype)[None, None], intrinsics(0.7, size, size).to(dtype)[None, None], size, size)
 
 
 def ball(radius=0.6, resolution=24):
@@ -47,9 +45,7 @@ def test_interpolated_positions_are_where_rays_meet_the_surface():
     torch.testing.assert_close(local[..., 2][hit[0, 0]], fragments.depth[0, 0][hit[0, 0]])
     pixels = local[..., :2] / local[..., 2:] * seen.intrinsics[0, 0, 0, 0] + SIZE / 2
     y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
-    torch.testing.assert_close(
-        pixels[hit[0, 0]], torch.stack([x, y], -1)[hit[0, 0]], atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(pixels[hit[0, 0]], torch.stack([x, y], -1)[hit[0, 0]], atol=1e-3, rtol=0)
 
 
 def test_antialiased_silhouettes_are_like_supersampled_ones():
