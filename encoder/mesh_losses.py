@@ -13,6 +13,7 @@ from shapeloom.config import Config
 from shapeloom.decoder import Decoder, select
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.rendering.implicit_surface import differentiable_surfaces
+from shapeloom.rendering.isosurface import Field
 from shapeloom.rendering.raster import Cameras, antialias, rasterize
 
 
@@ -60,15 +61,16 @@ def _render(
     """Returns anti-aliased pictures, premultiplied by alpha."""
     height, width = batch["mesh_rgba"].shape[2:4]
     cameras = Cameras(batch["mesh_cam_to_world"], batch["mesh_intrinsics"], height, width)
-    fields = [
-        lambda points, own=select(weights, i): decoder.geometry(own, points[None]).sdf[0]
-        for i in range(len(weights[0]))
-    ]
+    fields = [_sdf(decoder, select(weights, i)) for i in range(len(weights[0]))]
     meshes = differentiable_surfaces(fields, resolution=config.resolution, device=weights[0].device)
     fragments = rasterize(meshes, cameras)
     places = fragments.interpolate(meshes.vertices, meshes.faces).detach().flatten(1, 3)
     picture = _colors(decoder, weights, places, fragments.face.flatten(1) >= 0)
     return antialias(picture.reshape(*fragments.face.shape, 4), fragments, meshes, cameras)
+
+
+def _sdf(decoder: Decoder, weights: FieldWeights) -> Field:
+    return lambda points: decoder.geometry(weights, points[None]).sdf[0]
 
 
 def _colors(

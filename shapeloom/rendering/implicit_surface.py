@@ -1,8 +1,8 @@
 """A mesh whose vertices are differentiable in the field: marching cubes' linear interpolation, done again.
 
 `extract_surface` finds the triangles without gradients. Each vertex lies on an edge of the grid that the
-surface crosses: with signed distances a and b at the ends p and q, it is at p + (q - p) a / (a - b). Only those
-ends are evaluated again, with gradients: a few thousand points where the grid has resolution^3.
+surface crosses: with signed distances a and b at the ends p and q, it is at p + (q - p) a / (a - b). Only
+those ends are evaluated again, with gradients: a few thousand points where the grid has resolution^3.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def differentiable_surfaces(
 ) -> Meshes:
     """Returns the zero levels of fields, closed at the box, with vertices differentiable in the fields.
 
-    fields, resolution, coarsest and what is raised: see extract_surface. A field of one sign has an empty mesh;
-    one that leaves the box has a wall there, which doesn't move with the field.
+    fields, resolution, coarsest and what is raised: see extract_surface. A field of one sign has an empty
+    mesh; one that leaves the box has a wall there, which doesn't move with the field.
     """
     vertices, faces, start = [torch.zeros(0, 3, device=device)], [], 0
     for field in fields:

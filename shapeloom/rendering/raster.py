@@ -3,8 +3,8 @@
 1. Visibility, not differentiable: which face each pixel's centre sees (Embree; see `visible_faces`).
 2. Interpolation: barycentric weights of the centre's ray in that face, as a function of its three corners.
 3. Anti-aliasing (Laine et al. 2020, "Modular Primitives for High-Performance Differentiable Rendering", 3.6):
-   where a silhouette passes between two neighbouring pixels' centres, they blend by where it passes. Coverage,
-   which visibility makes a step, becomes a continuous function of the vertices.
+   where a silhouette passes between two neighbouring pixels' centres, they blend by where it passes.
+   Coverage, which visibility makes a step, becomes a continuous function of the vertices.
 
 Departing from that paper, silhouettes are found by going through the mesh's edges and not through the faces
 that pixels see: a silhouette's face is often too narrow for any centre to see it.
@@ -25,7 +25,7 @@ from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.rays import camera_rays
 
 NEAR = 1e-3
-"""Edges that come nearer than this to the camera's plane are no silhouettes: they have no place on a picture."""
+"""Edges that come nearer than this to the camera's plane are no silhouettes: they have no place there."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _rows(vectors: Tensor) -> np.ndarray:
 def _barycentric(
     corners: Float[Tensor, "rays 3 3"], origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"]
 ) -> Float[Tensor, "rays 3"]:
-    """Returns the weights of the corners where rays meet the triangles' planes (Moeller and Trumbore 1997)."""
+    """Returns the weights of the corners where rays meet the faces' planes (Moeller and Trumbore 1997)."""
     first = corners[:, 0]
     edge1, edge2, start = corners[:, 1] - first, corners[:, 2] - first, origins - first
     across = torch.linalg.cross(directions, edge2)

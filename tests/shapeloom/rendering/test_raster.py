@@ -56,23 +56,30 @@ def test_antialiased_silhouettes_are_like_supersampled_ones():
     hard = (rasterize(meshes, cameras()).face >= 0).float()
     soft = paint(meshes, cameras(), white)[..., 3]
     assert (hard - truth).square().mean() > 10 * (soft - truth).square().mean()
-    assert ((0 <= soft) & (soft <= 1.0001)).all()
+    assert ((soft >= 0) & (soft <= 1.0001)).all()
 
 
 def test_a_spheres_coverage_and_its_slope_are_those_of_a_disc():
-    radius = torch.tensor(0.6, requires_grad=True)
-    meshes = differentiable_surfaces([lambda p: p.norm(dim=-1) - radius], resolution=48)
     seen = frontal(64, dtype=torch.float32)
-    area = paint(meshes, seen, torch.ones_like(meshes.vertices))[..., 3].sum()
     focal = float(seen.intrinsics[0, 0, 0, 0])
+
+    def area(radius):
+        meshes = differentiable_surfaces([lambda p: p.norm(dim=-1) - radius], resolution=48)
+        return paint(meshes, seen, torch.ones_like(meshes.vertices))[..., 3].sum()
 
     def disc(r):
         return math.pi * focal**2 * r**2 / (3.0**2 - r**2)
 
-    (slope,) = torch.autograd.grad(area, radius)
-    assert float(area.detach()) == pytest.approx(disc(0.6), rel=0.005)
-    expected = (disc(0.601) - disc(0.599)) / 0.002
-    assert float(slope) == pytest.approx(expected, rel=0.03)
+    for value in (0.6, 0.63, 0.66):
+        radius = torch.tensor(value, requires_grad=True)
+        covered = area(radius)
+        (slope,) = torch.autograd.grad(covered, radius)
+        assert float(covered.detach()) == pytest.approx(disc(value), rel=0.005)
+        step = 2e-3
+        difference = (area(value + step) - area(value - step)) / (2 * step)
+        assert float(slope) == pytest.approx(float(difference), rel=0.01)
+        # A polyhedron's silhouette wobbles about the sphere's as the radius passes through the grid.
+        assert float(slope) == pytest.approx((disc(value + step) - disc(value - step)) / (2 * step), rel=0.06)
 
 
 def scene():
