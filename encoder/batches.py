@@ -89,7 +89,9 @@ def _make_sample(
     }
     if encoder.num_views:
         out["pixels"] = _pixels(asset, encoder, matrix, channels)
-        out["views_kept"] = torch.tensor(float(rng.random() >= view_dropout))
+        # Points alone, or any number of the views.
+        few = 0 if rng.random() < view_dropout else int(rng.integers(1, encoder.num_views + 1))
+        out["views_kept"] = torch.arange(encoder.num_views) < few
     if meshes is not None:
         out |= _mesh_views(asset, rng, meshes, matrix, channels)
     return out
