@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from encoder.losses import LossConfig, guided_samples
+from encoder.mesh_losses import MeshLossConfig
 from encoder.model import EncoderConfig
 from encoder.tokens import pixel_features
 from shapeloom.config import Config
@@ -51,12 +52,18 @@ def make_batch(
     augment: AugmentConfig,
     view_dropout: float,
     seed: int,
+    meshes: MeshLossConfig | None = None,
 ) -> dict[str, Tensor]:
-    """Returns a batch for `rows`, pairs of (global sample number, index in `shards`)."""
+    """Returns a batch for `rows`, pairs of (global sample number, index in `shards`).
+
+    meshes: adds the views that renders of meshes are compared with; none: there are no such renders.
+    """
     samples = []
     for number, index in rows:
         rng = numpy_rng("encoder", seed, number)
-        samples.append(_make_sample(shards, index, rng, encoder, losses, augment, view_dropout))
+        samples.append(_make_sample(shards, index, rng, encoder, losses, augment, view_dropout, meshes))
+        if meshes is not None:
+            samples[-1]["mesh_drawn"] = torch.tensor(number % meshes.every == 0)
         samples[-1]["seed"] = torch.tensor(derive_seed("encoder-noise", seed, number))
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
@@ -69,6 +76,7 @@ def _make_sample(
     losses: LossConfig,
     augment: AugmentConfig,
     view_dropout: float,
+    meshes: MeshLossConfig | None,
 ) -> dict[str, Tensor]:
     num_views = max(RAY_VIEWS, encoder.num_views)
     views = rng.permutation(shards.num_views)[:num_views]
@@ -84,6 +92,8 @@ def _make_sample(
         # Points alone, or any number of the views.
         few = 0 if rng.random() < view_dropout else int(rng.integers(1, encoder.num_views + 1))
         out["views_kept"] = torch.arange(encoder.num_views) < few
+    if meshes is not None:
+        out |= _mesh_views(asset, rng, meshes, matrix, channels)
     return out
 
 
@@ -160,4 +170,20 @@ def _supervision(
         "surface_rgb": torch.from_numpy(asset.points_rgb[surface][:, channels]).float() / 255,
         "sdf_points": torch.from_numpy(asset.sdf_points[near]) @ matrix.T,
         "sdf": torch.from_numpy(asset.sdf[near]),
+    }
+
+
+def _mesh_views(
+    asset: AssetSample, rng: np.random.Generator, meshes: MeshLossConfig, matrix: Tensor, channels: list[int]
+) -> dict[str, Tensor]:
+    """Returns whole pictures; a mirrored asset's cameras are mirrored too, and no rotation any more."""
+    assert asset.rgba is not None
+    num = meshes.num_views
+    turn = torch.eye(4)
+    turn[:3, :3] = matrix
+    return {
+        "mesh_rgba": torch.from_numpy(asset.rgba[:num][..., [*channels, 3]]).float() / 255,
+        "mesh_cam_to_world": turn @ torch.from_numpy(asset.cam_to_world[:num]),
+        "mesh_intrinsics": torch.from_numpy(asset.intrinsics[:num]),
+        "mesh_background": torch.from_numpy(rng.random(3, dtype=np.float32)),
     }

@@ -4,6 +4,7 @@ python -m encoder.train --config configs/encoder/tiny.yaml --out RUN/encoder --s
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from encoder.batches import AugmentConfig, make_batch
 from encoder.losses import LossConfig, point_losses, ray_losses, standard_divergence, total_loss
-from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, read_for_encoding
+from encoder.mesh_losses import MeshLossConfig, mesh_loss
+from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, load_encoder, read_for_encoding
 from shapeloom import distributed
-from shapeloom.config import Config, parse_stage, run_main
+from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig
 from shapeloom.log import get_logger, start_logging
 from shapeloom.metrics import psnr
@@ -35,7 +37,9 @@ class EncoderTrainConfig(Config):
     data: Location  # a data_prep run: a folder or a URL
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
+    start: Path | None = None  # a finished encoder run of the same sizes, whose weights training starts from
     losses: LossConfig = LossConfig()
+    meshes: MeshLossConfig = MeshLossConfig()
     augment: AugmentConfig = AugmentConfig()
     bottleneck_noise: float = Key(0.05, ge=0)  # standard deviation, for latents in [-1, 1]
     kl: float = Key(1e-3, ge=0)  # weight of a variational encoder's divergence, which takes the noise's place
@@ -55,6 +59,8 @@ class EncoderTask:
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         config = self.config
         self.shards.read_ahead(self.order.shards_from(samples[0]))
+        first = config.meshes.from_step
+        drawing = first is not None and samples[0] // config.train.batch_size >= first
         return make_batch(
             self.shards,
             [(number, self.order.index(number)) for number in samples],
@@ -63,6 +69,7 @@ class EncoderTask:
             augment=config.augment,
             view_dropout=config.view_dropout,
             seed=config.train.seed,
+            meshes=config.meshes if drawing else None,
         )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,6 +88,9 @@ class EncoderTask:
         if log_std is not None:
             parts["kl"] = standard_divergence(latent, log_std)
             total = total + self.config.kl * parts["kl"]
+        if "mesh_rgba" in batch:
+            parts["mesh"] = mesh_loss(model.decoder, weights, batch, self.config.meshes)
+            total = total + self.config.meshes.weight * parts["mesh"]
         return total, parts
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
@@ -101,18 +111,38 @@ class EncoderTask:
         return {"held_out": to_uint8(np.concatenate([np.hstack(list(true_rgb)), np.hstack(list(render))]))}
 
 
+def starting_weights(config: EncoderTrainConfig) -> Autoencoder | None:
+    """Returns the autoencoder that training starts from; UserError if it isn't of the config's sizes."""
+    if config.start is None:
+        return None
+    model = load_encoder(config.start)
+    for name, asked, found in (
+        ("encoder", config.encoder, model.encoder.config), ("decoder", config.decoder, model.decoder.config)
+    ):  # fmt: skip
+        if asked != found:
+            raise UserError(
+                f"start={config.start} holds an {name} of other sizes than this config's `{name}`. Copy that "
+                f"key from {config.start / 'config.yaml'} to your preset."
+            )
+    return model
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, or goes on, or says that it is done."""
     config, out, _ = parse_stage(EncoderTrainConfig, stage="encoder.train", description=__doc__, argv=argv)
     shards = AssetShards(config.data, split="train")
+    start = starting_weights(config)
+    inputs = {"data": shards.digest} | ({"start": start.decoder.digest} if start else {})
     world = distributed.start()
     start_logging(quiet=not world.is_main)
-    run = Run.open(out, config, stage="encoder", inputs={"data": shards.digest}, writes=world.is_main)
+    run = Run.open(out, config, stage="encoder", inputs=inputs, writes=world.is_main)
     if run.done:
         log.info("the encoder in %s is already trained", out)
         return
     held_out = AssetShards(config.data, split="val") if "val" in shards.header["splits"] else shards
     task = EncoderTask(config, shards, held_out)
+    if start is not None:
+        task.model.load_state_dict(start.state_dict())
     if world.is_main:
         for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
             write_atomic(out / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json"), sort_keys=False))
