@@ -28,6 +28,7 @@ from sampling.pipeline import MAX_SEED, ShapePipeline, ShapeSample, check_prompt
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
+from shapeloom.diffusion.steps import StepChoice
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.runs import Run
 from shapeloom.storage import file_digest, write_atomic
@@ -58,6 +59,7 @@ class SamplingConfig(Config):
     steps: int = Key(32, ge=1, le=4096)
     guidance_scale: float = Key(3.0, ge=0)
     sampler: SamplerName = "heun"
+    step_choice: StepChoice = "karras"
     negative_prompt: str = ""
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     mesh: MeshConfig = MeshConfig()
@@ -210,7 +212,7 @@ def make(
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""
     settings = config.model_dump(
-        mode="json", include={"steps", "guidance_scale", "sampler", "negative_prompt"}
+        mode="json", include={"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt"}
     )
     with progress(len(missing), "objects") as bar:
         for start in range(0, len(missing), config.batch_size):

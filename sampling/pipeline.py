@@ -152,6 +152,7 @@ class ShapePipeline:
         steps: int = 32,
         guidance_scale: float = 3.0,
         sampler: SamplerName = "heun",
+        step_choice: StepChoice = "karras",
         negative_prompt: str = "",
         image: UInt8[np.ndarray, "side side 3"] | None = None,
         on_step: Callable[[int], None] | None = None,
@@ -179,13 +180,16 @@ class ShapePipeline:
         if negative_prompt:
             negative = self.prior.condition(self.clip.text([check_prompt(negative_prompt)]), batch=len(texts))
         noise = normal(torch.tensor(seeds), self.prior.shape, stream="sampling", device=self.prior.device)
-        sigmas = karras_sigmas(steps)
+        sigmas = make_sigmas(step_choice, steps)
         x0 = sample(
             classifier_free(self.prior.denoise, negative, scale=guidance_scale),
             initial_noise(noise, sigmas),
             sigmas,
             condition,
             method=sampler,
+            noise=lambda i: normal(
+                torch.tensor(seeds), self.prior.shape, stream=f"sampling step {i}", device=self.prior.device
+            ),
             on_step=on_step,
         )
         latents = self.prior.unstandardise(x0).float().cpu()

@@ -13,11 +13,12 @@ with any schedule fits in: it sees alpha x at the time where sigma / alpha equal
     ddim          1      1             eta    Song et al. 2021, eq. 12 and 16
     ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1
     dpmpp_2m      2      1             no     Lu et al. 2022, "DPM-Solver++", algorithm 2
-    dpmpp_2m_sde  1      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
+    dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
     unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3
 
 With lambda = -log sigma the ODE is dx / dlambda = x_0 - x: multistep samplers fit x_0 over lambda and integrate
-the rest exactly. Orders are of the ODE's solution, for ddpm and dpmpp_2m_sde of the distribution (weak).
+the rest exactly. Orders are of the ODE's solution, for the
+stochastic ones of the distribution (weak).
 """
 
 import math

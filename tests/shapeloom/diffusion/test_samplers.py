@@ -8,8 +8,15 @@ import torch
 
 from shapeloom.diffusion.objectives import as_denoiser, convert
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import StepChoice, align_your_steps_sigmas, exponential_sigmas, flow_shift_sigmas, karras_sigmas, make_sigmas
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
+from shapeloom.diffusion.steps import (
+    StepChoice,
+    align_your_steps_sigmas,
+    exponential_sigmas,
+    flow_shift_sigmas,
+    karras_sigmas,
+    make_sigmas,
+)
 
 MEANS = torch.tensor([-1.5, 0.2, 1.4], dtype=torch.float64)
 STDS = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64)
@@ -35,7 +42,9 @@ def levels(steps: int):
     return karras_sigmas(steps + 1, sigma_min=0.05, sigma_max=20.0)[:-1]
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("ddim", 1), ("dpmpp_2m", 2), ("unipc", 3)])
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("heun", 2), ("ddim", 1), ("dpmpp_2m", 2), ("unipc", 3)]
+)
 def test_error_falls_with_the_declared_order(method, order):
     x = start(64, 20.0)
     reference = sample(mixture_denoiser, x, levels(4096), None, method="unipc")
@@ -175,7 +184,9 @@ def test_every_sampler_runs_with_every_schedule_and_step_choice(method, schedule
     variance = float((WEIGHTS * (STDS**2 + MEANS**2)).sum()) - mean**2
     for choice in get_args(StepChoice):
         sigmas = make_sigmas(choice, 40)
-        result = sample(denoise, initial_noise(noises[40], sigmas), sigmas, None, method=method, noise=noises.__getitem__)
+        result = sample(
+            denoise, initial_noise(noises[40], sigmas), sigmas, None, method=method, noise=noises.__getitem__
+        )
         # Four standard errors of 1500 draws, and a first-order method's bias at 40 steps.
         assert float(result.mean()) == pytest.approx(mean, abs=0.13)
         assert float(result.var()) == pytest.approx(variance, abs=0.2)
