@@ -124,9 +124,9 @@ def loss_weight(
 ) -> Float[Tensor, " batch"]:
     """Factor of the target's squared error at time t.
 
-    "uniform": 1, whatever the target. The others fix the weight of x_0's error, and so give every target the same
-    loss: "min_snr" min(SNR, 5) (Hang et al. 2023), "edm" 1 + SNR (Karras et al. 2022, table 1, for data of unit
-    variance), under which "v" has the factor 1.
+    "uniform": 1, whatever the target. The others fix the weight of x_0's error, and so give every
+    target the same loss: "min_snr" min(SNR, 5) (Hang et al. 2023), "edm" 1 + SNR (Karras et al. 2022,
+    table 1, for data of unit variance), under which "v" has the factor 1.
     """
     if weighting == "uniform":
         return torch.ones_like(t)

@@ -16,8 +16,8 @@ with any schedule fits in: it sees alpha x at the time where sigma / alpha equal
     dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
     unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3
 
-With lambda = -log sigma the ODE is dx / dlambda = x_0 - x: multistep samplers fit x_0 over lambda and integrate
-the rest exactly. Orders are of the ODE's solution, for the
+With lambda = -log sigma the ODE is dx / dlambda = x_0 - x: multistep samplers fit x_0 over lambda and
+integrate the rest exactly. Orders are of the ODE's solution, for the
 stochastic ones of the distribution (weak).
 """
 
@@ -84,8 +84,8 @@ def sample(
         raise ValueError(f"eta is a number from 0 to 1 for ddim, got {eta} for {method}")
     if noise is None and (churn > 0 or eta > 0 or method in ("ddpm", "dpmpp_2m_sde")):
         raise ValueError(
-            f"{method} with churn {churn:g} and eta {eta:g} needs `noise`: a function of the step that returns "
-            "standard normal numbers"
+            f"{method} with churn {churn:g} and eta {eta:g} needs `noise`: a function of the step that "
+            "returns standard normal numbers"
         )
     growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     walk = _Walk(denoise, condition, noise, eta=1.0 if method == "ddpm" else eta)
@@ -166,7 +166,8 @@ class _Walk(Generic[C]):
 def _integrate(x: Tensor, nodes: list[tuple[float, Tensor]], start: float, end: float) -> Tensor:
     """Exact solution of dx / dlambda = x_0 - x where x_0 is the polynomial in lambda through `nodes`.
 
-    The weights of x_0 solve sum_j w_j u_j^k = m_k = int_0^h e^(u - h) u^k du, u = log(start / sigma), h its end.
+    The weights of x_0 solve sum_j w_j u_j^k = m_k = int_0^h e^(u - h) u^k du, u = log(start / sigma),
+    h its end.
     """
     h = math.log(start / end)
     moments = [-math.expm1(-h)]

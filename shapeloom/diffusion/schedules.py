@@ -85,9 +85,10 @@ class VpCosine:
 
 
 class VpExponential:
-    """Variance preserving with alpha^2 = exp(-B(t)), B(t) = rate t + growth t^2 / 2: the integral of DDPM's beta.
+    """Variance preserving with alpha^2 = exp(-B(t)), B(t) = rate t + growth t^2 / 2.
 
-    rate 0.1, growth 19.9: DDPM's linear betas in continuous time (Song et al. 2021, eq. 29).
+    B is the integral of DDPM's beta.
+    rate 0.1, growth 19.9: DDPM's linear betas (Song et al. 2021, eq. 29).
     rate 12, growth 0: Shap-E's "exp" schedule, alpha^2 = exp(-12 t).
     """
 
@@ -116,9 +117,10 @@ class VpExponential:
 
 
 class Edm:
-    """Variance exploding: alpha = 1, sigma even in its seventh root from 0.002 to 80 (Karras et al. 2022, eq. 5).
+    """Variance exploding: alpha = 1, sigma even in its seventh root from 0.002 to 80.
 
-    At t = 0 a noise of 0.002 is left. Time below 0 stands for less: `time(0)` is about -0.53.
+    Karras et al. 2022, eq. 5. At t = 0 a noise of 0.002 is left.
+    Time below 0 stands for less: `time(0)` is about -0.28.
     """
 
     low, high, rho = 0.002 ** (1 / 7), 80 ** (1 / 7), 7

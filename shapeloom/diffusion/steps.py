@@ -38,8 +38,9 @@ def exponential_sigmas(
 def flow_shift_sigmas(
     num_steps: int, *, sigma_min: float = 0.02, sigma_max: float = 80.0, shift: float = 3.0
 ) -> Float[Tensor, " levels"]:
-    """Levels even in rectified flow's time, shifted: t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+    """Levels even in rectified flow's time, shifted: t' = shift t / (1 + (shift - 1) t).
 
+    Esser et al. 2024, eq. 23.
     The shift multiplies sigma / alpha by `shift`; 1 is none, more spends more steps on strong noise.
     """
     if shift <= 0:

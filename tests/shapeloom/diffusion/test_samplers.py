@@ -138,8 +138,8 @@ def test_wrong_levels_and_churn_without_noise_are_refused():
 def gaussian_variance(method: str, steps: int, eta: float = 0.0) -> float:
     """Variance that a sampler gives a Gaussian of standard deviation 0.6, without drawing a number.
 
-    Its denoiser is linear, so the sampler is linear in the start and each step's noise: row 0 carries the start,
-    row i + 1 step i's noise, and their squares add up.
+    Its denoiser is linear, so the sampler is linear in the start and each step's noise: row 0 carries the
+    start, row i + 1 step i's noise, and their squares add up.
     """
     sigmas = levels(steps)
     gain = 0.36
@@ -170,7 +170,7 @@ def test_variance_of_a_stochastic_sampler_converges_with_its_weak_order(method, 
 @pytest.mark.parametrize("schedule", get_args(ScheduleName))
 @pytest.mark.parametrize("method", get_args(SamplerName))
 def test_every_sampler_runs_with_every_schedule_and_step_choice(method, schedule):
-    """A network that says v at the schedule's own time, of the mixture: its samples have the mixture's moments."""
+    """From a network that says v at the schedule's own time, samples have the mixture's moments."""
     frame = make_schedule(schedule)
 
     def network(x_t, t, condition):
@@ -179,15 +179,22 @@ def test_every_sampler_runs_with_every_schedule_and_step_choice(method, schedule
         return convert(x0, "x0", "v", frame, x_t, t)
 
     denoise = as_denoiser(network, "v", frame)
-    noises = torch.randn(41, 1500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Ancestral noise makes the variance too small by about 8 / steps: 0.19 at 40 steps, 0.06 at 160.
+    steps = 160 if method == "ddpm" else 40
+    noises = torch.randn(steps + 1, 1500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean = float((WEIGHTS * MEANS).sum())
     variance = float((WEIGHTS * (STDS**2 + MEANS**2)).sum()) - mean**2
     for choice in get_args(StepChoice):
-        sigmas = make_sigmas(choice, 40)
+        sigmas = make_sigmas(choice, steps)
         result = sample(
-            denoise, initial_noise(noises[40], sigmas), sigmas, None, method=method, noise=noises.__getitem__
+            denoise,
+            initial_noise(noises[steps], sigmas),
+            sigmas,
+            None,
+            method=method,
+            noise=noises.__getitem__,
         )
-        # Four standard errors of 1500 draws, and a first-order method's bias at 40 steps.
+        # Four standard errors of 1500 draws, and a first-order method's bias.
         assert float(result.mean()) == pytest.approx(mean, abs=0.13)
         assert float(result.var()) == pytest.approx(variance, abs=0.2)
 
