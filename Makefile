@@ -9,13 +9,14 @@ ASSETS ?=
 PROMPT ?=
 NUM    ?= 1
 SEED   ?= 0
-NPROC  ?= 1
+NPROC  ?=
 VENV   ?= .venv
 PYTHON ?= python3
 
 PY     = $(VENV)/bin/python
 STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-pytorch3d.txt scripts/setup.sh | sha256sum | cut -c1-16)
-LAUNCH = $(if $(filter-out 1,$(NPROC)),$(VENV)/bin/torchrun --standalone --nproc_per_node $(NPROC) -m,$(PY) -m)
+# One process a GPU, two on CPUs, or NPROC.
+LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
 .PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
 
@@ -36,7 +37,7 @@ data-prep: $(STAMP)
 	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out $(RUN)/data $(if $(ASSETS),--set assets=$(ASSETS))
 
 train-clip: $(STAMP)
-	$(LAUNCH) prior.train_clip --config configs/clip/$(CONFIG).yaml --out $(RUN)/clip --set data=$(RUN)/data
+	$(PY) -m prior.train_clip --config configs/clip/$(CONFIG).yaml --out $(RUN)/clip --set data=$(RUN)/data
 
 train-encoder: $(STAMP)
 	$(LAUNCH) encoder.train --config configs/encoder/$(CONFIG).yaml --out $(RUN)/encoder --set data=$(RUN)/data

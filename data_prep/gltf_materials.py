@@ -104,8 +104,7 @@ def _uv_transform(transform: dict[str, Any]) -> Float[ndarray, "2 3"]:
     """[u', v'] = matrix @ [u, v, 1] in glTF's texture space, whose origin is at the top left.
 
     Positive rotations turn coordinates counter-clockwise as seen with v pointing down, which is the wording
-    of the extension; its code sample turns the other way.
-    Not yet held against Khronos's TextureTransformTest.
+    of the extension and what three.js does; the extension's code sample turns the other way.
     """
     (x, y), (sx, sy) = transform.get("offset", [0, 0]), transform.get("scale", [1, 1])
     cos, sin = math.cos(transform.get("rotation", 0)), math.sin(transform.get("rotation", 0))

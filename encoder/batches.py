@@ -81,7 +81,9 @@ def _make_sample(
     }
     if encoder.num_views:
         out["pixels"] = _pixels(asset, encoder, matrix, channels)
-        out["views_kept"] = torch.tensor(float(rng.random() >= view_dropout))
+        # Points alone, or any number of the views.
+        few = 0 if rng.random() < view_dropout else int(rng.integers(1, encoder.num_views + 1))
+        out["views_kept"] = torch.arange(encoder.num_views) < few
     return out
 
 

@@ -1,11 +1,13 @@
 """Encodes every asset: python -m encoder.encode --out RUN/latents --set data=.. encoder=.. clip=..
 
 Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
-latent reproduces the asset, so that bad encodings can be left out. A shard is written aside and renamed:
-whatever was finished before a kill stays finished.
+latent reproduces the asset, so that bad encodings can be left out. Shards are worked on side by side, each
+written aside and renamed: whatever was finished before a kill stays finished.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from pydantic import Field as Key
 from encoder.model import Autoencoder, load_encoder, read_for_encoding
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
-from shapeloom.decoder import RenderConfig
+from shapeloom.decoder import RenderConfig, load_decoder
+from shapeloom.executors import run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import mask_iou, psnr
 from shapeloom.pictures import on_white, read_views
@@ -41,8 +44,44 @@ class EncodeConfig(Config):
     clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
     splits: tuple[str, ...] = ("train", "val", "test")
     clip_views: int = Key(4, ge=1)  # views embedded an asset
+    clip_grid: bool = False  # keep the views' grids of tokens too, for priors that look at them
     batch_size: int = Key(16, ge=1)
     fidelity_size: int = Key(32, ge=8)  # pixels a side that fidelity is measured at; divides the data's
+    workers: int | None = Key(None, ge=0)  # processes; none: one a GPU, or one a core. 0: in this process
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Some assets of one asset shard, to become one latent shard."""
+
+    path: Path
+    shard: int
+    indices: tuple[int, ...]
+    config: EncodeConfig
+
+    @property
+    def device(self) -> str:
+        """Where to encode it."""
+        num_gpus = torch.cuda.device_count()
+        return f"cuda:{self.shard % num_gpus}" if num_gpus else "cpu"
+
+
+@lru_cache(1)
+def _tools(config: EncodeConfig, device: str) -> tuple[Autoencoder, Clip, AssetShards]:
+    """What a worker keeps from one shard to the next."""
+    model, clip = load_encoder(config.encoder, device), load_clip(config.clip, device)
+    return model, clip, AssetShards(config.data)
+
+
+def encode_shard(task: ShardTask, report: Callable[[int], None]) -> None:
+    """Writes one latent shard; reports the number of assets after each batch."""
+    model, clip, shards = _tools(task.config, task.device)
+    samples: list[dict[str, Any]] = []
+    for start in range(0, len(task.indices), task.config.batch_size):
+        batch = task.indices[start : start + task.config.batch_size]
+        samples += encode_batch(shards, batch, model, clip, task.config)
+        report(len(samples))
+    write_shard(task.path, samples)
 
 
 def encode_batch(
@@ -56,6 +95,7 @@ def encode_batch(
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
     pictures = np.concatenate([on_white(asset.rgba) for asset in seen if asset.rgba is not None])
     image_pooled = clip.image(pictures).reshape(len(indices), num_views, -1)
+    grids = clip.grid(pictures).unflatten(0, (len(indices), num_views)) if config.clip_grid else None
     captions = [asset.row.captions for asset in seen]
     text = clip.text([caption for per_asset in captions for caption in per_asset])
     out, first = [], 0
@@ -81,6 +121,8 @@ def encode_batch(
                 "image_pooled.npy": image_pooled[number].cpu().numpy().astype(np.float16),
             }
         )
+        if grids is not None:
+            out[-1]["image_grid.npy"] = grids[number].cpu().numpy().astype(np.float16)
     return out
 
 
@@ -109,40 +151,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Encodes, or goes on, or says that it is done."""
     config, out, _ = parse_stage(EncodeConfig, stage="encoder.encode", description=__doc__, argv=argv)
     start_logging()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_encoder(config.encoder, device)
-    clip = load_clip(config.clip, device)
     shards = AssetShards(config.data)
-    inputs = {"data": shards.digest, "encoder": model.decoder.digest, "clip": clip.digest}
+    decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
+    inputs = {"data": shards.digest, "encoder": decoder.digest, "clip": clip.digest}
     run = Run.open(out, config, stage="encode", inputs=inputs)
     if run.done:
         log.info("the latents in %s are already there", out)
         return
-    todo: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for index, row in enumerate(shards.rows):
         if row.split in config.splits:
-            todo.setdefault(row.shard, []).append(index)
-    if not todo:
+            members.setdefault(row.shard, []).append(index)
+    if not members:
         raise UserError(f"{config.data} has no assets of the splits {config.splits}.")
-    with progress(sum(len(indices) for indices in todo.values()), "encoding assets") as bar:
-        for shard, indices in todo.items():
-            path = out / "shards" / f"{shard:06d}.tar"
-            if not shard_is_finished(path):
-                batches = [
-                    indices[i : i + config.batch_size] for i in range(0, len(indices), config.batch_size)
-                ]
-                write_shard(
-                    path, [s for batch in batches for s in encode_batch(shards, batch, model, clip, config)]
-                )
-                run.save_progress()
-            bar.advance(len(indices))
-    projection = model.decoder.config.projection
+    tasks = [
+        ShardTask(out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), config)
+        for shard, indices in members.items()
+    ]
+    _run_shards(tasks, config, run)
+    projection = decoder.config.projection
     facts = {"tokens": projection.num_tokens, "channels": projection.channels, **inputs}
+    facts["layers"] = decoder.projection.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]
     log.info("%d latents; PSNR of their renders: median %.2f dB", len(psnr), np.median(psnr))
     run.finish(num_latents=len(psnr), median_psnr=round(float(np.median(psnr)), 3))
+
+
+def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run) -> None:
+    done = {task.path: len(task.indices) if shard_is_finished(task.path) else 0 for task in tasks}
+    total = sum(len(task.indices) for task in tasks)
+    with progress(total, "encoding assets", done=sum(done.values())) as bar:
+
+        def on_report(task: ShardTask, number: int) -> None:
+            bar.advance(max(0, number - done[task.path]))  # a shard that lost its worker starts over
+            done[task.path] = max(done[task.path], number)
+
+        workers = config.workers if config.workers is not None else torch.cuda.device_count() or None
+        open_tasks = [task for task in tasks if not done[task.path]]
+        for _ in run_tasks(
+            encode_shard, open_tasks, workers=workers, on_report=on_report, preload=["encoder.encode"]
+        ):
+            run.save_progress()
 
 
 if __name__ == "__main__":

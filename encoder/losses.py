@@ -1,7 +1,8 @@
 """What the autoencoder is trained on: rays whose depth is known, surface points, signed distances.
 
 Rays that hit are sampled a few times in front of the surface (to carve free space) and densely around it;
-rays that miss are sampled evenly. So a dozen samples do where plain stratified sampling needs many.
+rays that miss are sampled evenly. So a dozen samples do where plain sampling (NeRF, section 5.2: stratified,
+then by importance) needs many.
 """
 
 import torch
@@ -14,19 +15,21 @@ from shapeloom.config import Config
 from shapeloom.decoder import Decoder
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.rendering.rays import edges_from_samples
-from shapeloom.rendering.volume import composite
+from shapeloom.rendering.volume import composite, importance_samples, ray_weights
 
 
 class LossConfig(Config):
     """Weights of the losses and how many rays and points an asset they take."""
 
     num_rays: int = Key(128, ge=1)
-    free_samples: int = Key(8, ge=2)  # along the whole ray, in front of the surface
-    surface_samples: int = Key(8, ge=2)  # within surface_window of it
+    guided: bool = True  # by the known depth
+    free_samples: int = Key(8, ge=2)  # along the whole ray, in front of the surface; plain: stratified ones
+    surface_samples: int = Key(8, ge=2)  # within surface_window of it; plain: by importance
     surface_window: float = Key(0.08, gt=0)  # half-width, in units of the box [-1, 1]^3
     num_surface_points: int = Key(256, ge=1)
     num_sdf_points: int = Key(512, ge=1)
     color: float = Key(1.0, ge=0)
+    squared_share: float = Key(0.5, ge=0, le=1)  # of the colour's error that is L2 (times 4), not L1
     alpha: float = Key(0.5, ge=0)
     texture: float = Key(0.5, ge=0)
     sdf: float = Key(2.0, ge=0)
@@ -38,19 +41,22 @@ def guided_samples(
     t_near: Float[Tensor, "*rays"],
     t_far: Float[Tensor, "*rays"],
     t_hit: Float[Tensor, "*rays"],
-    jitter: Float[Tensor, "*rays samples"],
+    jitter: Float[Tensor, "*rays numbers"],
     config: LossConfig,
 ) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays edges"]]:
     """Returns sorted sample positions and interval edges. t_hit is 0 for rays that miss.
 
-    A ray that hits is followed to just behind its surface: whatever alpha it has must come from there.
+    A ray that hits is followed to just behind its surface: whatever alpha it has must come from there. Plain
+    sampling gets its stratified samples alone.
     """
-    hit = t_hit > 0
+    hit = (t_hit > 0) & config.guided
     window = config.surface_window
     end = torch.where(hit, torch.minimum(t_hit + window, t_far), t_far)
     free, surface = config.free_samples, config.surface_samples
     index = torch.arange(free, device=jitter.device)
     t_free = t_near[..., None] + (end - t_near)[..., None] * (index + jitter[..., :free]) / free
+    if not config.guided:
+        return t_free, edges_from_samples(t_free, t_near, t_far)
     index = torch.arange(surface, device=jitter.device)
     share = (index + jitter[..., free:]) / surface
     start = torch.where(hit, torch.maximum(t_hit - window, t_near), t_near)
@@ -59,14 +65,32 @@ def guided_samples(
     return t, edges_from_samples(t, t_near, end)
 
 
-def ray_losses(
-    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor]
-) -> dict[str, Float[Tensor, ""]]:
-    """Returns the colour loss over a random background (mean of L1 and L2) and the alpha loss (L1)."""
+@torch.no_grad()
+def _with_important(
+    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], num_samples: int
+) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays edges"]]:
+    """Returns the batch's samples and as many more where they found density, with the edges between."""
     t, edges = batch["ray_t"], batch["ray_edges"]
-    num_assets, rays, samples = t.shape
+    density = decoder.geometry(weights, _ray_points(batch, t)).density.reshape(t.shape)
+    found = ray_weights(density, edges[..., 1:] - edges[..., :-1])
+    t = torch.cat([t, importance_samples(edges, found, num_samples)], dim=-1).sort(dim=-1).values
+    return t, edges_from_samples(t, edges[..., 0], edges[..., -1])
+
+
+def _ray_points(batch: dict[str, Tensor], t: Float[Tensor, "batch rays samples"]) -> Tensor:
     points = batch["ray_origins"][:, :, None] + t[..., None] * batch["ray_directions"][:, :, None]
-    geometry, paint = decoder.query(weights, points.reshape(num_assets, -1, 3).clamp(-1, 1))
+    return points.flatten(1, 2).clamp(-1, 1)
+
+
+def ray_losses(
+    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
+) -> dict[str, Float[Tensor, ""]]:
+    """Returns the colour loss over a random background (L1 and L2) and the alpha loss (L1)."""
+    t, edges = batch["ray_t"], batch["ray_edges"]
+    if not config.guided:
+        t, edges = _with_important(decoder, weights, batch, config.surface_samples)
+    num_assets, rays, samples = t.shape
+    geometry, paint = decoder.query(weights, _ray_points(batch, t))
     seen = composite(
         geometry.density.reshape(num_assets, rays, samples),
         paint.rgb.reshape(num_assets, rays, samples, 3),
@@ -79,7 +103,7 @@ def ray_losses(
     true_color = truth[..., :3] * true_alpha[..., None] + background * (1 - true_alpha[..., None])
     error = color - true_color
     return {
-        "color": 0.5 * (error.abs().mean() + (error**2).mean() * 4),
+        "color": torch.lerp(error.abs().mean(), 4 * (error**2).mean(), config.squared_share),
         "alpha": (seen.alpha - true_alpha).abs().mean(),
     }
 
@@ -111,6 +135,11 @@ def point_losses(
         "sdf": error.mean(),
         "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
     }
+
+
+def standard_divergence(mean: Float[Tensor, "*batch"], log_std: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Returns the mean Kullback-Leibler divergence of normal distributions from N(0, 1), in nats a number."""
+    return (0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std).mean()
 
 
 def total_loss(parts: dict[str, Tensor], config: LossConfig) -> Tensor:

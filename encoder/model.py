@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field as Key
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
@@ -36,6 +37,8 @@ class EncoderConfig(Config):
     grid_channels: int = Key(32, ge=4)
     num_views: int = Key(0, ge=0)  # 0: points alone
     patch: int = Key(8, ge=1)
+    variational: bool = False  # a spread of each latent number's own (Kingma & Welling 2014)
+    checkpointing: bool = False  # computes blocks again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,36 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList([TransformerBlock(width, config.heads) for _ in range(config.num_layers)])
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, decoder.projection.channels)
+        self.log_std = nn.Linear(width, decoder.projection.channels) if config.variational else None
+        if self.log_std is not None:
+            nn.init.zeros_(self.log_std.weight)
+            nn.init.constant_(self.log_std.bias, -3.0)
 
     def forward(
-        self, inputs: EncoderInputs, views_kept: Float[Tensor, " batch"] | None = None
+        self, inputs: EncoderInputs, views_kept: Bool[Tensor, "batch views"] | None = None
     ) -> Float[Tensor, "batch tokens channels"]:
-        """Returns the latent, in [-1, 1]. views_kept: 1 to use an asset's views, 0 to do without."""
+        """Returns the latent, in [-1, 1]. views_kept: the views that each asset has; none: all."""
+        return self.distribution(inputs, views_kept)[0]
+
+    def distribution(
+        self, inputs: EncoderInputs, views_kept: Bool[Tensor, "batch views"] | None = None
+    ) -> tuple[Float[Tensor, "batch tokens channels"], Float[Tensor, "batch tokens channels"] | None]:
+        """Returns the latent and, if variational, the logarithm of its standard deviation."""
         places = self.grid_tokens(inputs.points, inputs.rgb, inputs.normals)
         x = self.latent_tokens + self.shares.to(places.dtype) @ places
         if self.from_views is not None and self.view_tokens is not None and inputs.pixels is not None:
-            gathered = self.from_views(x, self.view_tokens(inputs.pixels))
-            x = x + (gathered if views_kept is None else gathered * views_kept[:, None, None])
+            tokens = self.view_tokens(inputs.pixels)
+            if views_kept is None:
+                x = x + self.from_views(x, tokens)
+            else:
+                mask = views_kept.repeat_interleave(tokens.shape[1] // views_kept.shape[1], dim=1)
+                x = x + self.from_views(x, tokens, mask) * views_kept.any(dim=1)[:, None, None]
         for block in self.blocks:
-            x = block(x)
-        return torch.tanh(self.out(self.out_norm(x)).float())
+            recomputed = self.config.checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
+        x = self.out_norm(x)
+        log_std = None if self.log_std is None else self.log_std(x).float().clamp(-8, 1)
+        return torch.tanh(self.out(x).float()), log_std
 
 
 def _even_shares(num_tokens: int) -> Float[Tensor, "tokens places"]:

@@ -43,9 +43,9 @@ class GridTokens(nn.Module):
         normals: Float[Tensor, "batch points 3"],
     ) -> Float[Tensor, "batch cells width"]:
         """Returns 64 tokens. points in [-1, 1]^3, rgb in [0, 1], unit normals."""
-        x = F.gelu(self.first(cell_means(points, rgb, normals, self.resolution)))
+        x = F.silu(self.first(cell_means(points, rgb, normals, self.resolution)))
         for halve, mix in zip(self.halve, self.mix, strict=True):
-            x = F.gelu(mix(F.gelu(halve(x))))
+            x = F.silu(mix(F.silu(halve(x))))
         tokens: Tensor = self.linear(x.flatten(2).transpose(1, 2))
         return tokens
 

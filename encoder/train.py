@@ -12,7 +12,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from encoder.batches import AugmentConfig, make_batch
-from encoder.losses import LossConfig, point_losses, ray_losses, total_loss
+from encoder.losses import LossConfig, point_losses, ray_losses, standard_divergence, total_loss
 from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, read_for_encoding
 from shapeloom import distributed
 from shapeloom.config import Config, parse_stage, run_main
@@ -38,6 +38,7 @@ class EncoderTrainConfig(Config):
     losses: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     bottleneck_noise: float = Key(0.05, ge=0)  # standard deviation, for latents in [-1, 1]
+    kl: float = Key(1e-3, ge=0)  # weight of a variational encoder's divergence, which takes the noise's place
     view_dropout: float = Key(0.3, ge=0, le=1)  # assets that must do with points alone
     train: TrainConfig = TrainConfig()
 
@@ -67,14 +68,20 @@ class EncoderTask:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, Autoencoder)
         inputs = EncoderInputs(batch["points"], batch["rgb"], batch["normals"], batch.get("pixels"))
-        latent = model.encoder(inputs, batch.get("views_kept"))
+        latent, log_std = model.encoder.distribution(inputs, batch.get("views_kept"))
         noise = normal(batch["seed"], tuple(latent.shape[1:]), stream="bottleneck", device=latent.device)
-        weights = model.decoder.weights(latent + self.config.bottleneck_noise * noise)
+        spread = self.config.bottleneck_noise if log_std is None else log_std.exp()
+        weights = model.decoder.weights(latent + spread * noise)
+        losses = self.config.losses
         parts = {
-            **ray_losses(model.decoder, weights, batch),
-            **point_losses(model.decoder, weights, batch, self.config.losses),
+            **ray_losses(model.decoder, weights, batch, losses),
+            **point_losses(model.decoder, weights, batch, losses),
         }
-        return total_loss(parts, self.config.losses), parts
+        total = total_loss(parts, losses)
+        if log_std is not None:
+            parts["kl"] = standard_divergence(latent, log_std)
+            total = total + self.config.kl * parts["kl"]
+        return total, parts
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         """Returns held-out assets: the truth above, the render below; logs their PSNR."""

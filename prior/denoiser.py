@@ -4,26 +4,29 @@ The network sees a noisy latent [batch, tokens, channels] and a noise level, and
 for. Its input is brought to unit variance and the default target has unit variance too (EDM's preconditioning
 for data of unit variance). It is told noise levels alone, so any sampler's steps fit it.
 
-    pooled CLIP vectors of text and image + noise level -> adaptive layer norms (AdaLN-zero)
-    CLIP's text tokens + one learned token              -> cross-attention
+    noise level                                      -> adaptive layer norms (AdaLN-zero)
+    pooled CLIP vectors of text and views, the class -> adaptive layer norms too, or tokens of their own
+    CLIP's text tokens and grids, one learned token  -> cross-attention, or tokens of their own
 
 Conditions may be missing: each has a learned stand-in, and a latent without any is the unconditional model.
+Tokens of their own stand before the latent's in every self-attention (Shap-E's way).
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from pydantic import Field
+from jaxtyping import Bool, Float, Int64
+from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from prior.conditions import NO_LABEL, Condition, Shapes
+from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
 from shapeloom.diffusion.objectives import Target, TimeSampling, to_x0
@@ -43,6 +46,22 @@ class NetworkConfig(Config):
         default=1, ge=1, description="neighbouring latent tokens that the network joins to one"
     )
     activation: Activation = "gelu"
+    pooled: Literal["adaptive", "token"] = Field(
+        "adaptive",
+        description="pooled CLIP vectors and the class: by adaptive norms, or a token each",
+    )
+    tokens: Literal["cross", "token", "none"] = Field(
+        "cross", description="text tokens and grids: by cross-attention, as tokens, or not at all"
+    )
+    checkpointing: bool = Field(
+        default=False, description="compute each block's activations again in the backward pass: less memory"
+    )
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "NetworkConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        return self
 
 
 class DiffusionConfig(Config):
@@ -55,43 +74,17 @@ class DiffusionConfig(Config):
     times_std: float = Field(default=1.0, gt=0)
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What a prior's latents and conditions look like; saved in its prior.json."""
-
-    tokens: int
-    channels: int
-    clip_dim: int
-    text_width: int
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Conditions of a batch; rows where `has_text` or `has_image` is False are ignored."""
-
-    text_pooled: Float[Tensor, "batch embed"]
-    text_tokens: Float[Tensor, "batch length text_width"]
-    text_mask: Bool[Tensor, "batch length"]
-    has_text: Bool[Tensor, " batch"]
-    image_pooled: Float[Tensor, "batch embed"]
-    has_image: Bool[Tensor, " batch"]
-
-    def without(self) -> "Condition":
-        """The null condition for the same batch."""
-        nothing = torch.zeros_like(self.has_text)
-        return replace(self, has_text=nothing, has_image=nothing)
-
-
 class Denoiser(nn.Module):
     """A transformer over latent tokens; `standard_*` buffers hold the latents' mean and spread."""
 
     standard_mean: Tensor
     standard_std: Tensor
     frequencies: Tensor
+    layer_of: Tensor
 
     def __init__(self, shapes: Shapes, config: NetworkConfig) -> None:
         super().__init__()
-        width, self.group = config.width, config.group
+        width, self.group, self.shapes, self.config = config.width, config.group, shapes, config
         if shapes.tokens % self.group:
             raise UserError(
                 f"network.group={self.group} must divide the latents' {shapes.tokens} tokens; choose another."
@@ -106,8 +99,9 @@ class Denoiser(nn.Module):
         self.no_image = nn.Parameter(torch.randn(width) * 0.02)
         # Always attended to, so that a latent without text still has something to look at.
         self.null_token = nn.Parameter(torch.randn(shapes.text_width) * 0.02)
+        cross_width = shapes.text_width if config.tokens == "cross" else None
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.heads, shapes.text_width, width, activation=config.activation)
+            TransformerBlock(width, config.heads, cross_width, width, activation=config.activation)
             for _ in range(config.depth)
         )
         self.out_modulate = nn.Linear(width, 2 * width)
@@ -117,31 +111,85 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.bias)
         self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels))
         self.register_buffer("standard_std", torch.ones(shapes.tokens, shapes.channels))
+        self._make_optional_parts(shapes, config)
+
+    def _make_optional_parts(self, shapes: Shapes, config: NetworkConfig) -> None:
+        """What a prior has for field layers, classes, grids and tokens of conditions; the last row of
+        `label` stands for no class."""
+        width = config.width
+        # Layer of the field that each of the network's tokens belongs to: `position` tells its row.
+        counts = torch.tensor(shapes.layers, dtype=torch.long)
+        layer_of = torch.repeat_interleave(counts, output_size=sum(shapes.layers))[:: config.group]
+        self.register_buffer("layer_of", layer_of, persistent=False)
+        num_layers, num_classes = len(shapes.layers), len(shapes.classes)
+        self.layer = nn.Parameter(torch.zeros(num_layers, width)) if num_layers else None
+        self.label = nn.Parameter(torch.randn(num_classes + 1, width) * 0.02) if num_classes else None
+        self.grid = nn.Linear(shapes.grid_width, shapes.text_width) if shapes.grid_width else None
+        self.context_in = nn.Linear(shapes.text_width, width) if config.tokens == "token" else None
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
     ) -> Float[Tensor, "batch tokens channels"]:
         """What the network says of x = x_0 + sigma eps (x_0 standardised), sigma > 0: see `objectives`."""
-        size = x.shape[0]
         level = torch.log(sigma)[:, None] / 4 * self.frequencies  # /4 as EDM's c_noise
         modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
-        # sqrt(dim): entries of a unit vector become of size 1, as a linear layer expects (as in Shap-E).
-        scale = math.sqrt(condition.text_pooled.shape[-1])
-        text = self.text(condition.text_pooled * scale)
-        image = self.image(condition.image_pooled * scale)
-        modulation = modulation + torch.where(condition.has_text[:, None], text, self.no_text)
-        modulation = modulation + torch.where(condition.has_image[:, None], image, self.no_image)
-        null = self.null_token.expand(size, 1, -1)
-        context = torch.cat([null, condition.text_tokens.to(null.dtype)], dim=1)
-        readable = condition.text_mask & condition.has_text[:, None]
-        mask = torch.cat([torch.ones_like(readable[:, :1]), readable], dim=1)
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
         hidden = self.inp(unit.unflatten(1, (-1, self.group)).flatten(2)) + self.position
+        if self.layer is not None:
+            hidden = hidden + self.layer[self.layer_of]
+        before: list[Tensor] = []
+        if self.config.pooled == "token":
+            before += [vector[:, None] for vector in self._pooled(condition)]
+        else:
+            for vector in self._pooled(condition):
+                modulation = modulation + vector
+        context, mask = (None, None) if self.config.tokens == "none" else self._context(condition)
+        if self.context_in is not None and context is not None and mask is not None:
+            before.append(self.context_in(torch.where(mask[..., None], context, self.null_token)))
+            context, mask = None, None
+        num_before = sum(tokens.shape[1] for tokens in before)
+        hidden = torch.cat([*before, hidden], dim=1) if before else hidden
         for block in self.blocks:
-            hidden = block(hidden, context, mask, modulation)
+            if self.config.checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, context, mask, modulation, use_reentrant=False)
+            else:
+                hidden = block(hidden, context, mask, modulation)
+        hidden = hidden[:, num_before:]
         shift, gain = self.out_modulate(F.silu(modulation))[:, None].chunk(2, dim=-1)
         answer = self.out(F.layer_norm(hidden, hidden.shape[-1:]) * (1 + gain) + shift)
         return answer.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    def _pooled(self, condition: Condition) -> list[Float[Tensor, "batch width"]]:
+        """A vector each of the caption, of the views (their mean), and of the class where there are any."""
+        # sqrt(dim): entries of a unit vector become of size 1, as a linear layer expects (as in Shap-E).
+        scale = math.sqrt(condition.text_pooled.shape[-1])
+        seen = condition.has_view[..., None].to(condition.image_pooled.dtype)
+        views = (condition.image_pooled * seen).sum(1) / seen.sum(1).clamp_min(1)
+        text, image = self.text(condition.text_pooled * scale), self.image(views * scale)
+        vectors = [
+            torch.where(condition.has_text[:, None], text, self.no_text),
+            torch.where(condition.has_view.any(1)[:, None], image, self.no_image),
+        ]
+        if self.label is not None:
+            none = self.label.shape[0] - 1
+            vectors.append(self.label[torch.where(condition.label == NO_LABEL, none, condition.label)])
+        return vectors
+
+    def _context(
+        self, condition: Condition
+    ) -> tuple[Float[Tensor, "batch context text_width"], Bool[Tensor, "batch context"]]:
+        """Tokens to look at, and which of them are there: the null token, the caption's, the views' grids."""
+        null = self.null_token.expand(len(condition.has_text), 1, -1)
+        parts = [null, condition.text_tokens.to(null.dtype)]
+        masks = [
+            torch.ones_like(condition.has_text)[:, None],
+            condition.text_mask & condition.has_text[:, None],
+        ]
+        if self.grid is not None and condition.image_grid is not None:
+            cells = condition.image_grid.shape[2]
+            parts.append(self.grid(condition.image_grid.flatten(1, 2)))
+            masks.append(condition.has_view.repeat_interleave(cells, dim=1))
+        return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
 
 def predict_x0(
@@ -168,6 +216,7 @@ class Prior:
         digest: SHA-256 of its weights.
         encoder_digest, clip_digest: of the decoder and the CLIP that its latents and conditions came from.
         shape: (tokens, channels) of a latent.
+        predicts: "latents", or "views": pictures' CLIP vectors in place of latents.
     """
 
     def __init__(
@@ -177,6 +226,7 @@ class Prior:
         self.shapes, self.diffusion = shapes, diffusion
         self.digest, self.encoder_digest = str(facts["digest"]), str(facts["encoder"])
         self.clip_digest = str(facts["clip"])
+        self.predicts = str(facts.get("predict", "latents"))
         self.device = network.position.device
 
     @property
@@ -199,43 +249,55 @@ class Prior:
     def condition(
         self,
         text: TextEmbedding | None = None,
-        image: Float[Tensor, "batch embed"] | None = None,
+        image: Float[Tensor, "batch embed"] | Float[Tensor, "batch views embed"] | None = None,
         *,
+        grid: Float[Tensor, "batch views cells grid_width"] | None = None,
+        label: Int64[Tensor, " batch"] | None = None,
         batch: int | None = None,
     ) -> Condition:
-        """Conditions for `denoise`: captions (`Clip.text`), pictures (`Clip.image`), both, or neither.
+        """Conditions for `denoise`: captions (`Clip.text`), pictures (`Clip.image`), classes, or neither.
 
-        batch: number of rows; needed when there is neither. A single row of text or image is repeated to it.
-        Raises ValueError when numbers of rows or widths don't fit.
+        image: one vector a row, or several views'. grid: their grids (`Clip.grid`), for a prior that reads
+        them. label: numbers of `shapes.classes`.
+        batch: number of rows; needed when there is no condition. A single row is repeated to it.
+        Raises ValueError when numbers of rows or widths don't fit, or a grid is missing or not expected.
         """
-        counts = [len(given) for given in (text.pooled if text else None, image) if given is not None]
+        given = (text.pooled if text else None, image, label)
+        counts = [len(part) for part in given if part is not None]
         size = batch if batch is not None else max(counts, default=0)
         if size < 1 or any(count not in (1, size) for count in counts):
             raise ValueError(
-                f"expected 1 or {size} rows of text and image conditions, got {counts}, batch {batch}"
+                f"expected 1 or {size} rows of text, image and label conditions, got {counts}, batch {batch}"
             )
-        blank = torch.zeros(size, self.shapes.clip_dim)
+        shapes = self.shapes
         if text is None:
-            tokens = torch.zeros(size, 1, self.shapes.text_width)
-            text = TextEmbedding(blank, tokens, torch.zeros(size, 1, dtype=torch.bool))
-            has_text = torch.zeros(size, dtype=torch.bool)
-        else:
-            has_text = torch.ones(size, dtype=torch.bool)
-        pooled = blank if image is None else image
-        widths = (text.pooled.shape[-1], pooled.shape[-1], text.tokens.shape[-1])
-        expected = (self.shapes.clip_dim, self.shapes.clip_dim, self.shapes.text_width)
+            tokens, mask = torch.zeros(size, 1, shapes.text_width), torch.zeros(size, 1, dtype=torch.bool)
+            text = TextEmbedding(torch.zeros(size, shapes.clip_dim), tokens, mask)
+        views = torch.zeros(size, 1, shapes.clip_dim) if image is None else image
+        views = views[:, None] if views.ndim == 2 else views
+        widths = (text.pooled.shape[-1], views.shape[-1], text.tokens.shape[-1])
+        expected = (shapes.clip_dim, shapes.clip_dim, shapes.text_width)
         if widths != expected:
             raise ValueError(f"text, image and text tokens have widths {widths}; this prior knows {expected}")
+        if image is not None and (0 if grid is None else grid.shape[-1]) != shapes.grid_width:
+            raise ValueError(
+                f"this prior reads pictures' grids of width {shapes.grid_width} (0: none), but was given "
+                f"{'none' if grid is None else grid.shape[-1]}"
+            )
+        if label is not None and not bool(((label >= NO_LABEL) & (label < len(shapes.classes))).all()):
+            raise ValueError(f"labels are numbers below {len(shapes.classes)}, got {label.tolist()}")
         dtype = self.network.position.dtype
 
         def fitted(value: Tensor) -> Tensor:
-            kind = dtype if value.is_floating_point() else torch.bool
+            kind = dtype if value.is_floating_point() else value.dtype
             return value.expand(size, *value.shape[1:]).to(self.device, kind)
 
         return Condition(
             text_pooled=fitted(text.pooled), text_tokens=fitted(text.tokens), text_mask=fitted(text.mask),
-            has_text=fitted(has_text), image_pooled=fitted(pooled),
-            has_image=fitted(torch.full((size,), image is not None)),
+            has_text=fitted(torch.full((size,), given[0] is not None)), image_pooled=fitted(views),
+            has_view=fitted(torch.full((size, views.shape[1]), image is not None)),
+            label=fitted(torch.full((size,), NO_LABEL) if label is None else label),
+            image_grid=None if image is None or grid is None else fitted(grid),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -258,41 +320,25 @@ class Prior:
         return (x0 * self.network.standard_std + self.network.standard_mean).clamp(-1, 1)
 
 
-def load_prior(folder: Path, device: torch.device | str = "cpu") -> Prior:
-    """Loads a finished prior run; raises UserError if `folder` isn't one."""
+def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Prior:
+    """Loads a finished prior run; raises UserError if `folder` isn't one.
+
+    ema: which of the run's averages to use (train.ema_decay and train.ema_extra); None: train.ema_decay's.
+    """
     meta = read_meta(folder, stage="prior")
     saved = json.loads((folder / "prior.json").read_text())
-    shapes, diffusion = Shapes(**saved["shapes"]), DiffusionConfig(**saved["diffusion"])
+    shapes = read_shapes(saved["shapes"])
     network = Denoiser(shapes, NetworkConfig(**saved["network"]))
-    network.load_state_dict(load_file(folder / "weights.safetensors"))
-    facts = {**meta["inputs"], "digest": file_digest(folder / "weights.safetensors")}
-    return Prior(network.to(device), shapes, diffusion, facts)
+    weights = folder / ("weights.safetensors" if ema is None else extra_weights(ema))
+    if not weights.is_file():
+        have = ", ".join(sorted(path.name for path in folder.glob("weights*.safetensors")))
+        raise UserError(f"{folder} keeps no average of decay {ema:g}; it has {have}.")
+    network.load_state_dict(load_file(weights))
+    facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": file_digest(weights)}
+    return Prior(network.to(device), shapes, DiffusionConfig(**saved["diffusion"]), facts)
 
 
-def standardisation(
-    latents: Float[Tensor, "assets tokens channels"], *, strength: float = 8.0, floor: float = 0.05
-) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:
-    """Mean and standard deviation of every latent number.
-
-    A variance estimated from few assets is drawn towards the mean variance of all numbers, as if `strength`
-    more assets had shown that one, and is at least (floor x its root)^2: a number that never varied in
-    training would otherwise be blown up to unit variance, and its rounding errors with it.
-    """
-    count = latents.shape[0]
-    mean = latents.mean(0)
-    variance = (latents - mean).square().mean(0)
-    overall = variance.mean()
-    shrunk = (count * variance + strength * overall) / (count + strength)
-    # 1e-4: about the rounding of stored 16-bit latents, for sets whose assets are all alike.
-    return mean, shrunk.clamp_min(max(float(floor**2 * overall), 1e-4**2)).sqrt()
-
-
-def check_latents(latents: Float[Tensor, "assets tokens channels"], keys: Sequence[str]) -> None:
-    """Raises UserError that names the assets whose latents are not finite."""
-    bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(keys[i] for i in bad[:5]) + ("..." if len(bad) > 5 else "")
-        raise UserError(
-            f"{len(bad)} of {len(keys)} latents hold NaN or infinity ({names}). The encoder that made them "
-            "has diverged: train it again with a lower learning rate, then encode again."
-        )
+def read_shapes(saved: dict[str, Any]) -> Shapes:
+    """Shapes as prior.json holds them."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    return Shapes(**fields)

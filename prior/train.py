@@ -1,15 +1,18 @@
-"""Trains the latent diffusion prior.
+"""Trains the latent diffusion prior, or fine-tunes one.
 
     python -m prior.train --config configs/prior/tiny.yaml --out RUN/prior --set latents=RUN/latents
 
-Every sample is a latent with one of its asset's conditions: a caption, a view's CLIP vector, both or neither,
-so that one model answers to text and to pictures, and to none for classifier-free guidance.
+Every sample is a latent with some of its asset's conditions (`prior.latents.MixtureConfig`), so that one
+model answers to text and to pictures, and to none for classifier-free guidance. With `predict=views` the
+network learns a picture's CLIP vector from a caption instead (unCLIP's prior), for priors of pictures.
 The folder holds weights.safetensors (EMA; with the latents' mean and spread) and prior.json (its sizes).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,20 +20,20 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prior.denoiser import (
-    Condition,
-    Denoiser,
-    DiffusionConfig,
-    NetworkConfig,
-    Shapes,
-    check_latents,
-    standardisation,
-)
+from prior.conditions import Condition, from_batch
+from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, load_prior, predict_x0
+from prior.fine_tune import FineTuneConfig, start_from, warn_of_forgetting
+from prior.latents import Latents, MixtureConfig, ViewLatents, standardisation
+from prior.lora import merge_lora
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.objectives import add_noise, make_target, sample_times
+from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.log import get_logger, start_logging
+from shapeloom.pictures import to_uint8
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed, normal, numpy_rng
 from shapeloom.shards import LatentShards, ReadingOrder
@@ -38,6 +41,9 @@ from shapeloom.storage import write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("prior")
+HELD_OUT_TIMES = (0.25, 0.5, 0.75)
+NUM_HELD_OUT = 256
+PICTURES, PICTURE_SIZE, PICTURE_STEPS, PICTURE_FOV = 8, 64, 16, 0.7
 
 
 class PriorConfig(Config):
@@ -45,101 +51,83 @@ class PriorConfig(Config):
 
     latents: Path | None = Field(default=None, description="folder of latent shards")
     split: str = Field(default="train", description="which assets to learn from")
+    predict: Literal["latents", "views"] = Field(
+        default="latents", description="views: pictures' CLIP vectors, from captions"
+    )
     network: NetworkConfig = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
-    no_condition: float = Field(
-        default=0.1, ge=0, le=1, description="share of samples shown without any condition"
+    mixture: MixtureConfig = MixtureConfig()
+    fine_tune: FineTuneConfig = FineTuneConfig()
+    encoder: Path | None = Field(
+        default=None, description="encoder run that made the latents, to show samples as pictures in training"
     )
-    image_only: float = Field(
-        default=0.15, ge=0, le=1, description="share shown with a view's CLIP vector alone"
-    )
-    text_and_image: float = Field(0.1, ge=0, le=1, description="share with both; the rest: text alone")
     train: TrainConfig = TrainConfig(
         steps=1000, batch_size=64, learning_rate=1e-3, warmup_steps=50, weight_decay=0.01, ema_decay=0.995
     )
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> "PriorConfig":
-        total = self.no_condition + self.image_only + self.text_and_image
-        if total > 1:
-            raise ValueError(f"no_condition + image_only + text_and_image must be at most 1, got {total:g}")
+    def _views_come_from_captions(self) -> "PriorConfig":
+        if self.predict == "views" and (self.mixture.image_only or self.mixture.text_and_image):
+            raise ValueError(
+                "a prior of views sees captions alone: set mixture.image_only=0 mixture.text_and_image=0"
+            )
+        if self.predict == "views" and self.encoder is not None:
+            raise ValueError("a prior of views makes no shapes to show: leave encoder out")
         return self
 
 
-class Latents:
-    """A split's latents and conditions in memory, float32, and what is drawn from them."""
+def read_latents(folder: Path, split: str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents:
+    """What the config says to learn, of a split."""
+    kind = Latents if config.predict == "latents" else ViewLatents
+    return kind(LatentShards(folder, split), config.mixture, classes)
 
-    def __init__(self, shards: LatentShards) -> None:
-        """Raises UserError for latents that aren't finite."""
-        data = {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in shards.load().items()
-        }
-        self.latent: Tensor = data["latent"]
-        self.text_pooled, self.text_tokens = data["text_pooled"], data["text_tokens"]
-        self.text_mask, self.image_pooled = data["text_mask"], data["image_pooled"]
-        self.num_captions = data["num_captions"]
-        check_latents(self.latent, [row.key for row in shards.rows])
 
-    @property
-    def shapes(self) -> Shapes:
-        """Sizes of the latents and conditions."""
-        _, tokens, channels = self.latent.shape
-        return Shapes(tokens, channels, self.text_pooled.shape[-1], self.text_tokens.shape[-1])
-
-    def draw(self, row: int, rng: np.random.Generator, config: PriorConfig) -> dict[str, Tensor]:
-        """A row's latent, one of its captions, one of its views, and which of the two is shown."""
-        caption = int(rng.integers(int(self.num_captions[row])))
-        view = int(rng.integers(self.image_pooled.shape[1]))
-        share = rng.random() - config.no_condition
-        image_alone = 0 <= share < config.image_only
-        both = 0 <= share - config.image_only < config.text_and_image
-        return {
-            "latent": self.latent[row],
-            "text_pooled": self.text_pooled[row, caption],
-            "text_tokens": self.text_tokens[row, caption],
-            "text_mask": self.text_mask[row, caption],
-            "has_text": torch.tensor(share >= 0 and not image_alone),
-            "image_pooled": self.image_pooled[row, view],
-            "has_image": torch.tensor(image_alone or both),
-        }
+def read_held_out(folder: Path, config: PriorConfig, classes: Sequence[str] = ()) -> Latents | None:
+    """The latents of split "val", if the folder has any."""
+    if not LatentShards(folder).header["splits"].get("val"):
+        return None
+    return read_latents(folder, "val", config, classes)
 
 
 class PriorTask:
-    """Batches and loss for `shapeloom.training.train`; logs the loss on held-out latents."""
+    """Batches and loss for `shapeloom.training.train`; logs losses on held-out latents, shows samples.
+
+    old: what a prior that is fine-tuned was trained on: (training split, held-out split).
+    """
 
     def __init__(
-        self, latents: Latents, config: PriorConfig, run: Run, *, held_out: Latents | None = None
-    ) -> None:
-        self._latents, self._config, self._run = latents, config, run
+        self, model: Denoiser, latents: Latents, config: PriorConfig, run: Run, *,
+        held_out: Latents | None = None, old: tuple[Latents, Latents] | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:  # fmt: skip
+        self._latents, self._config, self._run, self._decoder = latents, config, run, decoder
         self._seed = config.train.seed
         self._order = ReadingOrder([len(latents.latent)], seed=self._seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed("prior", self._seed))
-            model = Denoiser(latents.shapes, config.network)
-        mean, std = standardisation(latents.latent)
-        model.standard_mean.copy_(mean)
-        model.standard_std.copy_(std)
+        self._old = old[0] if old else None
+        self._old_order = ReadingOrder([len(old[0].latent) if old else 1], seed=self._seed)
+        self._measured: dict[str, dict[str, Tensor]] = {}
+        for name, data in (("held_out", held_out), ("old", old[1] if old else None)):
+            if data is not None:
+                rows = range(min(NUM_HELD_OUT, len(data.latent)))
+                self._measured[name] = self._collect([(data, n, n) for n in rows])
         self.model: nn.Module = model
-        self._held_out = (
-            None if held_out is None else self._collect(held_out, range(min(256, len(held_out.latent))))
-        )
 
-    def _collect(
-        self, latents: Latents, samples: Sequence[int], *, ordered: bool = False
-    ) -> dict[str, Tensor]:
-        rows = [self._order.index(n) if ordered else n for n in samples]
-        drawn = [
-            latents.draw(row, numpy_rng("prior", self._seed, n), self._config)
-            for n, row in zip(samples, rows, strict=True)
-        ]
+    def _collect(self, chosen: Sequence[tuple[Latents, int, int]]) -> dict[str, Tensor]:
+        """Stacks (source, row, sample number)."""
+        drawn = [source.draw(row, numpy_rng("prior", self._seed, n)) for source, row, n in chosen]
         batch = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
-        seeds = [derive_seed("prior noise", self._seed, n) for n in samples]
+        seeds = [derive_seed("prior noise", self._seed, n) for _, _, n in chosen]
         return batch | {"seed": torch.tensor(seeds)}
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         """Latents, conditions and noise seeds of these global sample numbers."""
-        return self._collect(self._latents, samples, ordered=True)
+        return self._collect([self._source(n) for n in samples])
+
+    def _source(self, n: int) -> tuple[Latents, int, int]:
+        share = self._config.fine_tune.replay
+        if self._old is not None and numpy_rng("prior replay", self._seed, n).random() < share:
+            return self._old, self._old_order.index(n), n
+        return self._latents, self._order.index(n), n
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the target, over all latent numbers."""
@@ -158,28 +146,95 @@ class PriorTask:
         eps = normal(batch["seed"], tuple(x0.shape[1:]), stream="noise").to(x0.device)
         alpha = schedule.alpha(t)
         x = add_noise(schedule, x0, eps, t) / alpha[:, None, None]
-        fields = ("text_pooled", "text_tokens", "text_mask", "has_text", "image_pooled", "has_image")
-        condition = Condition(**{name: batch[name] for name in fields})
-        prediction = model(x, schedule.sigma(t) / alpha, condition).float()
+        prediction = model(x, schedule.sigma(t) / alpha, from_batch(batch)).float()
         return (prediction - make_target(diffusion.target, schedule, x0, eps, t)).square().flatten(1).mean(1)
 
-    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        """No pictures; logs held-out losses at three times, from most signal to most noise."""
-        if self._held_out is not None:
-            device = next(model.parameters()).device
-            batch = {name: value.to(device) for name, value in self._held_out.items()}
-            scalars = {}
-            for t in (0.25, 0.5, 0.75):
+    @torch.no_grad()
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Losses on held-out latents, and on those of a prior that is fine-tuned, from most signal to most
+        noise, and their means."""
+        device = next(model.parameters()).device
+        scalars: dict[str, float] = {}
+        for name, measured in self._measured.items():
+            batch = {key: value.to(device) for key, value in measured.items()}
+            losses = {}
+            for t in HELD_OUT_TIMES:
                 times = torch.full((len(batch["latent"]),), t, device=device)
-                scalars[f"held_out/loss_t{t:g}"] = float(self.errors(model, batch, times).mean())
-            scalars["held_out/loss"] = float(np.mean(list(scalars.values())))
-            self._run.scalars(step, scalars)
-        return {}
+                losses[f"{name}/loss_t{t:g}"] = float(self.errors(model, batch, times).mean())
+            scalars |= losses | {f"{name}/loss": float(np.mean(list(losses.values())))}
+        return scalars
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        """Shapes sampled for held-out conditions, in one row, beneath the shapes they were taken from."""
+        measured = self.measure(model)
+        if measured:
+            self._run.scalars(step, measured)
+        if self._decoder is None or "held_out" not in self._measured:
+            return {}
+        device = next(model.parameters()).device
+        batch = {k: v[:PICTURES].to(device) for k, v in self._measured["held_out"].items()}
+        sigmas = karras_sigmas(PICTURE_STEPS)
+        noise = normal(batch["seed"], tuple(batch["latent"].shape[1:]), stream="pictures").to(device)
+
+        def denoise(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+            return predict_x0(model, self._config.diffusion, x, sigma, condition)
+
+        x0 = sample(denoise, initial_noise(noise, sigmas), sigmas, from_batch(batch), method="euler")
+        latents = x0 * model.get_buffer("standard_std") + model.get_buffer("standard_mean")
+        rows = [self._render(batch["latent"]), self._render(latents.clamp(-1, 1))]
+        return {"samples": np.concatenate(rows)}
+
+    def _render(self, latents: Float[Tensor, "batch tokens channels"]) -> np.ndarray:
+        """A view of each, side by side."""
+        assert self._decoder is not None
+        views = ring(1, distance=fitting_distance(PICTURE_FOV))[None].expand(len(latents), 1, 4, 4)
+        matrix = intrinsics(PICTURE_FOV, PICTURE_SIZE, PICTURE_SIZE).expand(len(latents), 1, 3, 3)
+        rendering = self._decoder.render(
+            self._decoder.weights(latents), views.to(latents), matrix.to(latents), PICTURE_SIZE, PICTURE_SIZE
+        )
+        return to_uint8(np.hstack(list(rendering.rgb[:, 0].cpu().numpy())))
 
 
-def held_out_split(shards: LatentShards) -> Latents | None:
-    """The latents of split "val", if the folder has any."""
-    return Latents(LatentShards(shards.folder, "val")) if shards.header["splits"].get("val") else None
+def new_model(latents: Latents, config: PriorConfig) -> Denoiser:
+    """A fresh network that knows the latents' statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed("prior", config.train.seed))
+        model = Denoiser(latents.shapes, config.network)
+    mean, std = standardisation(latents.latent)
+    model.standard_mean.copy_(mean)
+    model.standard_std.copy_(std)
+    return model
+
+
+def read_old(
+    config: PriorConfig, classes: Sequence[str], header: Mapping[str, Any]
+) -> tuple[Latents, Latents] | None:
+    """Latents of the prior that is fine-tuned: (training split, held-out split or else the same)."""
+    folder = config.fine_tune.old_latents
+    if folder is None:
+        return None
+    theirs = LatentShards(folder, "train").header
+    if (theirs["encoder"], theirs["clip"]) != (header["encoder"], header["clip"]):
+        raise UserError(
+            f"fine_tune.old_latents={folder} were made by another encoder or CLIP than {config.latents}: "
+            "their numbers mean different things. Name the latents that init_from was trained on."
+        )
+    old = read_latents(folder, "train", config, classes)
+    return old, read_held_out(folder, config, classes) or old
+
+
+def _compare(
+    task: PriorTask, model: Denoiser, averages: dict[float, dict[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Held-out losses of each average of the weights: which to sample with is chosen after the training."""
+    losses = {}
+    for decay, weights in averages.items():
+        model.load_state_dict(weights)
+        losses[f"{decay:g}"] = task.measure(model)
+    if len(averages) > 1 and any(losses.values()):
+        best = min(losses, key=lambda name: losses[name]["held_out/loss"])
+        log.info("of the averages, that of decay %s has the least held-out loss; see meta.json", best)
+    return losses
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -190,22 +245,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.latents is None:
         raise UserError("prior.train needs --set latents=RUN/latents: the folder that encoder.encode wrote.")
     shards = LatentShards(config.latents, config.split)
-    inputs = {"latents": shards.digest, "encoder": shards.header["encoder"], "clip": shards.header["clip"]}
+    header, first = shards.header, config.fine_tune.init_from
+    inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
+    classes: tuple[str, ...] = ()
+    if first is not None:
+        start = load_prior(first)
+        inputs["init_from"], classes = start.digest, start.shapes.classes
+    decoder = None if config.encoder is None else load_decoder(config.encoder, world.device)
+    if decoder is not None and decoder.digest != header["encoder"]:
+        raise UserError(
+            f"The latents in {config.latents} were made by the encoder {header['encoder'][:12]}, but "
+            f"encoder={config.encoder} is {decoder.digest[:12]}: name the one that made them."
+        )
     run = Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main)
     if run.done:
         log.info("%s already holds a finished prior", out)
         return
-    latents = Latents(shards)
-    task = PriorTask(latents, config, run, held_out=held_out_split(shards))
+    latents = read_latents(config.latents, config.split, config, classes)
+    model = (
+        new_model(latents, config)
+        if first is None
+        else start_from(
+            config.fine_tune,
+            latents,
+            header,
+            network=config.network,
+            diffusion=config.diffusion,
+            seed=config.train.seed,
+        )
+    )
+    held_out = read_held_out(config.latents, config, latents.shapes.classes)
+    old = read_old(config, latents.shapes.classes, header)
+    task = PriorTask(model, latents, config, run, held_out=held_out, old=old, decoder=decoder)
     if world.is_main:
         saved = {
-            "shapes": vars(latents.shapes),
+            "shapes": asdict(model.shapes),
             "network": config.network.model_dump(),
             "diffusion": config.diffusion.model_dump(),
+            "predict": config.predict,
         }
         write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
-    train(task, config.train, run, world)
-    run.finish(num_latents=len(latents.latent))
+    before = {} if first is None else task.measure(model)
+    averages = train(task, config.train, run, world, export=merge_lora)
+    facts: dict[str, Any] = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
+    if world.is_main:
+        compared = _compare(task, Denoiser(model.shapes, config.network), averages)
+        facts["losses"] = compared | ({"before": before} if before else {})
+        warn_of_forgetting(before, compared[f"{config.train.ema_decay:g}"])
+    run.finish(**facts)
 
 
 if __name__ == "__main__":

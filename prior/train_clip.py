@@ -22,14 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shapeloom import distributed
-from shapeloom.clip import UNKNOWN, Clip, CompactTokenizer, build_network, load_clip
+from shapeloom.clip import UNKNOWN, Clip, CompactTokenizer, build_network, load_clip, make_tokenizer
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.minilm import load_minilm, model_folder
 from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
-from shapeloom.storage import write_atomic
+from shapeloom.storage import file_digest, write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("clip")
@@ -57,6 +58,10 @@ class DualEncoderConfig(Config):
     patch_size: int = Field(default=8, ge=2, description="of a vit")
     image_width: int = Field(default=128, ge=32, multiple_of=32, description="channels of a vit's patch")
     image_layers: int = Field(default=4, ge=1, description="of a vit")
+    text_tower: Literal["words", "minilm"] = Field(
+        default="words",
+        description="minilm: a pretrained sentence encoder, kept as it is (see docs/prior.md)",
+    )
     context_length: int = Field(default=32, ge=4, description="BPE tokens of a caption; longer ones are cut")
     text_width: int = Field(default=128, ge=32, multiple_of=32)
     text_layers: int = Field(default=2, ge=1)
@@ -83,21 +88,21 @@ class DualEncoderConfig(Config):
 
 
 def describe(config: DualEncoderConfig, captions: Sequence[str]) -> dict[str, Any]:
-    """The model.json of a small CLIP that knows the words of `captions`."""
-    tokenizer = CompactTokenizer.from_captions(captions, config.context_length)
-    return {
-        "kind": "dual_encoder",
-        "name": f"dual encoder ({config.split})",
-        "embed_dim": config.embed_dim,
-        "vision": config.vision(),
-        "text": {
-            "context_length": config.context_length, "width": config.text_width,
-            "layers": config.text_layers, "heads": config.text_width // 32,
-        },
-        "vocabulary": tokenizer.vocabulary,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
+    """The model.json of a small CLIP that knows the words of `captions`, or those of MiniLM."""
+    common = {
+        "kind": "dual_encoder", "name": f"dual encoder ({config.split})", "embed_dim": config.embed_dim,
+        "vision": config.vision(), "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
     }  # fmt: skip
+    if config.text_tower == "minilm":
+        digest = file_digest(model_folder() / "model.safetensors")
+        text = {"kind": "minilm", "context_length": config.context_length, "sha256": digest}
+        return {**common, "text": text}
+    tokenizer = CompactTokenizer.from_captions(captions, config.context_length)
+    text = {
+        "context_length": config.context_length, "width": config.text_width,
+        "layers": config.text_layers, "heads": config.text_width // 32,
+    }  # fmt: skip
+    return {**common, "text": text, "vocabulary": tokenizer.vocabulary}
 
 
 def read_pairs(
@@ -169,12 +174,15 @@ class DualEncoderTask:
     ) -> None:  # fmt: skip
         known = sorted({caption for each in captions for caption in each})
         self.description = describe(config, known)
-        self.tokenizer = CompactTokenizer(self.description["vocabulary"], config.context_length)
+        self.tokenizer = make_tokenizer(self.description)
         with torch.random.fork_rng():
             torch.manual_seed(config.train.seed)
             self.model: nn.Module = build_network(self.description)
         number = {caption: i for i, caption in enumerate(known)}
-        self._ids, self._images = self.tokenizer(known).numpy(), images
+        ids = self.tokenizer(known)
+        self._images = images
+        # A frozen sentence encoder's vectors are computed once; otherwise token ids.
+        self._texts = (load_minilm()(ids)[0] if config.text_tower == "minilm" else ids).numpy()
         self._captions = [[number[caption] for caption in each] for each in captions]
         self._config, self._seed = config, config.train.seed
         self._order = ReadingOrder([len(images)], seed=self._seed)
@@ -186,10 +194,11 @@ class DualEncoderTask:
             asset, rng = self._order.index(n), numpy_rng("clip", self._seed, n)
             pictures.append(augment(self._images[asset, rng.integers(self._images.shape[1])], rng))
             label = int(rng.choice(self._captions[asset]))
-            ids = self._ids[label].copy()
-            words = np.flatnonzero(ids > UNKNOWN)[1:-1]  # start and end stay
-            ids[words[rng.random(len(words)) < self._config.word_dropout]] = UNKNOWN
-            texts.append(ids)
+            text = self._texts[label].copy()
+            if self._config.text_tower == "words":
+                words = np.flatnonzero(text > UNKNOWN)[1:-1]  # start and end stay
+                text[words[rng.random(len(words)) < self._config.word_dropout]] = UNKNOWN
+            texts.append(text)
             labels.append(label)
         return {
             "image": torch.from_numpy(np.stack(pictures)),
@@ -265,6 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, _ = parse_stage(DualEncoderConfig, stage="prior.train_clip", description=__doc__, argv=argv)
     world = distributed.start()
     start_logging(quiet=not world.is_main)
+    if world.size > 1:  # its loss compares all pairs of a batch
+        raise UserError("train_clip runs in one process: start it without torchrun or the like.")
     if config.pretrained is None and config.data is None:
         raise UserError("train_clip needs --set data=RUN/data (asset shards), or --set pretrained=MODEL/TAG.")
     shards = None if config.pretrained or config.data is None else AssetShards(config.data, config.split)

@@ -51,6 +51,10 @@ class SamplingConfig(Config):
     """What is sampled, from what, and how it is written."""
 
     prior: Path | None = Key(None, description="folder of a finished prior.train")
+    view_prior: Path | None = Key(
+        None, description="folder of a prior.train with predict=views: prompts go through pictures' vectors"
+    )
+    ema: float | None = Key(None, description="which average of the prior's weights; none: train.ema_decay's")
     encoder: Path | None = Key(None, description="folder of a finished encoder.train")
     clip: str | None = Key(None, description="folder of prior.train_clip, or an open_clip MODEL/TAG")
     prompts: list[str] = Key([], description="used when no --prompt, --prompts or --image is given")
@@ -188,7 +192,10 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda was asked for, but torch finds no CUDA device here; use device=cpu.")
-    return ShapePipeline.load(prior=config.prior, encoder=config.encoder, clip=config.clip, device=device)
+    return ShapePipeline.load(
+        prior=config.prior, encoder=config.encoder, clip=config.clip, view_prior=config.view_prior,
+        ema=config.ema, device=device,
+    )  # fmt: skip
 
 
 def save_sample(shape: ShapeSample, folder: Path, name: str, config: SamplingConfig) -> Record:
@@ -254,6 +261,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "prior": pipeline.prior.digest, "encoder": pipeline.decoder.digest, "clip": pipeline.clip.digest
     }  # fmt: skip
+    if pipeline.view_prior is not None:
+        inputs["view_prior"] = pipeline.view_prior.digest
     # A folder collects objects of one model and one set of settings; which ones is no part of that.
     kept = config.model_copy(update={"prompts": [], "num": 1, "seed": 0})
     run = Run.open(out, kept, stage="sampling", inputs=inputs)

@@ -24,7 +24,7 @@ from sampling.export import MESH_SUFFIXES, TexturedMesh
 from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
 from sampling.pictures import gif, png, save_mp4
 from sampling.texture import bake, unwrap
-from shapeloom.clip import Clip, load_clip
+from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig, load_decoder
 from shapeloom.diffusion.guidance import classifier_free
@@ -124,11 +124,24 @@ class ShapeSample:
 
 
 class ShapePipeline:
-    """A prior, the decoder of its latents and the CLIP of its conditions."""
+    """A prior, the decoder of its latents and the CLIP of its conditions.
 
-    def __init__(self, prior: Prior, decoder: Decoder, clip: Clip) -> None:
+    view_prior: from captions to pictures' CLIP vectors; prompts then become pictures' vectors first, and the
+    prior follows those (unCLIP).
+    """
+
+    def __init__(self, prior: Prior, decoder: Decoder, clip: Clip, view_prior: Prior | None = None) -> None:
+        if prior.predicts != "latents":
+            raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
-        self.prior, self.decoder, self.clip = prior, decoder, clip
+        self.prior, self.decoder, self.clip, self.view_prior = prior, decoder, clip, view_prior
+        if view_prior is None:
+            return
+        view_prior.check(clip_digest=clip.digest)
+        if view_prior.predicts != "views" or prior.shapes.grid_width:
+            raise UserError(
+                "view_prior must be trained with predict=views, and serves priors without mixture.grid."
+            )
 
     @classmethod
     def load(
@@ -137,12 +150,18 @@ class ShapePipeline:
         prior: str | Path,
         encoder: str | Path,
         clip: str | Path,
+        view_prior: str | Path | None = None,
+        ema: float | None = None,
         device: torch.device | str = "cpu",
     ) -> "ShapePipeline":
-        """Loads finished runs (clip: also an open_clip name); raises UserError if they don't fit together."""
+        """Loads finished runs (clip: also an open_clip name); raises UserError if they don't fit together.
+
+        ema: which average of the prior's weights to sample with (see `load_prior`).
+        """
         # The prior and the decoder say at once if they aren't there; CLIP may have to be downloaded.
-        loaded, decoder = load_prior(Path(prior), device), load_decoder(Path(encoder), device)
-        return cls(loaded, decoder, load_clip(clip, device))
+        loaded, decoder = load_prior(Path(prior), device, ema=ema), load_decoder(Path(encoder), device)
+        views = None if view_prior is None else load_prior(Path(view_prior), device)
+        return cls(loaded, decoder, load_clip(clip, device), views)
 
     def __call__(
         self,
@@ -175,7 +194,13 @@ class ShapePipeline:
             raise UserError("With an image, either all shapes of a batch have a prompt or none has.")
         text = self.clip.text(texts) if all(texts) else None
         pooled = None if image is None else self.clip.image(image[None])
-        condition = self.prior.condition(text, pooled, batch=len(texts))
+        if self.view_prior is not None and text is not None and image is None:
+            pooled = self._imagine(text, seeds, karras_sigmas(steps))
+            text = None
+        grid = (
+            self.clip.grid(image[None])[None] if image is not None and self.prior.shapes.grid_width else None
+        )
+        condition = self.prior.condition(text, pooled, grid=grid, batch=len(texts))
         negative = condition.without()
         if negative_prompt:
             negative = self.prior.condition(self.clip.text([check_prompt(negative_prompt)]), batch=len(texts))
@@ -197,6 +222,16 @@ class ShapePipeline:
             ShapeSample(latent, prompt, seed, self.decoder)
             for latent, prompt, seed in zip(latents, texts, seeds, strict=True)
         ]
+
+    def _imagine(
+        self, text: TextEmbedding, seeds: Sequence[int], sigmas: Float[Tensor, " levels"]
+    ) -> Float[Tensor, "batch embed"]:
+        """Pictures' CLIP vectors that fit the captions."""
+        prior = self.view_prior
+        assert prior is not None
+        noise = normal(torch.tensor(seeds), prior.shape, stream="views", device=prior.device)
+        x0 = sample(prior.denoise, initial_noise(noise, sigmas), sigmas, prior.condition(text))
+        return torch.nn.functional.normalize(prior.unstandardise(x0).flatten(1), dim=-1)
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> str:

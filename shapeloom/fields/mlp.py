@@ -57,7 +57,7 @@ class Trunk(nn.Module):
         self.shared = nn.ModuleList([_linear(config.width) for _ in range(config.num_layers - own)])
 
     def forward(
-        self, weights: FieldWeights, features: Float[Tensor, "batch points encoded"]
+        self, weights: FieldWeights, features: Float[Tensor, "#batch points encoded"]
     ) -> Float[Tensor, "batch points width"]:
         """Returns the last layer's features. weights: one [batch, out, in] matrix a layer of its own.
 

@@ -30,11 +30,11 @@ class ProjectionConfig(Config):
 
 
 class RowProjection(nn.Module):
-    """Token i -> row i. shapes: (out, in) of each hidden matrix."""
+    """Token i -> row i. shapes: (out, in) of each hidden matrix. layers: the tokens of each."""
 
     def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.rows = [out for out, _ in shapes]
+        self.layers = [out for out, _ in shapes]
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
         self.linear = nn.ModuleList([nn.Linear(config.channels, width) for _, width in shapes])
         # Rows start at a sixteenth of unit size, so that the shared base leads at first (Shap-E's gain).
@@ -44,7 +44,7 @@ class RowProjection(nn.Module):
         """Returns one [batch, out, in] matrix a layer."""
         weights = []
         for tokens, base, linear, gain in zip(
-            latent.split(self.rows, dim=1), self.base, self.linear, self.gain, strict=True
+            latent.split(self.layers, dim=1), self.base, self.linear, self.gain, strict=True
         ):
             rows = linear(tokens)
             weights.append(base + nn.functional.layer_norm(rows, rows.shape[-1:], weight=gain))
@@ -52,12 +52,12 @@ class RowProjection(nn.Module):
 
 
 class LowRankProjection(nn.Module):
-    """Layer l = base + U diag(c) V, c linear in the layer's share of the tokens."""
+    """Layer l = base + U diag(c) V, c linear in the layer's share of the tokens: `layers` says how many."""
 
     def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.tokens_per_layer = config.num_tokens // len(shapes)
-        numbers = self.tokens_per_layer * config.channels
+        self.layers = [config.num_tokens // len(shapes)] * len(shapes)
+        numbers = self.layers[0] * config.channels
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
         self.coefficients = nn.ModuleList([nn.Linear(numbers, config.rank, bias=False) for _ in shapes])
         for weight in self.coefficients.parameters():
@@ -75,7 +75,7 @@ class LowRankProjection(nn.Module):
     def forward(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
         """Returns one [batch, out, in] matrix a layer."""
         weights = []
-        layers = latent.split(self.tokens_per_layer, dim=1)
+        layers = latent.split(self.layers, dim=1)
         for tokens, base, linear, left, right in zip(
             layers, self.base, self.coefficients, self.left, self.right, strict=True
         ):

@@ -134,7 +134,13 @@ class _Shards:
             )
         ranges = [row.members[name] for name in names]
         with self._open(row.shard) as file:
-            return [os.pread(file.fileno(), size, offset) for offset, size in ranges]
+            data = [os.pread(file.fileno(), size, offset) for offset, size in ranges]
+        if any(len(part) < size for part, (_, size) in zip(data, ranges, strict=True)):
+            raise UserError(
+                f"{self.shards[row.shard]} ends before asset {row.key}: the shard was cut off. Delete it and "
+                "run the stage that wrote it again, or copy it anew."
+            )
+        return data
 
     def _open(self, shard: int) -> IO[bytes]:
         path = self.shards[shard]
@@ -234,7 +240,7 @@ class LatentShards(_Shards):
     def read(self, index: int) -> dict[str, Tensor]:
         """Every array of row `index` as a tensor of its stored type: latent [tokens, channels],
         text_pooled [captions, dim], text_tokens [captions, length, width], text_mask [captions, length],
-        image_pooled [views, dim]."""
+        image_pooled [views, dim], and image_grid [views, cells, width] where encode was asked for it."""
         names = [name for name in self.rows[index].members if name.endswith(".npy")]
         raw = self.members(index, names)
         return {
@@ -251,13 +257,21 @@ class LatentShards(_Shards):
         stacked = {}
         for name in samples[0]:
             entries = [sample[name] for sample in samples]
+            widths = [(entry.shape[-1], entry.ndim) for entry in entries]
+            odd = next((i for i, width in enumerate(widths) if width != widths[0]), None)
+            if odd is not None:
+                raise UserError(
+                    f"{self.folder}: {name} of asset {self.rows[odd].key} is {list(entries[odd].shape)}, "
+                    f"which doesn't fit the others' {list(entries[0].shape)}: they are different models'. "
+                    "Encode all assets anew with one encoder and one CLIP."
+                )
             stacked[name] = _stack_padded(entries) if name.startswith("text_") else torch.stack(entries)
         stacked["num_captions"] = torch.tensor([len(row.captions) for row in self.rows])
         return stacked
 
 
 def _stack_padded(entries: Sequence[Tensor]) -> Tensor:
-    longest = max(len(entry) for entry in entries)
+    longest = max(1, *(len(entry) for entry in entries))
     stacked = entries[0].new_zeros(len(entries), longest, *entries[0].shape[1:])
     for row, entry in zip(stacked, entries, strict=True):
         row[: len(entry)] = entry

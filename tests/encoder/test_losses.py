@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
-from encoder.losses import LossConfig, point_losses
+from encoder.losses import LossConfig, guided_samples, point_losses, ray_losses, standard_divergence
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
 
@@ -21,6 +22,9 @@ class Shifted(Decoder):
         sdf = points.norm(dim=-1) - 0.5
         sdf = torch.cat([sdf[:, :-4], sdf[:, -4:] + self.shift], dim=1)
         return Geometry(density=torch.sigmoid(-sdf / 0.01) / 0.01, sdf=sdf)
+
+    def query(self, weights, points):
+        return self.geometry(weights, points), self.color(weights, points)
 
     def color(self, weights, points):
         grey = torch.full_like(points, 0.5)
@@ -68,3 +72,28 @@ def test_errors_are_pulled_back_from_both_sides() -> None:
     # Far outside, how far matters to the distance alone.
     assert slopes["sdf"][3] > 0
     assert slopes["occupancy"][3] == pytest.approx(0, abs=1e-3)
+
+
+def test_plain_sampling_sees_a_ball_as_guided_sampling_does() -> None:
+    """With many samples each; plain sampling isn't told the depth."""
+    decoder = Shifted(torch.zeros(4))
+    origins, directions = torch.tensor([[[0.0, -2, 0], [0, -2, 0.8]]]), torch.tensor([[[0.0, 1, 0]] * 2])
+    t_near, t_far, t_hit = torch.tensor([[1.0, 1]]), torch.tensor([[3.0, 3]]), torch.tensor([[1.5, 0]])
+    seen = {}
+    for guided in (False, True):
+        config = LossConfig(guided=guided, free_samples=64, surface_samples=128, squared_share=0)
+        t, edges = guided_samples(t_near, t_far, t_hit, torch.rand(1, 2, 192), config)
+        assert t.shape[-1] == (192 if guided else 64)
+        batch = {
+            "ray_t": t, "ray_edges": edges, "ray_origins": origins, "ray_directions": directions,
+            "ray_rgba": torch.tensor([[[0.5, 0.5, 0.5, 1], [0, 0, 0, 0]]]),
+            "ray_background": torch.ones(1, 2, 3),
+        }  # fmt: skip
+        seen[guided] = ray_losses(decoder, [], batch, config)
+    assert max(float(value.detach()) for parts in seen.values() for value in parts.values()) < 0.02
+
+
+def test_the_divergence_from_a_standard_normal() -> None:
+    mean, log_std = torch.tensor([0.0, 1.0, -0.5]), torch.tensor([0.0, -1.0, 0.5])
+    expected = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(standard_divergence(mean, log_std), expected)

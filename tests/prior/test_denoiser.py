@@ -1,21 +1,23 @@
 """The denoiser's paths and the frozen prior: preconditioning, conditions, standardisation, refusals."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from prior.conditions import Condition, Shapes
 from prior.denoiser import (
-    Condition,
     Denoiser,
     DiffusionConfig,
     NetworkConfig,
     Prior,
-    Shapes,
-    check_latents,
     predict_x0,
-    standardisation,
 )
+from prior.latents import check_finite, standardisation
+from prior.train import PriorConfig
 from shapeloom.clip import TextEmbedding
-from shapeloom.config import UserError
+from shapeloom.config import UserError, load_config
 
 SHAPES = Shapes(tokens=8, channels=4, clip_dim=6, text_width=5)
 
@@ -97,14 +99,14 @@ def test_one_row_of_text_serves_a_whole_batch():
     assert isinstance(condition, Condition)
     assert torch.equal(condition.text_pooled, text.pooled.expand(3, 6))
     assert condition.has_text.tolist() == [True] * 3
-    assert condition.has_image.tolist() == [False] * 3
+    assert condition.has_view.tolist() == [[False]] * 3
 
 
 def test_conditions_that_do_not_fit_are_refused():
     prior = make_prior()
-    with pytest.raises(ValueError, match="rows of text and image"):
+    with pytest.raises(ValueError, match="rows of text, image"):
         prior.condition(some_text(2), batch=3)
-    with pytest.raises(ValueError, match="rows of text and image"):
+    with pytest.raises(ValueError, match="rows of text, image"):
         prior.condition()
     with pytest.raises(ValueError, match="widths"):
         prior.condition(image=torch.ones(1, 7))
@@ -157,4 +159,97 @@ def test_latents_that_are_not_finite_are_refused_by_name():
     latents = torch.zeros(3, 2, 2)
     latents[1, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"1 of 3 latents hold NaN or infinity \(chair\)"):
-        check_latents(latents, ["boat", "chair", "mug"])
+        check_finite(latents, ["boat", "chair", "mug"], "latents", "The encoder that made them")
+
+
+WIDE = Shapes(
+    tokens=8, channels=4, clip_dim=6, text_width=5, grid_width=3, classes=("chair", "mug"), layers=(6, 2)
+)
+
+
+def wide_prior(**network: object) -> Prior:
+    torch.manual_seed(0)
+    model = Denoiser(WIDE, NetworkConfig(width=16, depth=2, heads=2, group=2, **network)).double()  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    facts = {"digest": "d", "encoder": "e" * 64, "clip": "c" * 64}
+    return Prior(model, WIDE, DiffusionConfig(), facts)
+
+
+WAYS = [
+    {}, {"pooled": "token"}, {"tokens": "token"}, {"pooled": "token", "tokens": "token"}, {"tokens": "none"}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", WAYS)
+def test_every_way_of_conditioning_hears_each_condition_and_forgets_all_of_them(network: dict):
+    prior, (x, sigma), text = wide_prior(**network), some_noise(2), some_text(2)
+    views, grid = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 3)
+    conditions = {
+        "none": prior.condition(batch=2), "text": prior.condition(text),
+        "image": prior.condition(image=views, grid=grid),
+        "label": prior.condition(label=torch.tensor([0, 1])),
+    }  # fmt: skip
+    if network.get("tokens") != "none":
+        conditions["grid"] = prior.condition(image=views, grid=grid + 1)
+    answers = {name: prior.denoise(x, sigma, condition) for name, condition in conditions.items()}
+    names = list(answers)
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            assert float((answers[name] - answers[other]).abs().max()) > 1e-4, (name, other)
+    everything = prior.condition(text, views, grid=grid, label=torch.tensor([0, 1]))
+    torch.testing.assert_close(
+        prior.denoise(x, sigma, everything.without()),
+        prior.denoise(x, sigma, prior.condition(text, views, grid=0 * grid).without()),
+    )
+
+
+@pytest.mark.parametrize("network", WAYS)
+def test_what_is_not_shown_is_not_read(network: dict):
+    prior, (x, sigma), text = wide_prior(**network), some_noise(2), some_text(2)
+    views, grid = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 3)
+    shown = torch.tensor([[True, False, True], [True, True, False]])
+    one = replace(prior.condition(text, views, grid=grid), has_view=shown)
+    hidden = ~shown[..., None]
+    other = prior.condition(
+        TextEmbedding(text.pooled, torch.where(text.mask[..., None], text.tokens, 9.0), text.mask),
+        torch.where(hidden, 9.0, views), grid=torch.where(hidden[..., None], 9.0, grid),
+    )  # fmt: skip
+    torch.testing.assert_close(
+        prior.denoise(x, sigma, one), prior.denoise(x, sigma, replace(other, has_view=shown))
+    )
+
+
+def test_grids_and_labels_that_do_not_fit_are_refused():
+    prior = wide_prior()
+    with pytest.raises(ValueError, match="grids of width 3"):
+        prior.condition(image=torch.ones(1, 6))
+    with pytest.raises(ValueError, match="grids of width 0"):
+        make_prior().condition(image=torch.ones(1, 6), grid=torch.ones(1, 1, 4, 3))
+    with pytest.raises(ValueError, match="labels are numbers below 2"):
+        prior.condition(label=torch.tensor([2]))
+
+
+def test_checkpointing_changes_neither_the_answer_nor_its_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        prior, (x, sigma) = wide_prior(checkpointing=checkpointing), some_noise(2)
+        network = prior.network.requires_grad_(True)
+        network(x, sigma, prior.condition(some_text(2))).square().mean().backward()
+        gradients.append(network.inp.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "low", "high"),
+    [
+        ("mini", (64, 16, 128, 96), 1.8, 2.4), ("tiny", (64, 16, 128, 96), 8, 9),
+        ("small", (64, 16, 512, 512), 30, 45), ("base", (256, 64, 768, 768), 140, 170),
+        ("shap_e", (1024, 1024, 768, 768), 300, 320),
+    ],
+)  # fmt: skip
+def test_presets_have_the_sizes_that_they_promise(name: str, shapes: tuple, low: float, high: float):
+    config = load_config(PriorConfig, Path("configs/prior") / f"{name}.yaml")
+    with torch.device("meta"):
+        model = Denoiser(Shapes(*shapes), config.network)
+    assert low < sum(p.numel() for p in model.parameters()) / 1e6 < high

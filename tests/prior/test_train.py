@@ -1,6 +1,7 @@
 """The prior's trainer through its command line: it learns, resumes, and refuses what it can't use."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from prior.denoiser import load_prior
-from prior.train import Latents, PriorConfig, main
+from prior.latents import Latents, MixtureConfig
+from prior.train import main
 from shapeloom.config import UserError
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, sample
@@ -30,13 +32,14 @@ def centre(kind: int) -> np.ndarray:
     return np.random.default_rng(100 + kind).uniform(-0.7, 0.7, (4, 3))
 
 
-def write_latents(folder: Path, *, bad: bool = False) -> Path:
+def write_latents(
+    folder: Path, *, change: Callable[[int, dict], None] = lambda i, sample: None, **facts
+) -> Path:
+    """change(i, sample) alters asset i before it is written; facts go into the header."""
     rng, samples = np.random.default_rng(0), []
     for i in range(96):
         kind, split = i % 4, "val" if i % 16 > 11 else "train"
         latent = centre(kind) + rng.normal(0, 0.05, (4, 3))
-        if bad and i == 8:
-            latent[0, 0] = np.nan
         samples.append({
             "__key__": f"asset{i:03d}",
             "json": {"captions": [f"kind {kind}"] * (1 + i % 2), "split": split, "group": f"g{i}"},
@@ -46,8 +49,9 @@ def write_latents(folder: Path, *, bad: bool = False) -> Path:
             "text_mask.npy": np.ones((1 + i % 2, 1), bool),
             "image_pooled.npy": -np.repeat(WORDS[kind : kind + 1], 2, axis=0),
         })  # fmt: skip
+        change(i, samples[-1])
     write_shard(folder / "shards" / "000000.tar", samples)
-    facts = {"encoder": "e" * 64, "clip": "c" * 64, "data": "d" * 64, "tokens": 4, "channels": 3}
+    facts = {"encoder": "e" * 64, "clip": "c" * 64, "data": "d" * 64, "tokens": 4, "channels": 3, **facts}
     finish_dataset(folder, kind="latents", facts=facts)
     return folder
 
@@ -104,10 +108,11 @@ def test_a_finished_run_says_so_and_changes_nothing(trained: Path, latents: Path
 
 
 def test_conditions_are_drawn_in_the_configured_shares(latents: Path):
-    data, config = Latents(LatentShards(latents, "train")), PriorConfig()
-    drawn = [data.draw(0, numpy_rng("test", n), config) for n in range(4000)]
+    config = MixtureConfig()
+    data = Latents(LatentShards(latents, "train"), config)
+    drawn = [data.draw(0, numpy_rng("test", n)) for n in range(4000)]
     text = np.array([bool(d["has_text"]) for d in drawn])
-    image = np.array([bool(d["has_image"]) for d in drawn])
+    image = np.array([bool(d["has_view"].any()) for d in drawn])
     shares = {"none": (~text & ~image).mean(), "image": (~text & image).mean(), "both": (text & image).mean()}
     # Four standard errors of a share at 4000 draws.
     assert shares["none"] == pytest.approx(config.no_condition, abs=0.02)
@@ -120,16 +125,131 @@ def test_bad_latents_are_refused(tmp_path: Path):
         main(["--out", str(tmp_path / "a")])
     with pytest.raises(UserError, match="not a finished latents dataset"):
         main(["--out", str(tmp_path / "b"), "--set", f"latents={tmp_path / 'nothing'}"])
-    folder = write_latents(tmp_path / "bad", bad=True)
-    with pytest.raises(UserError, match=r"hold NaN or infinity \(asset008\)"):
-        main(["--out", str(tmp_path / "c"), "--set", f"latents={folder}", *SETTINGS])
+
+
+def spoil(name: str, value: object) -> Callable[[int, dict], None]:
+    def change(i: int, sample: dict) -> None:
+        if i == 8:
+            sample[name] = value(sample[name]) if callable(value) else value
+
+    return change
+
+
+def with_nan(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[0, 0] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil("latent.npy", with_nan), r"1 of 72 latents hold NaN or infinity \(asset008\)"),
+        (spoil("text_pooled.npy", with_nan), r"caption embeddings hold NaN or infinity \(asset008\)"),
+        (spoil("image_pooled.npy", with_nan), r"view embeddings hold NaN or infinity \(asset008\)"),
+        (
+            spoil("text_pooled.npy", np.zeros((1, 9), np.float16)),
+            r"text_pooled of asset asset008 is \[1, 9\]",
+        ),
+        (spoil("latent.npy", np.zeros((4, 5), np.float16)), r"latent of asset asset008 is \[4, 5\]"),
+        (
+            spoil("json", {"captions": [" "], "split": "train", "group": "g"}),
+            r"1 assets have an empty caption \(asset008\)",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused_by_name(tmp_path: Path, change: Callable, message: str):
+    folder = write_latents(tmp_path / "bad", change=change)
+    with pytest.raises(UserError, match=message):
+        main(["--out", str(tmp_path / "out"), "--set", f"latents={folder}", *SETTINGS])
+
+
+def test_a_shard_cut_in_half_is_refused_by_name(tmp_path: Path):
+    folder = write_latents(tmp_path / "cut")
+    shard = folder / "shards" / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"000000.tar ends before asset asset0\d\d: the shard was cut off"):
+        main(["--out", str(tmp_path / "out"), "--set", f"latents={folder}", *SETTINGS])
+
+
+def test_an_asset_without_captions_is_shown_by_its_pictures_and_counted(tmp_path: Path):
+    def change(i: int, sample: dict) -> None:
+        if i == 8:
+            sample["json"]["captions"] = []
+            for name in ("text_pooled.npy", "text_tokens.npy", "text_mask.npy"):
+                sample[name] = sample[name][:0]
+
+    folder = write_latents(tmp_path / "latents", change=change)
+    data = Latents(LatentShards(folder, "train"), MixtureConfig())
+    drawn = [data.draw(8, numpy_rng("test", n)) for n in range(50)]
+    assert not any(bool(d["has_text"]) for d in drawn)
+    assert any(bool(d["has_view"].any()) for d in drawn)
+    main(["--out", str(tmp_path / "out"), "--set", f"latents={folder}", *SETTINGS, "train.steps=2"])
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["num_captionless"] == 1
+
+
+def test_views_grids_classes_and_tokens_are_dropped_independently(tmp_path: Path):
+    def change(i: int, sample: dict) -> None:
+        sample["json"]["category"] = f"kind {i % 4}"
+        sample["image_grid.npy"] = np.full((2, 5, 7), i, np.float16)
+
+    folder = write_latents(tmp_path / "latents", change=change, layers=[2, 2])
+    config = MixtureConfig(
+        no_condition=0, image_only=0, text_and_image=1, max_views=2, grid=True, labels=True, drop_label=0.25,
+        drop_tokens=0.5,
+    )  # fmt: skip
+    data = Latents(LatentShards(folder, "train"), config)
+    assert data.shapes.classes == ("kind 0", "kind 1", "kind 2", "kind 3")
+    assert (data.shapes.grid_width, data.shapes.layers) == (7, (2, 2))
+    drawn = [data.draw(6, numpy_rng("test", n)) for n in range(2000)]
+    assert all(bool((d["image_grid"] == 6).all()) for d in drawn)
+    labels = np.array([int(d["label"]) for d in drawn])
+    assert set(labels.tolist()) == {-1, 2}
+    two = np.array([bool(d["has_view"].all()) for d in drawn])
+    tokens = np.array([bool(d["text_mask"].any()) for d in drawn])
+    # Four standard errors of a share at 2000 draws.
+    assert (labels == -1).mean() == pytest.approx(0.25, abs=0.04)
+    assert two.mean() == pytest.approx(0.5, abs=0.045) and tokens.mean() == pytest.approx(0.5, abs=0.045)
+    assert np.corrcoef(np.stack([labels == -1, two, tokens]))[~np.eye(3, dtype=bool)] == pytest.approx(
+        0, abs=0.09
+    )
+    with pytest.raises(UserError, match="clip_grid=true"):
+        Latents(LatentShards(write_latents(tmp_path / "plain"), "train"), config)
 
 
 def test_shares_beyond_one_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="must be at most 1"):
-        main(["--out", str(tmp_path), "--set", "no_condition=0.9", "image_only=0.2"])
+        main(["--out", str(tmp_path), "--set", "mixture.no_condition=0.9", "mixture.image_only=0.2"])
+    with pytest.raises(UserError, match="sees captions alone"):
+        main(["--out", str(tmp_path), "--set", "predict=views"])
 
 
 def test_an_unfinished_prior_is_not_loaded(tmp_path: Path):
     with pytest.raises(UserError, match="not a finished prior run"):
         load_prior(tmp_path)
+
+
+def test_a_prior_of_views_finds_the_pictures_that_captions_name(latents: Path, tmp_path: Path):
+    from shapeloom.clip import TextEmbedding
+
+    # Pictures' vectors have to be cut into tokens of 16 numbers; the made-up CLIP of this test is 16 wide.
+    def widen(i: int, sample: dict) -> None:
+        for name in ("text_pooled.npy", "image_pooled.npy"):
+            sample[name] = np.pad(sample[name], ((0, 0), (0, 10)))
+
+    folder = write_latents(tmp_path / "wide", change=widen)
+    shares = ("predict=views", "mixture={image_only: 0, text_and_image: 0}")
+    arguments = ["--set", f"latents={folder}", *SETTINGS, *shares, "train.steps=150"]
+    main(["--out", str(tmp_path / "views"), *arguments])
+    prior = load_prior(tmp_path / "views")
+    assert prior.predicts == "views" and prior.shape == (1, 16)
+    pooled = torch.nn.functional.pad(torch.from_numpy(WORDS).float(), (0, 10))
+    text = TextEmbedding(pooled, torch.from_numpy(WORDS[:, None, :5]).float(), torch.ones(4, 1) > 0)
+    sigmas = karras_sigmas(8)
+    noise = torch.randn(4, *prior.shape, generator=torch.Generator().manual_seed(0))
+    x0 = sample(prior.denoise, initial_noise(noise, sigmas), sigmas, prior.condition(text))
+    found = torch.nn.functional.normalize(prior.unstandardise(x0).flatten(1), dim=-1)
+    # A picture's vector is minus its caption's here.
+    assert float((found * -pooled).sum(1).min()) > 0.8
+    with pytest.raises(UserError, match="doesn't fit their width 6"):
+        main(["--out", str(tmp_path / "no"), "--set", f"latents={latents}", *SETTINGS, *shares])

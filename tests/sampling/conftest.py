@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior, Shapes
+from prior.conditions import Shapes
+from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.decoder import Decoder, DecoderConfig

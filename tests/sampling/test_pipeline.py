@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from prior.conditions import Shapes
+from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
 from sampling.mesh import MeshConfig
 from sampling.pipeline import FOV, ShapePipeline, ShapeSample, check_prompt
 from shapeloom.config import UserError
@@ -129,3 +131,21 @@ def test_shapes_are_saved_by_suffix(shape, tmp_path, suffix, monkeypatch):
 def test_unknown_suffixes_are_refused(shape, tmp_path):
     with pytest.raises(UserError, match=r"\.mp4, \.png, not as a\.usd"):
         shape.save(tmp_path / "a.usd")
+
+
+def test_a_view_prior_puts_a_picture_in_the_prompt_s_place(pipeline: ShapePipeline):
+    torch.manual_seed(1)
+    shapes = Shapes(tokens=2, channels=4, clip_dim=8, text_width=6)
+    facts = {"digest": "v", "encoder": "any", "clip": pipeline.clip.digest, "predict": "views"}
+    views = Prior(
+        Denoiser(shapes, NetworkConfig(width=16, depth=1, heads=2)), shapes, DiffusionConfig(), facts
+    )
+    through = ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, views)
+    direct = pipeline(["a chair"], seeds=[0], steps=2)[0].latent
+    imagined = through(["a chair"], seeds=[0], steps=2)[0].latent
+    assert not torch.equal(direct, imagined)
+    assert torch.equal(imagined, through(["a chair"], seeds=[0], steps=2)[0].latent)
+    with pytest.raises(UserError, match="makes no shapes: name it view_prior"):
+        ShapePipeline(views, pipeline.decoder, pipeline.clip)
+    with pytest.raises(UserError, match="view_prior must be trained with predict=views"):
+        ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, pipeline.prior)

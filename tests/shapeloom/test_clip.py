@@ -158,3 +158,15 @@ def test_wrong_pictures_and_a_bare_caption_are_refused(clip: Clip):
     for wrong in (np.zeros((2, 8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="uint8 \\[n, height, width, 3\\]"):
             clip.image(wrong)
+
+
+def test_grids_are_the_tower_s_last_tokens_before_its_norm(clip: Clip):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    grid = clip.grid(pictures, batch_size=2)
+    assert grid.shape == (3, 4, 32)  # 32 pixels in patches of 16
+    visual = clip.network.visual
+    pooled = visual.ln_post(torch.cat([grid[:, :1] * 0, grid], dim=1))[:, 1:]
+    expected = clip.network.forward_intermediates(
+        image=clip.preprocess(torch.from_numpy(pictures)), image_indices=1, normalize_intermediates=True
+    )["image_intermediates"][-1]
+    torch.testing.assert_close(pooled, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)

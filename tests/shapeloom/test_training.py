@@ -1,8 +1,12 @@
 """The training loop: accumulated parts are one step, bad batches are skipped, bad settings refused."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -12,47 +16,8 @@ from torch import Tensor, nn
 
 from shapeloom import distributed
 from shapeloom.config import UserError
-from shapeloom.runs import Run
-from shapeloom.seed import derive_seed, normal
-from shapeloom.training import TrainConfig, learning_rate, train
-
-
-class Line:
-    """Fits y = 3 x - 1 with a small network; noise comes from the samples' own seeds."""
-
-    def __init__(self, *, broken_from: int = 10**9) -> None:
-        torch.manual_seed(0)
-        self.model: nn.Module = nn.Sequential(
-            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 1)
-        )
-        self.broken_from = broken_from
-
-    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        seeds = torch.tensor([derive_seed("line", n) for n in samples])
-        bad = torch.tensor([float("nan") if n >= self.broken_from else 0.0 for n in samples])
-        return {"x": normal(seeds, (1,), stream="x") + bad[:, None]}
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (model(batch["x"]) - (3 * batch["x"] - 1)).pow(2).mean()
-        return loss, {"square": loss}
-
-    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        return {}
-
-
-def run_line(out: Path, task: Line | None = None, **settings: object) -> list[float]:
-    given = {
-        "steps": 20,
-        "batch_size": 8,
-        "precision": "fp32",
-        "checkpoint_every": 7,
-        "log_every": 1,
-    } | settings
-    config = TrainConfig.model_validate(given)
-    run = Run.open(out, config, stage="line")
-    train(task or Line(), config, run, distributed.start())
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in lines]
+from shapeloom.training import TrainConfig, learning_rate
+from tests.shapeloom.line_training import Line, read_losses, run_line
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"accumulation": 2}, {"zero_stage": 2}])
@@ -129,3 +94,113 @@ def test_slurm_names_a_process_that_no_launcher_did() -> None:
     assert distributed.slurm_variables(slurm | {"RANK": "0"}) == {}  # torchrun within srun
     assert distributed.slurm_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
     assert distributed.slurm_variables({}) == {}
+
+
+class Steep(Line):
+    """One sample's loss is finite and its gradient is not: the square root of zero."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        x = torch.nan_to_num(batch["x"])
+        broken = torch.isnan(batch["x"]).float()
+        loss = (model(x) - (3 * x - 1)).pow(2).mean() + ((model(x) * 0).abs() + 1 - broken).sqrt().sum()
+        return loss, {"square": loss}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is(tmp_path: Path, zero_stage: int) -> None:
+    class Once(Steep):
+        def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+            out = super().batch(samples)
+            return {"x": out["x"] * float("nan")} if 40 in samples else out
+
+    losses = run_line(tmp_path, Once(), zero_stage=zero_stage)
+    assert len(losses) == 19 and np.isfinite(losses).all()
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+
+
+def test_a_gradient_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gradient was not finite for 10 steps"):
+        run_line(tmp_path, Steep(broken_from=40))
+
+
+class Unplugged(Line):
+    """Ends after the checkpoint of step 7."""
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        if samples[0] >= 80:
+            raise RuntimeError("pulled the plug")
+        return super().batch(samples)
+
+
+def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path: Path) -> None:
+    decays = {"ema_decay": 0.9, "ema_extra": [0.5, 0.0]}
+    run_line(tmp_path / "whole", **decays)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run_line(tmp_path / "again", Unplugged(), **decays)
+    run_line(tmp_path / "again", **decays)
+    names = ["weights.safetensors", "weights_ema0.5.safetensors", "weights_ema0.safetensors"]
+    files = [load_file(tmp_path / "whole" / name)["0.weight"] for name in names]
+    assert not torch.equal(files[0], files[1]) and not torch.equal(files[1], files[2])
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (2, False), (3, True)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, zero_stage: int, back: bool) -> None:
+    """From two to one, and back to two."""
+    whole = run_line(tmp_path / "whole", zero_stage=zero_stage)
+    parts = tmp_path / "parts"
+    launch_line(parts, zero_stage=zero_stage, stop_at=8)
+    if back:
+        with pytest.raises(SystemExit):
+            run_line(parts, Line(stop_at=14), zero_stage=zero_stage)
+        launch_line(parts, zero_stage=zero_stage, stop_at=99)
+    else:
+        run_line(parts, zero_stage=zero_stage)
+    np.testing.assert_allclose(read_losses(parts), whole, rtol=1e-5)
+    kept = load_file(parts / "weights.safetensors")
+    for name, value in load_file(tmp_path / "whole" / "weights.safetensors").items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
+
+
+def launch_line(out: Path, **settings: int) -> None:
+    """In two processes, stopped by SIGTERM at step `stop_at`."""
+    done = start_line("launch/torchrun.sh", out, {"NPROC": "2"}, **settings)
+    assert done.returncode == 0 or "stopped by SIGTERM" in done.stderr, done.stderr[-3000:]
+
+
+def start_line(script: str, out: Path, environment: dict[str, str], **settings: int) -> CompletedProcess[str]:
+    """By one of the launch files."""
+    command = ["bash", script, "tests.shapeloom.line_training", str(out), json.dumps(settings)]
+    own = {"VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env={**os.environ, **own, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_deepspeed_s_launcher_and_a_hostfile(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    places = {"HOSTFILE": str(tmp_path / "hosts"), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    port = {"MASTER_PORT": str(distributed.free_port())}
+    done = start_line("launch/deepspeed.sh", tmp_path / "run", places | port, zero_stage=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
+
+
+FAKE_SLURM = {
+    "scontrol": "echo 127.0.0.1; echo other-host",
+    "srun": """export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & SLURM_PROCID=1 SLURM_LOCALID=1 "$@" && wait $!""",
+}
+
+
+def test_slurm_s_script(tmp_path: Path) -> None:
+    """With stand-ins for Slurm's two commands that set what Slurm sets."""
+    for name, script in FAKE_SLURM.items():
+        (tmp_path / name).write_text("#!/usr/bin/env bash\n" + script)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "two", "SLURM_JOB_ID": str(distributed.free_port() - 20000)}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = start_line("launch/slurm.sbatch", tmp_path / "run", job | path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)

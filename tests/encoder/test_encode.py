@@ -1,0 +1,73 @@
+"""Encoding as a whole: through its command line, on spheres in closed form."""
+
+from pathlib import Path
+
+import pytest
+
+import encoder.encode as encode
+from encoder.train import main as train_encoder
+from prior.train_clip import main as train_clip
+from shapeloom.shards import AssetShards, LatentShards
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, ball_dataset: Path) -> list[str]:
+    """Settings that name the data, an encoder and a CLIP, hardly trained."""
+    folder = tmp_path_factory.mktemp("parts")
+    quick = ["train.precision=fp32", "train.steps=2", f"data={ball_dataset}"]
+    encoder_config, clip_config = "configs/encoder/smoke.yaml", "configs/clip/smoke.yaml"
+    train_encoder(["--config", encoder_config, "--out", str(folder / "encoder"), "--set", *quick])
+    train_clip(["--config", clip_config, "--out", str(folder / "clip"), "--set", *quick])
+    return [f"data={ball_dataset}", f"encoder={folder / 'encoder'}", f"clip={folder / 'clip'}"]
+
+
+def run(out: Path, parts: list[str], workers: int) -> None:
+    encode.main(["--out", str(out), "--set", *parts, "fidelity_size=8", f"workers={workers}"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def latents(parts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("latents")
+    run(out, parts, workers=0)
+    return out
+
+
+def test_each_asset_becomes_a_latent_with_its_captions_and_fidelity(latents: Path, ball_dataset: Path):
+    assets, encoded = AssetShards(ball_dataset), LatentShards(latents)
+    assert [row.key for row in encoded.rows] == [row.key for row in assets.rows]
+    facts = encoded.facts(3)
+    assert facts["captions"] == assets.rows[3].captions
+    assert 0 < facts["fidelity"]["psnr"] < 60
+    assert 0 <= facts["fidelity"]["iou"] <= 1
+    assert encoded.read(3)["latent"].abs().max() <= 1
+
+
+def test_any_number_of_workers_writes_the_same_bytes(latents: Path, parts: list[str], tmp_path: Path):
+    run(tmp_path, parts, workers=2)
+    assert contents(tmp_path) == contents(latents)
+
+
+def test_a_kill_loses_no_finished_shard(
+    latents: Path, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written: list[Path] = []
+
+    def write_one(path, samples):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_shard(path, samples)
+
+    write_shard = encode.write_shard
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "write_shard", write_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, parts, workers=0)
+    first = written[0].stat().st_mtime_ns
+    run(tmp_path, parts, workers=0)
+    assert written[0].stat().st_mtime_ns == first
+    assert contents(tmp_path) == contents(latents)

@@ -1,0 +1,65 @@
+"""The encoder network: what it reads, and what recomputing and a spread change."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from encoder.model import Autoencoder, Encoder, EncoderConfig, EncoderInputs
+from encoder.train import EncoderTrainConfig
+from shapeloom.config import load_config
+from shapeloom.decoder import DecoderConfig
+
+SMALL = EncoderConfig(width=32, heads=2, num_layers=2, num_points=64, grid=8, grid_channels=8, num_views=3)
+DECODER = DecoderConfig.model_validate({"projection": {"num_tokens": 8, "channels": 4, "rank": 8}})
+
+
+def make(**settings: bool) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(SMALL.model_copy(update=settings), DECODER)
+
+
+def inputs(views: int = 3) -> EncoderInputs:
+    generator = torch.Generator().manual_seed(0)
+    points = normalize(torch.randn(2, 64, 3, generator=generator), dim=-1)
+    pixels = torch.rand(2, 3, 16, 16, 13, generator=generator)[:, :views]
+    return EncoderInputs(0.5 * points, points.abs(), points, pixels)
+
+
+def test_a_view_that_is_not_kept_changes_nothing() -> None:
+    encoder = make()
+    kept = torch.tensor([[True, True, False], [False, False, False]])
+    latent = encoder(inputs(), kept)
+    torch.testing.assert_close(latent[:1], encoder(inputs(views=2))[:1])
+    points_alone = EncoderInputs(inputs().points, inputs().rgb, inputs().normals)
+    torch.testing.assert_close(latent[1:], encoder(points_alone)[1:])
+    assert not torch.allclose(encoder(inputs())[:1], latent[:1])
+
+
+def test_recomputing_blocks_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = make(checkpointing=checkpointing)
+        encoder(inputs()).square().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_a_variational_encoder_has_a_spread_and_encodes_to_the_middle() -> None:
+    encoder = make(variational=True)
+    latent, log_std = encoder.distribution(inputs())
+    assert log_std is not None and log_std.shape == latent.shape
+    torch.testing.assert_close(encoder(inputs()), latent)
+    assert make().distribution(inputs())[1] is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("tiny", 1.3), ("reference_tiny", 1.0), ("small", 48), ("base", 274)]
+)
+def test_presets_make_networks_of_their_sizes(preset: str, millions: float) -> None:
+    config = load_config(EncoderTrainConfig, Path(f"configs/encoder/{preset}.yaml"), ["data=none"])
+    with torch.device("meta"):
+        model = Autoencoder(config.encoder, config.decoder)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)

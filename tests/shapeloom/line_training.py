@@ -1,0 +1,73 @@
+"""A training that takes milliseconds a step, in the test's own process or started by a launcher:
+python -m tests.shapeloom.line_training FOLDER SETTINGS, the settings as JSON."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shapeloom import distributed
+from shapeloom.log import start_logging
+from shapeloom.runs import Run
+from shapeloom.seed import derive_seed, normal
+from shapeloom.training import TrainConfig, train
+
+BATCH_SIZE = 8
+
+
+class Line:
+    """Fits y = 3 x - 1 with a small network; noise comes from the samples' own seeds."""
+
+    def __init__(self, *, broken_from: int = 10**9, stop_at: int = 10**9) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 1)
+        )
+        self.broken_from, self.stop_from = broken_from, BATCH_SIZE * stop_at
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        if samples[0] >= self.stop_from:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seeds = torch.tensor([derive_seed("line", n) for n in samples])
+        bad = torch.tensor([float("nan") if n >= self.broken_from else 0.0 for n in samples])
+        return {"x": normal(seeds, (1,), stream="x") + bad[:, None]}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (model(batch["x"]) - (3 * batch["x"] - 1)).pow(2).mean()
+        return loss, {"square": loss}
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        return {}
+
+
+def run_line(out: Path, task: Line | None = None, **settings: object) -> list[float]:
+    """The loss of every step."""
+    given = {
+        "steps": 20,
+        "batch_size": BATCH_SIZE,
+        "precision": "fp32",
+        "checkpoint_every": 7,
+        "log_every": 1,
+    }
+    config = TrainConfig.model_validate(given | settings)
+    world = distributed.start()
+    run = Run.open(out, config, stage="line", writes=world.is_main)
+    train(task or Line(), config, run, world)
+    return read_losses(out)
+
+
+def read_losses(out: Path) -> list[float]:
+    """What the run has logged."""
+    return [json.loads(line)["train/loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    start_logging()
+    settings = json.loads(sys.argv[2])
+    run_line(Path(sys.argv[1]), Line(stop_at=settings.pop("stop_at", 10**9)), **settings)
