@@ -29,7 +29,7 @@ from shapeloom.config import UserError
 from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig, load_decoder
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import StepChoice, make_sigmas
+from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.seed import normal
