@@ -29,8 +29,9 @@ from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.objectives import add_noise, make_target, sample_times
-from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
+from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
+from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.log import get_logger, start_logging
 from shapeloom.pictures import to_uint8
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring

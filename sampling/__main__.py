@@ -31,6 +31,7 @@ from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, ShapeSample, che
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
+from shapeloom.diffusion.steps import StepChoice
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.pictures import on_white
 from shapeloom.runs import Run
@@ -70,6 +71,7 @@ class SamplingConfig(Config):
     steps: int = Key(32, ge=1, le=4096)
     guidance_scale: float = Key(3.0, ge=0)
     sampler: SamplerName = "heun"
+    step_choice: StepChoice = "karras"
     negative_prompt: str = ""
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
@@ -283,7 +285,7 @@ def make(
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""
     settings = config.model_dump(
-        mode="json", include={"steps", "guidance_scale", "sampler", "negative_prompt"}
+        mode="json", include={"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt"}
     )
     with progress(len(missing), "objects") as bar:
         for start in range(0, len(missing), config.batch_size):

@@ -18,7 +18,8 @@ from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import ShapeSample, render_shapes
 from shapeloom.decoder import DecoderConfig
 from shapeloom.diffusion.guidance import classifier_free
-from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, karras_sigmas, sample
+from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
+from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.fields.mlp import own_shapes
 from shapeloom.seed import normal
 

@@ -24,7 +24,8 @@ from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.guidance import classifier_free
-from shapeloom.diffusion.samplers import SamplerName, initial_noise, karras_sigmas, sample
+from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
+from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
@@ -135,6 +136,7 @@ class ShapePipeline:
         steps: int = 32,
         guidance_scale: float = 3.0,
         sampler: SamplerName = "heun",
+        step_choice: StepChoice = "karras",
         negative_prompt: str = "",
         image: Picture | Sequence[Picture] | None = None,
         on_step: Callable[[int], None] | None = None,
@@ -169,13 +171,16 @@ class ShapePipeline:
         if negative_prompt:
             negative = self.prior.condition(self.clip.text([check_prompt(negative_prompt)]), batch=len(texts))
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
-        sigmas = karras_sigmas(steps)
+        sigmas = make_sigmas(step_choice, steps)
         x0 = sample(
             classifier_free(self.prior.denoise, negative, scale=guidance_scale),
             initial_noise(noise, sigmas),
             sigmas,
             condition,
             method=sampler,
+            noise=lambda i: normal(
+                torch.tensor(numbers), self.prior.shape, stream=f"sampling step {i}", device=self.prior.device
+            ),
             on_step=on_step,
         )
         latents = self.prior.unstandardise(x0).float().cpu()

@@ -13,7 +13,8 @@ With x_t = alpha x_0 + sigma eps (see `schedules`), every target is p x_0 + q ep
 Time arguments are [batch]; samples are [batch, ...].
 """
 
-from typing import Literal, assert_never
+from collections.abc import Callable
+from typing import Literal, TypeVar, assert_never
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,8 @@ from shapeloom.diffusion.schedules import Schedule
 
 Target = Literal["x0", "eps", "v", "flow"]
 TimeSampling = Literal["uniform", "logit_normal"]
+Weighting = Literal["uniform", "min_snr", "edm"]
+C = TypeVar("C")
 
 
 def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
@@ -86,6 +89,52 @@ def to_x0(
     p, q = _coefficients(target, alpha, sigma)
     determinant = q * alpha - p * sigma
     return _expand(q / determinant, x_t) * x_t - _expand(sigma / determinant, x_t) * prediction
+
+
+def convert(
+    prediction: Float[Tensor, "batch *shape"],
+    source: Target,
+    target: Target,
+    schedule: Schedule,
+    x_t: Float[Tensor, "batch *shape"],
+    t: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *shape"]:
+    """A prediction of `source` as the prediction of `target` that says the same; needs sigma(t) > 0."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    x0 = to_x0(source, schedule, prediction, x_t, t)
+    eps = (x_t - _expand(alpha, x_t) * x0) / _expand(sigma, x_t)
+    return make_target(target, schedule, x0, eps, t)
+
+
+def as_denoiser(
+    network: Callable[[Tensor, Tensor, C], Tensor], target: Target, schedule: Schedule
+) -> Callable[[Tensor, Tensor, C], Tensor]:
+    """The samplers' `denoise(x, sigma, condition)` of a network(x_t, t, condition) that predicts `target`."""
+
+    def denoise(x: Tensor, sigma: Tensor, condition: C) -> Tensor:
+        t = schedule.time(sigma)
+        x_t = _expand(schedule.alpha(t), x) * x
+        return to_x0(target, schedule, network(x_t, t, condition), x_t, t)
+
+    return denoise
+
+
+def loss_weight(
+    weighting: Weighting, target: Target, schedule: Schedule, t: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Factor of the target's squared error at time t.
+
+    "uniform": 1, whatever the target. The others fix the weight of x_0's error, and so give every
+    target the same loss: "min_snr" min(SNR, 5) (Hang et al. 2023), "edm" 1 + SNR (Karras et al. 2022,
+    table 1, for data of unit variance), under which "v" has the factor 1.
+    """
+    if weighting == "uniform":
+        return torch.ones_like(t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    p, q = _coefficients(target, alpha, sigma)
+    snr = torch.exp(schedule.log_snr(t))
+    x0_weight = snr.clamp(max=5.0) if weighting == "min_snr" else 1 + snr
+    return x0_weight * (sigma / (q * alpha - p * sigma)) ** 2  # of x_0's error to the target's: see `to_x0`
 
 
 def sample_times(

@@ -5,15 +5,29 @@ All of them work in the variance-exploding frame, x = x_0 + sigma eps, through o
     denoise(x, sigma, condition) -> the expected x_0     x [batch, ...], sigma [batch] > 0
 
 where the ODE is dx / dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 2022, eq. 1). A network trained
-with any schedule fits in: it sees alpha x at the time where sigma / alpha equals this sigma. An Euler step
-here is exactly a DDIM step (Song et al. 2021) there.
+with any schedule fits in: it sees alpha x at the time where sigma / alpha equals this sigma.
+
+    name          order  calls a step  noise  source
+    euler         1      1             churn  Karras et al. 2022; exactly DDIM (Song et al. 2021) in any frame
+    heun          2      2             churn  Karras et al. 2022, algorithm 2
+    ddim          1      1             eta    Song et al. 2021, eq. 12 and 16
+    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1
+    dpmpp_2m      2      1             no     Lu et al. 2022, "DPM-Solver++", algorithm 2
+    dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
+    unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3
+
+With lambda = -log sigma the ODE is dx / dlambda = x_0 - x: multistep samplers fit x_0 over lambda and
+integrate the rest exactly. Orders are of the ODE's solution, for the
+stochastic ones of the distribution (weak).
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar, assert_never
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,24 +35,7 @@ from torch import Tensor
 C = TypeVar("C")
 Denoise = Callable[[Tensor, Tensor, C], Tensor]
 """The seam between networks and samplers: (x, sigma, condition) -> x_0; the condition is handed through."""
-SamplerName = Literal["euler", "heun"]
-
-
-def karras_sigmas(
-    num_steps: int, *, sigma_min: float = 0.02, sigma_max: float = 80.0, rho: float = 7.0
-) -> Float[Tensor, " levels"]:
-    """`num_steps` noise levels falling from sigma_max to sigma_min, then 0 (Karras et al. 2022, eq. 5).
-
-    `num_steps` Euler steps walk them. The defaults suit data of unit variance: EDM's sigma_max, and a larger
-    sigma_min than EDM's, since a bounded latent's own noise hides anything finer.
-    """
-    if num_steps < 1 or not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"expected num_steps >= 1, 0 < sigma_min < sigma_max, got {num_steps}, {sigma_min}, {sigma_max}"
-        )
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+SamplerName = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
 
 
 def initial_noise(
@@ -56,6 +53,7 @@ def sample(
     *,
     method: SamplerName = "heun",
     churn: float = 0.0,
+    eta: float = 0.0,
     noise: Callable[[int], Float[Tensor, "batch *shape"]] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "batch *shape"]:
@@ -64,46 +62,120 @@ def sample(
     Args:
         denoise: see the top of this file.
         x: samples at noise level sigmas[0] (`initial_noise`, or data with noise added: SDEdit).
-        sigmas: falling noise levels; the last may be 0.
+        sigmas: falling noise levels (`steps`); the last may be 0.
         condition: handed to `denoise`.
-        method: "euler" (order 1, one call a step) or "heun" (order 2, two calls a step but the last).
-        churn: EDM's S_churn: each step first raises sigma by the factor 1 + min(churn / steps, sqrt(2) - 1)
-            with fresh noise (Karras et al. 2022, algorithm 2).
-        noise: standard normal numbers for step i, shaped as x; needed with churn. Seed it per sample, so
-            that a sample doesn't depend on its batch mates.
+        method: see the table above. A step to 0 lands on x_0 itself, whatever the method.
+        churn: EDM's S_churn for euler and heun: each step first raises sigma by the factor
+            1 + min(churn / steps, sqrt(2) - 1) with fresh noise (Karras et al. 2022, algorithm 2).
+        eta: share of ddpm's fresh noise that ddim adds, 0 to 1.
+        noise: standard normal numbers for step i, shaped as x; needed with churn, eta, ddpm and
+            dpmpp_2m_sde. Seed it per sample, so that a sample doesn't depend on its batch mates.
         on_step: called with i after each step, for a progress bar.
 
-    Raises ValueError when the levels don't fall or churn comes without noise.
+    Raises ValueError when the levels don't fall, noise is needed and not given, or churn or eta doesn't fit
+    the method.
     """
     levels = [float(s) for s in sigmas]
     if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
         raise ValueError(f"sigmas must be two or more falling levels >= 0, got {levels}")
-    if churn > 0 and noise is None:
+    if churn < 0 or (churn > 0 and method not in ("euler", "heun")):
+        raise ValueError(f"churn is a number >= 0 for euler and heun, got {churn} for {method}")
+    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
+        raise ValueError(f"eta is a number from 0 to 1 for ddim, got {eta} for {method}")
+    if noise is None and (churn > 0 or eta > 0 or method in ("ddpm", "dpmpp_2m_sde")):
         raise ValueError(
-            "churn > 0 needs `noise`: a function of the step that returns standard normal numbers"
+            f"{method} with churn {churn:g} and eta {eta:g} needs `noise`: a function of the step that "
+            "returns standard normal numbers"
         )
     growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    walk = _Walk(denoise, condition, noise, eta=1.0 if method == "ddpm" else eta)
     for i, (level, following) in enumerate(pairwise(levels)):
         start = level
         if growth > 0 and noise is not None:
             start = level * (1 + growth)
             x = x + math.sqrt(start**2 - level**2) * noise(i)
-        x = _step(denoise, x, start, following, condition, second_order=method == "heun")
+        x = walk.step(method, x, start, following, i)
         if on_step is not None:
             on_step(i)
     return x
 
 
-def _step(
-    denoise: Denoise[C], x: Tensor, start: float, end: float, condition: C, *, second_order: bool
-) -> Tensor:
-    slope = _slope(denoise, x, start, condition)
-    moved = x + (end - start) * slope
-    if not second_order or end == 0:  # at sigma 0 the slope is not defined; Euler lands on x_0 itself
-        return moved
-    return x + (end - start) * (slope + _slope(denoise, moved, end, condition)) / 2
+@dataclass
+class _Walk(Generic[C]):
+    """One trajectory; `past` holds (sigma, x_0) of the latest evaluations, which multistep methods reuse."""
+
+    denoise: Denoise[C]
+    condition: C
+    noise: Callable[[int], Tensor] | None
+    eta: float
+    past: list[tuple[float, Tensor]] = field(default_factory=list)
+
+    def x0(self, x: Tensor, sigma: float) -> Tensor:
+        level = torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
+        result = self.denoise(x, level, self.condition)
+        self.past = [*self.past[-1:], (sigma, result)]
+        return result
+
+    def step(self, method: SamplerName, x: Tensor, start: float, end: float, i: int) -> Tensor:
+        # unipc has evaluated its prediction of x at this level already.
+        known = method == "unipc" and bool(self.past)
+        x0 = self.past[-1][1] if known else self.x0(x, start)
+        if end == 0:  # at sigma 0 the slope is not defined and lambda infinite
+            return x0
+        match method:
+            case "euler" | "heun":
+                slope = (x - x0) / start
+                moved = x + (end - start) * slope
+                if method == "euler":
+                    return moved
+                return x + (end - start) * (slope + (moved - self.x0(moved, end)) / end) / 2
+            case "ddim" | "ddpm":
+                # The spread of q(x_end | x_start, x_0) is end sqrt(1 - (end / start)^2).
+                spread = self.eta * end * math.sqrt(1 - (end / start) ** 2)
+                kept = math.sqrt(end**2 - spread**2) / start
+                return self._noised(x0 + kept * (x - x0), spread, i)
+            case "dpmpp_2m":
+                decay = end / start
+                return decay * x + (1 - decay) * self._extrapolated(start, end)
+            case "dpmpp_2m_sde":
+                decay = (end / start) ** 2
+                moved = decay * x + (1 - decay) * self._extrapolated(start, end)
+                return self._noised(moved, end * math.sqrt(1 - decay), i)
+            case "unipc":
+                nodes = list(self.past)
+                predicted = _integrate(x, nodes, start, end)
+                return _integrate(x, [*nodes, (end, self.x0(predicted, end))], start, end)
+            case _:
+                assert_never(method)
+
+    def _noised(self, x: Tensor, spread: float, i: int) -> Tensor:
+        if spread == 0:
+            return x
+        assert self.noise is not None
+        return x + spread * self.noise(i)
+
+    def _extrapolated(self, start: float, end: float) -> Tensor:
+        """x_0 in the middle of the step (in lambda), on the line through the last two evaluations."""
+        x0 = self.past[-1][1]
+        if len(self.past) < 2:
+            return x0
+        before, earlier = self.past[-2]
+        return x0 + math.log(start / end) / (2 * math.log(before / start)) * (x0 - earlier)
 
 
-def _slope(denoise: Denoise[C], x: Tensor, sigma: float, condition: C) -> Tensor:
-    level = torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
-    return (x - denoise(x, level, condition)) / sigma
+def _integrate(x: Tensor, nodes: list[tuple[float, Tensor]], start: float, end: float) -> Tensor:
+    """Exact solution of dx / dlambda = x_0 - x where x_0 is the polynomial in lambda through `nodes`.
+
+    The weights of x_0 solve sum_j w_j u_j^k = m_k = int_0^h e^(u - h) u^k du, u = log(start / sigma),
+    h its end.
+    """
+    h = math.log(start / end)
+    moments = [-math.expm1(-h)]
+    for k in range(1, len(nodes)):
+        moments.append(h**k - k * moments[-1])
+    places = np.log(start / np.array([sigma for sigma, _ in nodes]))
+    weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
+    result = math.exp(-h) * x
+    for weight, (_, x0) in zip(weights.tolist(), nodes, strict=True):
+        result = result + weight * x0
+    return result

@@ -6,7 +6,8 @@
 
 Every schedule is a walk through the same noise levels, so a network that knows `ratio` can be sampled with
 any of them (Kingma et al. 2021, "Variational Diffusion Models"). `time` inverts `ratio`. At t = 1 the ratio
-is infinite in both schedules here: samplers start from a finite one (see `samplers.karras_sigmas`).
+is infinite for rectified_flow and vp_cosine, 152 for vp_linear, 80 for edm and 403 for shap_e: samplers start
+from a finite one (see `steps`), and the last three go on beyond t = 1 where it is larger.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ScheduleName = Literal["rectified_flow", "vp_cosine"]
+ScheduleName = Literal["rectified_flow", "vp_cosine", "vp_linear", "edm", "shap_e"]
 
 
 @runtime_checkable
@@ -36,7 +37,7 @@ class Schedule(Protocol):
         ...
 
     def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """The t in [0, 1) at which sigma / alpha is `ratio` >= 0."""
+        """The t at which sigma / alpha is `ratio` >= 0; exact beyond the schedule's own [0, 1] too."""
         ...
 
 
@@ -83,6 +84,64 @@ class VpCosine:
         return torch.atan(ratio) * (2 / math.pi)
 
 
+class VpExponential:
+    """Variance preserving with alpha^2 = exp(-B(t)), B(t) = rate t + growth t^2 / 2.
+
+    B is the integral of DDPM's beta.
+    rate 0.1, growth 19.9: DDPM's linear betas (Song et al. 2021, eq. 29).
+    rate 12, growth 0: Shap-E's "exp" schedule, alpha^2 = exp(-12 t).
+    """
+
+    def __init__(self, rate: float, growth: float) -> None:
+        self.rate, self.growth = rate, growth
+
+    def _exponent(self, t: Tensor) -> Tensor:
+        return t * (self.rate + self.growth * t / 2)
+
+    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """exp(-B / 2)."""
+        return torch.exp(-self._exponent(t) / 2)
+
+    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """sqrt(1 - exp(-B))."""
+        return torch.sqrt(-torch.expm1(-self._exponent(t)))
+
+    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """-log(exp(B) - 1)."""
+        return -torch.log(torch.expm1(self._exponent(t)))
+
+    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The root of B(t) = log(1 + ratio^2), in the form that bears growth = 0."""
+        exponent = torch.log1p(ratio**2)
+        return 2 * exponent / (self.rate + torch.sqrt(self.rate**2 + 2 * self.growth * exponent))
+
+
+class Edm:
+    """Variance exploding: alpha = 1, sigma even in its seventh root from 0.002 to 80.
+
+    Karras et al. 2022, eq. 5. At t = 0 a noise of 0.002 is left.
+    Time below 0 stands for less: `time(0)` is about -0.28.
+    """
+
+    low, high, rho = 0.002 ** (1 / 7), 80 ** (1 / 7), 7
+
+    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """1."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """(low + t (high - low))^7, low and high the ends' seventh roots."""
+        return (self.low + t * (self.high - self.low)) ** self.rho
+
+    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """-2 log sigma."""
+        return -2 * self.rho * torch.log(self.low + t * (self.high - self.low))
+
+    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """(ratio^(1/7) - low) / (high - low)."""
+        return (ratio ** (1 / self.rho) - self.low) / (self.high - self.low)
+
+
 def make_schedule(name: ScheduleName) -> Schedule:
     """The schedule that a config names."""
     match name:
@@ -90,5 +149,11 @@ def make_schedule(name: ScheduleName) -> Schedule:
             return RectifiedFlow()
         case "vp_cosine":
             return VpCosine()
+        case "vp_linear":
+            return VpExponential(rate=0.1, growth=19.9)
+        case "edm":
+            return Edm()
+        case "shap_e":
+            return VpExponential(rate=12.0, growth=0.0)
         case _:
             assert_never(name)

@@ -13,7 +13,8 @@ from prior.latents import Latents, MixtureConfig
 from prior.train import main
 from shapeloom.config import UserError
 from shapeloom.diffusion.guidance import classifier_free
-from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
+from shapeloom.diffusion.samplers import initial_noise, sample
+from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import LatentShards, finish_dataset, write_shard
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from shapeloom.diffusion.guidance import classifier_free
-from shapeloom.diffusion.samplers import karras_sigmas, sample
+from shapeloom.diffusion.samplers import sample
+from shapeloom.diffusion.steps import karras_sigmas
 
 
 class CountingDenoiser:

@@ -1,13 +1,15 @@
 """Targets and their conversions as identities; training one recovers a known denoiser."""
 
+from typing import get_args
+
 import pytest
 import torch
 
-from shapeloom.diffusion.objectives import add_noise, make_target, sample_times, to_x0
-from shapeloom.diffusion.schedules import make_schedule
+from shapeloom.diffusion.objectives import add_noise, convert, loss_weight, make_target, sample_times, to_x0
+from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 
 TARGETS = ["x0", "eps", "v", "flow"]
-SCHEDULES = ["rectified_flow", "vp_cosine"]
+SCHEDULES = get_args(ScheduleName)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -68,3 +70,35 @@ def test_training_on_a_gaussian_recovers_its_denoiser(target, name):
     expected = mean + gain * (x_t / alpha - mean)
     # 0.02: the regression's own error at 200000 draws, amplified by sigma / alpha for "eps".
     torch.testing.assert_close(learned, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("source", TARGETS)
+def test_every_conversion_is_the_other_target_of_the_same_sample(source, name):
+    schedule, generator = make_schedule(name), torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 50, 3, dtype=torch.float64, generator=generator)
+    t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
+    x_t = add_noise(schedule, x0, eps, t)
+    said = make_target(source, schedule, x0, eps, t)
+    for target in TARGETS:
+        expected = make_target(target, schedule, x0, eps, t)
+        torch.testing.assert_close(convert(said, source, target, schedule, x_t, t), expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_weights_make_every_target_s_loss_that_of_x0_and_are_the_papers(name):
+    schedule, t = make_schedule(name), torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
+    snr = schedule.log_snr(t).exp()
+    torch.testing.assert_close(loss_weight("min_snr", "x0", schedule, t), snr.clamp(max=5))
+    torch.testing.assert_close(loss_weight("min_snr", "eps", schedule, t), snr.clamp(max=5) / snr)
+    torch.testing.assert_close(loss_weight("edm", "v", schedule, t), torch.ones_like(t))
+    truth, wrong = torch.randn(2, 50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_t = add_noise(schedule, truth, wrong, t)
+    for weighting in ("min_snr", "edm"):
+        losses = []
+        for target in TARGETS:
+            said, meant = (convert(x0, "x0", target, schedule, x_t, t) for x0 in (wrong, truth))
+            losses.append(loss_weight(weighting, target, schedule, t) * (said - meant).square().sum(1))
+        for loss in losses[1:]:
+            torch.testing.assert_close(loss, losses[0])
+    assert torch.equal(loss_weight("uniform", "eps", schedule, t), torch.ones_like(t))

@@ -1,12 +1,22 @@
 """Samplers on distributions whose denoiser is exact: order of convergence, DDIM, churn, independence."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from shapeloom.diffusion.samplers import initial_noise, karras_sigmas, sample
-from shapeloom.diffusion.schedules import make_schedule
+from shapeloom.diffusion.objectives import as_denoiser, convert
+from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
+from shapeloom.diffusion.schedules import ScheduleName, make_schedule
+from shapeloom.diffusion.steps import (
+    StepChoice,
+    align_your_steps_sigmas,
+    exponential_sigmas,
+    flow_shift_sigmas,
+    karras_sigmas,
+    make_sigmas,
+)
 
 MEANS = torch.tensor([-1.5, 0.2, 1.4], dtype=torch.float64)
 STDS = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64)
@@ -32,10 +42,12 @@ def levels(steps: int):
     return karras_sigmas(steps + 1, sigma_min=0.05, sigma_max=20.0)[:-1]
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("heun", 2), ("ddim", 1), ("dpmpp_2m", 2), ("unipc", 3)]
+)
 def test_error_falls_with_the_declared_order(method, order):
     x = start(64, 20.0)
-    reference = sample(mixture_denoiser, x, levels(2048), None, method="heun")
+    reference = sample(mixture_denoiser, x, levels(4096), None, method="unipc")
     steps = torch.tensor([32, 64, 128, 256])
     errors = [
         float((sample(mixture_denoiser, x, levels(n), None, method=method) - reference).abs().mean())
@@ -111,5 +123,105 @@ def test_wrong_levels_and_churn_without_noise_are_refused():
         sample(mixture_denoiser, x, torch.tensor([1.0, 2.0]), None)
     with pytest.raises(ValueError, match="needs `noise`"):
         sample(mixture_denoiser, x, karras_sigmas(4), None, churn=1.0)
+    with pytest.raises(ValueError, match="needs `noise`"):
+        sample(mixture_denoiser, x, karras_sigmas(4), None, method="ddpm")
+    with pytest.raises(ValueError, match="churn is"):
+        sample(mixture_denoiser, x, karras_sigmas(4), None, method="unipc", churn=1.0)
+    with pytest.raises(ValueError, match="eta is"):
+        sample(mixture_denoiser, x, karras_sigmas(4), None, eta=0.5)
+    with pytest.raises(ValueError, match="shift > 0"):
+        flow_shift_sigmas(4, shift=0.0)
     with pytest.raises(ValueError, match="sigma_min"):
         karras_sigmas(4, sigma_min=2.0, sigma_max=1.0)
+
+
+def gaussian_variance(method: str, steps: int, eta: float = 0.0) -> float:
+    """Variance that a sampler gives a Gaussian of standard deviation 0.6, without drawing a number.
+
+    Its denoiser is linear, so the sampler is linear in the start and each step's noise: row 0 carries the
+    start, row i + 1 step i's noise, and their squares add up.
+    """
+    sigmas = levels(steps)
+    gain = 0.36
+
+    def denoise(x, sigma, condition):
+        return gain / (gain + sigma[:, None] ** 2) * x
+
+    def noise(i):
+        rows = torch.zeros(steps + 1, 1, dtype=torch.float64)
+        rows[i + 1] = 1
+        return rows
+
+    x = torch.zeros(steps + 1, 1, dtype=torch.float64)
+    x[0] = math.sqrt(gain + float(sigmas[0]) ** 2)
+    return float(sample(denoise, x, sigmas, None, method=method, eta=eta, noise=noise).square().sum())
+
+
+@pytest.mark.parametrize(
+    ("method", "eta", "order"), [("ddpm", 0.0, 1), ("ddim", 0.5, 1), ("dpmpp_2m_sde", 0.0, 2)]
+)
+def test_variance_of_a_stochastic_sampler_converges_with_its_weak_order(method, eta, order):
+    truth = 0.36 + float(levels(4)[-1]) ** 2
+    errors = [abs(gaussian_variance(method, n, eta) - truth) for n in (64, 256)]
+    # 0.25: the asymptotic rate is only approached at these numbers of steps.
+    assert math.log(errors[0] / errors[1], 4) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("schedule", get_args(ScheduleName))
+@pytest.mark.parametrize("method", get_args(SamplerName))
+def test_every_sampler_runs_with_every_schedule_and_step_choice(method, schedule):
+    """From a network that says v at the schedule's own time, samples have the mixture's moments."""
+    frame = make_schedule(schedule)
+
+    def network(x_t, t, condition):
+        alpha, sigma = frame.alpha(t)[:, None], frame.sigma(t)[:, None]
+        x0 = mixture_denoiser(x_t / alpha, (sigma / alpha)[:, 0], condition)
+        return convert(x0, "x0", "v", frame, x_t, t)
+
+    denoise = as_denoiser(network, "v", frame)
+    # Ancestral noise makes the variance too small by about 8 / steps: 0.19 at 40 steps, 0.06 at 160.
+    steps = 160 if method == "ddpm" else 40
+    noises = torch.randn(steps + 1, 1500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean = float((WEIGHTS * MEANS).sum())
+    variance = float((WEIGHTS * (STDS**2 + MEANS**2)).sum()) - mean**2
+    for choice in get_args(StepChoice):
+        sigmas = make_sigmas(choice, steps)
+        result = sample(
+            denoise,
+            initial_noise(noises[steps], sigmas),
+            sigmas,
+            None,
+            method=method,
+            noise=noises.__getitem__,
+        )
+        # Four standard errors of 1500 draws, and a first-order method's bias.
+        assert float(result.mean()) == pytest.approx(mean, abs=0.13)
+        assert float(result.var()) == pytest.approx(variance, abs=0.2)
+
+
+def test_ddpm_is_ddim_at_eta_one_and_ddim_at_zero_is_euler():
+    x = start(16, 80.0)
+
+    def noise(step):
+        return torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+
+    def run(method, **options):
+        return sample(mixture_denoiser, x, karras_sigmas(8), None, method=method, noise=noise, **options)
+
+    torch.testing.assert_close(run("ddpm"), run("ddim", eta=1.0))
+    torch.testing.assert_close(run("ddim"), run("euler"))
+
+
+def test_step_choices_fall_between_their_ends_and_are_even_where_they_say():
+    for choice in get_args(StepChoice):
+        sigmas = make_sigmas(choice, 10)
+        assert (sigmas.diff() < 0).all()
+        assert [float(sigmas[i]) for i in (0, 9, 10)] == pytest.approx([80, 0.02, 0])
+        assert len(make_sigmas(choice, 1)) == 2
+    log = exponential_sigmas(10)[:-1].log().diff()
+    torch.testing.assert_close(log, log[:1].expand(9))
+    shifted = flow_shift_sigmas(10, shift=4.0)[:-1] / 4
+    flow_time = (shifted / (1 + shifted)).diff()
+    torch.testing.assert_close(flow_time, flow_time[:1].expand(9))
+    published = align_your_steps_sigmas(11, sigma_min=0.029, sigma_max=14.615)
+    assert [float(published[i]) for i in (1, 5, 9)] == pytest.approx([6.475, 1.396, 0.152])
