@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -194,12 +196,21 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & SLURM_PROCID=1 SLURM_LOCALID=1 "$@" && wai
 }
 
 
+def job_with_a_free_port() -> int:
+    """The script takes port 20000 + job % 10000."""
+    for port in range(20000 + os.getpid() % 10000, 30000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise RuntimeError("no free port below 30000")
+
+
 def test_slurm_s_script(tmp_path: Path) -> None:
     """With stand-ins for Slurm's two commands that set what Slurm sets."""
     for name, script in FAKE_SLURM.items():
         (tmp_path / name).write_text("#!/usr/bin/env bash\n" + script)
         (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_NODELIST": "two", "SLURM_JOB_ID": str(os.getpid())}
+    job = {"SLURM_JOB_NODELIST": "two", "SLURM_JOB_ID": str(job_with_a_free_port())}
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = start_line("launch/slurm.sbatch", tmp_path / "run", job | path)
     assert done.returncode == 0, done.stderr[-3000:]
