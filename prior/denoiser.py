@@ -300,7 +300,6 @@ class Prior:
             image_grid=None if image is None or grid is None else fitted(grid),
         )  # fmt: skip
 
-    @torch.no_grad()
     def denoise(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
     ) -> Float[Tensor, "batch tokens channels"]:
@@ -318,6 +317,11 @@ class Prior:
     ) -> Float[Tensor, "batch tokens channels"]:
         """From x_0 to a decoder's latents, clamped to [-1, 1], where the encoder's tanh keeps its own."""
         return (x0 * self.network.standard_std + self.network.standard_mean).clamp(-1, 1)
+
+    def bounds(self) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:
+        """The least and the largest x_0 that an encoder's latents can have."""
+        ends = torch.ones_like(self.network.standard_mean)
+        return self.standardise(-ends[None])[0], self.standardise(ends[None])[0]
 
 
 def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Prior:

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import Field as Key
 
 from sampling.export import MESH_SUFFIXES
+from sampling.guidance import GuidanceConfig
 from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
 from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
@@ -73,6 +74,8 @@ class SamplingConfig(Config):
     sampler: SamplerName = "heun"
     step_choice: StepChoice = "karras"
     negative_prompt: str = ""
+    guidance: GuidanceConfig = GuidanceConfig()
+    weaker: Path | None = Key(None, description="folder of a worse prior to guide away from (autoguidance)")
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
@@ -238,8 +241,9 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda was asked for, but torch finds no CUDA device here; use device=cpu.")
     return ShapePipeline.load(
-        prior=prior, encoder=encoder, clip=clip, view_prior=config.view_prior, ema=config.ema, device=device
-    )
+        prior=prior, encoder=encoder, clip=clip, view_prior=config.view_prior,
+        weaker=config.weaker, ema=config.ema, device=device,
+    )  # fmt: skip
 
 
 def save_sample(shape: ShapeSample, folder: Path, name: str, config: SamplingConfig) -> Record:
@@ -284,9 +288,8 @@ def make(
     config: SamplingConfig, run: Run, album: Album,
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""
-    settings = config.model_dump(
-        mode="json", include={"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt"}
-    )
+    names = {"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt", "guidance"}
+    recorded = config.model_dump(mode="json", include=names)
     with progress(len(missing), "objects") as bar:
         for start in range(0, len(missing), config.batch_size):
             batch = missing[start : start + config.batch_size]
@@ -295,7 +298,7 @@ def make(
                 seeds=[wish.seed for wish in batch],
                 image=[pictures[wish.image] for wish in batch] if pictures else None,
                 on_step=lambda step: bar.advance(0, f"step {step + 1}/{config.steps}"),
-                **settings,
+                **{name: getattr(config, name) for name in names},
             )
             for wish, shape in zip(batch, shapes, strict=True):
                 began = time.monotonic()
@@ -304,7 +307,7 @@ def make(
                 identity = {"name": name, "prompt": wish.prompt, "seed": wish.seed, "image": wish.image}
                 decode_seconds = round(time.monotonic() - began, 2)
                 album.add(
-                    {**identity, "label": wish.label, **facts, **settings, "decode_seconds": decode_seconds,
+                    {**identity, "label": wish.label, **facts, **recorded, "decode_seconds": decode_seconds,
                      "inputs": run.meta["inputs"]}
                 )  # fmt: skip
                 bar.advance(note=wish.label[:40])
@@ -329,8 +332,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "prior": pipeline.prior.digest, "encoder": pipeline.decoder.digest, "clip": pipeline.clip.digest
     }  # fmt: skip
-    if pipeline.view_prior is not None:
-        inputs["view_prior"] = pipeline.view_prior.digest
+    for name, other in (("view_prior", pipeline.view_prior), ("weaker", pipeline.weaker)):
+        if other is not None:
+            inputs[name] = other.digest
     # A folder collects objects of one model and one set of settings; which ones is no part of that.
     kept = config.model_copy(update={"prompts": [], "num": 1, "seed": 0})
     run = Run.open(out, kept, stage="sampling", inputs=inputs)

@@ -17,18 +17,20 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prior.conditions import Condition
 from prior.denoiser import Prior, load_prior
+from sampling.guidance import GuidanceConfig, steered
 from sampling.hub import Parts, fetch_package, upload_package, write_package
 from sampling.shape import ShapeSample
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
-from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
 from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
+DEFAULT_GUIDANCE = GuidanceConfig()
 MAX_SEED = 2**63 - 1
 Picture = UInt8[np.ndarray, "side side 3"]
 
@@ -39,6 +41,7 @@ class ShapePipeline:
     parts: the folders that they were loaded from, which `save_pretrained` copies.
     view_prior: from captions to pictures' CLIP vectors; prompts then become pictures' vectors first, and the
     prior follows those (unCLIP).
+    weaker: a worse prior of the same latents to guide away from (autoguidance), in place of no condition.
     """
 
     def __init__(
@@ -48,12 +51,15 @@ class ShapePipeline:
         clip: Clip,
         parts: Parts | None = None,
         view_prior: Prior | None = None,
+        weaker: Prior | None = None,
     ) -> None:
         if prior.predicts != "latents":
             raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         self.prior, self.decoder, self.clip = prior, decoder, clip
-        self.parts, self.view_prior = parts, view_prior
+        self.parts, self.view_prior, self.weaker = parts, view_prior, weaker
+        if weaker is not None:
+            weaker.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         if view_prior is None:
             return
         view_prior.check(clip_digest=clip.digest)
@@ -112,6 +118,7 @@ class ShapePipeline:
         encoder: str | Path,
         clip: str | Path,
         view_prior: str | Path | None = None,
+        weaker: str | Path | None = None,
         ema: float | None = None,
         device: torch.device | str = "cpu",
     ) -> "ShapePipeline":
@@ -122,8 +129,9 @@ class ShapePipeline:
         # The prior and the decoder say at once if they aren't there; CLIP may have to be downloaded.
         loaded, decoder = load_prior(Path(prior), device, ema=ema), load_decoder(Path(encoder), device)
         views = None if view_prior is None else load_prior(Path(view_prior), device)
+        worse = None if weaker is None else load_prior(Path(weaker), device)
         parts = Parts(Path(prior), Path(encoder), str(clip))
-        return cls(loaded, decoder, load_clip(clip, device), parts, views)
+        return cls(loaded, decoder, load_clip(clip, device), parts, views, worse)
 
     def __call__(
         self,
@@ -138,6 +146,7 @@ class ShapePipeline:
         sampler: SamplerName = "heun",
         step_choice: StepChoice = "karras",
         negative_prompt: str = "",
+        guidance: GuidanceConfig = DEFAULT_GUIDANCE,
         image: Picture | Sequence[Picture] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[ShapeSample]:
@@ -147,6 +156,7 @@ class ShapePipeline:
             or seeds: one for each shape.
         image: a picture that all of them follow too, or one for each prompt; prompts may be empty then ("").
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
+        guidance: its interval, rescaling, thresholds and more prompts.
         on_step: called with 0, 1, ... as the steps are taken.
         Raises UserError for a prompt that is empty or too long, ValueError for numbers that don't fit.
         """
@@ -169,11 +179,12 @@ class ShapePipeline:
         condition = self.prior.condition(text, pooled, grid=grid, batch=len(texts))
         negative = condition.without()
         if negative_prompt:
-            negative = self.prior.condition(self.clip.text([check_prompt(negative_prompt)]), batch=len(texts))
+            negative = self._prompted(negative_prompt, len(texts))
+        others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
         sigmas = make_sigmas(step_choice, steps)
         x0 = sample(
-            classifier_free(self.prior.denoise, negative, scale=guidance_scale),
+            steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
             initial_noise(noise, sigmas),
             sigmas,
             condition,
@@ -188,6 +199,10 @@ class ShapePipeline:
             ShapeSample(latent, prompt, number, self.decoder)
             for latent, prompt, number in zip(latents, texts, numbers, strict=True)
         ]
+
+    def _prompted(self, prompt: str, batch: int) -> Condition:
+        """A prompt for all of a batch."""
+        return self.prior.condition(self.clip.text([check_prompt(prompt)]), batch=batch)
 
     def _imagine(
         self, text: TextEmbedding, seeds: Sequence[int], sigmas: Float[Tensor, " levels"]

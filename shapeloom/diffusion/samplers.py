@@ -45,6 +45,7 @@ def initial_noise(
     return noise * float(sigmas[0])
 
 
+@torch.no_grad()
 def sample(
     denoise: Denoise[C],
     x: Float[Tensor, "batch *shape"],

@@ -10,6 +10,7 @@ from PIL import Image
 
 from prior.conditions import Shapes
 from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
+from sampling.guidance import GuidanceConfig
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import FOV, ShapeSample, render_shapes
@@ -219,3 +220,25 @@ def test_a_view_prior_puts_a_picture_in_the_prompt_s_place(pipeline: ShapePipeli
         ShapePipeline(views, pipeline.decoder, pipeline.clip)
     with pytest.raises(UserError, match="view_prior must be trained with predict=views"):
         ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, view_prior=pipeline.prior)
+
+
+def test_guidance_s_settings_reach_the_latents(pipeline: ShapePipeline):
+    def latent(**guidance) -> torch.Tensor:
+        config = GuidanceConfig.model_validate(guidance)
+        return pipeline("a chair", steps=3, guidance_scale=6.0, guidance=config)[0].latent
+
+    plain = latent()
+    assert torch.equal(
+        latent(interval=(1e3, 1e4)), pipeline("a chair", steps=3, guidance_scale=1.0)[0].latent
+    )
+    for settings in ({"rescale": 1.0}, {"mix": {"a red rug": 2.0}}):
+        assert not torch.allclose(latent(**settings), plain)
+    for threshold in ("static", "dynamic"):
+        assert latent(threshold=threshold).abs().max() <= 1
+
+
+def test_a_weaker_prior_takes_the_place_of_no_condition(pipeline: ShapePipeline):
+    parts = (pipeline.prior, pipeline.decoder, pipeline.clip)
+    by_itself = ShapePipeline(*parts, weaker=pipeline.prior)("a chair", steps=2, guidance_scale=5.0)[0]
+    unguided = pipeline("a chair", steps=2, guidance_scale=1.0)[0]
+    torch.testing.assert_close(by_itself.latent, unguided.latent)

@@ -1,9 +1,15 @@
-"""Classifier-free guidance: its fixed points, its closed form on Gaussians, interval and rescaling."""
+"""Guidance: its fixed points, its closed form on Gaussians, intervals, rescaling and ranges."""
 
 import pytest
 import torch
 
-from shapeloom.diffusion.guidance import classifier_free
+from shapeloom.diffusion.guidance import (
+    autoguided,
+    classifier_free,
+    classifier_guided,
+    score_guided,
+    within,
+)
 from shapeloom.diffusion.samplers import sample
 from shapeloom.diffusion.steps import karras_sigmas
 
@@ -68,3 +74,74 @@ def test_settings_out_of_range_are_refused():
         classifier_free(CountingDenoiser(), NEGATIVE, scale=-1.0)
     with pytest.raises(ValueError, match="rescale in"):
         classifier_free(CountingDenoiser(), NEGATIVE, scale=2.0, rescale=2.0)
+
+
+def test_conditions_are_mixed_by_their_scales():
+    """Unit Gaussians around 0, m and n: guided by w and v it is the one around w m + v n."""
+    others = [(-2 * POSITIVE, 0.5)]
+    mixed = classifier_free(CountingDenoiser(), NEGATIVE, scale=3.0, others=others)(X, SIGMA, POSITIVE)
+    torch.testing.assert_close(mixed, CountingDenoiser()(X, SIGMA, 3 * POSITIVE - POSITIVE))
+
+
+def test_autoguidance_goes_on_from_a_worse_answer_past_the_better():
+    def worse(x, sigma, condition):
+        return CountingDenoiser()(x, sigma, condition - 0.25)
+
+    better = CountingDenoiser()(X, SIGMA, POSITIVE)
+    guided = autoguided(CountingDenoiser(), worse, scale=3.0)(X, SIGMA, POSITIVE)
+    torch.testing.assert_close(guided - better, 2 * (better - worse(X, SIGMA, POSITIVE)))
+
+
+def fixed(answer):
+    return lambda x, sigma, condition: answer
+
+
+def test_a_static_range_cuts_off():
+    low, high = torch.tensor([-1.0, -2.0, 0.0]), torch.tensor([1.0, 2.0, 4.0])
+    answer = torch.tensor([[3.0, -3.0, -3.0], [0.5, 1.0, 3.0]])
+    bounded = within(fixed(answer), low, high)(answer, SIGMA[:2], None)
+    torch.testing.assert_close(bounded, torch.tensor([[1.0, -2.0, 0.0], [0.5, 1.0, 3.0]]))
+
+
+def test_a_dynamic_range_keeps_proportions():
+    one = torch.ones(())
+    answer = torch.stack([torch.linspace(-4, 4, 9), torch.linspace(-0.5, 0.5, 9)])
+    bounded = within(fixed(answer), -one, one, quantile=1.0)(answer, SIGMA[:2], None)
+    torch.testing.assert_close(bounded, torch.stack([answer[0] / 4, answer[1]]))
+    cut = within(fixed(answer), -one, one, quantile=0.5)(answer, SIGMA[:2], None)
+    torch.testing.assert_close(cut[0], (answer[0] / 2).clamp(-1, 1))
+    with pytest.raises(ValueError, match="quantile"):
+        within(fixed(answer), -one, one, quantile=0.0)
+
+
+def test_the_true_classifier_samples_the_conditional_distribution():
+    """x_0 is standard normal and y = x_0 + noise of variance v: x_0 given y is known, and so its denoiser."""
+    y, v = 1.5, 0.3
+
+    def unconditional(x, sigma, condition):
+        return x / (1 + sigma[:, None] ** 2)
+
+    def log_probability(x, sigma, condition):
+        gain = 1 / (1 + sigma[:, None] ** 2)
+        variance = sigma[:, None] ** 2 * gain + v  # of y given x
+        return (-((y - gain * x) ** 2) / (2 * variance)).sum(dim=1)
+
+    guided = classifier_guided(unconditional, log_probability, scale=1.0)(X, SIGMA, None)
+    mean, variance = y / (1 + v), v / (1 + v)
+    exact = mean + variance / (variance + SIGMA[:, None] ** 2) * (X - mean)
+    torch.testing.assert_close(guided, exact)
+
+
+def test_a_score_s_gradient_goes_through_the_denoiser():
+    def denoise(x, sigma, condition):
+        return torch.tanh(x)
+
+    def score(x0, condition):
+        return (x0**2).sum(dim=1)
+
+    guided = score_guided(denoise, score, scale=0.5, interval=(0.4, 100.0))(X, SIGMA, None)
+    x0 = torch.tanh(X)
+    slope = 2 * x0 * (1 - x0**2)
+    expected = x0 + torch.where(SIGMA < 0.4, 0, 0.5 * SIGMA**2)[:, None] * slope
+    torch.testing.assert_close(guided, expected)
+    assert not guided.requires_grad
