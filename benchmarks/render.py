@@ -23,8 +23,9 @@ from PIL import Image
 
 from data_prep.lighting import STUDIO
 from data_prep.mesh import Mesh
-from data_prep.raster import is_available
+from data_prep.raster import require
 from data_prep.views import Backend, render_views
+from shapeloom.config import UserError
 from shapeloom.metrics import psnr
 from shapeloom.pictures import on_white
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
@@ -141,7 +142,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--blender", help="a Python that has bpy")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    backends: list[Backend] = ["embree", "gl"] if is_available() else ["embree"]
+    backends: list[Backend] = ["embree"]
+    try:
+        require()
+        backends.append("gl")
+    except UserError as error:
+        print(f"without OpenGL: {error}")
     for num_faces in arguments.faces:
         for backend in backends:
             job = (num_faces, backend, arguments.views, arguments.size)

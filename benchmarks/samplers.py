@@ -36,12 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
     parser.add_argument("--truth", type=int, default=TRUTH, help="evaluations of what is compared with")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     arguments = parser.parse_args(argv)
     pipeline = ShapePipeline.from_pretrained(arguments.model)
 
     def latents(sampler: SamplerName, choice: StepChoice, evaluations: int) -> list[Tensor]:
         shapes = pipeline(
-            PROMPTS, steps=steps_for(sampler, evaluations), guidance_scale=arguments.guidance_scale,
+            arguments.prompts, steps=steps_for(sampler, evaluations), guidance_scale=arguments.guidance_scale,
             sampler=sampler, step_choice=choice,
         )  # fmt: skip
         return [shape.latent for shape in shapes]

@@ -174,9 +174,11 @@ def launch_line(out: Path, **settings: int) -> None:
 def start_line(script: str, out: Path, environment: dict[str, str], **settings: int) -> CompletedProcess[str]:
     """By one of the launch files."""
     command = ["bash", script, "tests.shapeloom.line_training", str(out), json.dumps(settings)]
+    ours = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # this process is a group too
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     own = {"VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, env={**os.environ, **own, **environment}, capture_output=True, text=True, check=False
+        command, env={**kept, **own, **environment}, capture_output=True, text=True, check=False
     )
 
 
