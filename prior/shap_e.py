@@ -20,6 +20,8 @@ from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.nn.shap_e import Mlp, SelfTransformer, initialise
 
 Reads = Literal["text", "image"]
+GRID_CELLS = 256
+"""Of a picture, in CLIP ViT-L/14: 16 x 16 patches."""
 
 
 class _Transformer(nn.Module):
@@ -94,7 +96,7 @@ class ShapEDenoiser(nn.Module):
         if asked_text:
             raise UserError("Shap-E's image model reads no captions: give an image with the prompt \"\".")
         if condition.image_grid is None:
-            return condition.image_pooled.new_zeros(len(condition.has_text), 1, self.shapes.grid_width)
+            return condition.image_pooled.new_zeros(len(condition.has_text), GRID_CELLS, self.shapes.grid_width)
         if condition.image_grid.shape[1] != 1:
             raise UserError(
                 f"Shap-E's image model reads one picture a shape, got {condition.image_grid.shape[1]}."
