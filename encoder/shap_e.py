@@ -29,7 +29,7 @@ from shapeloom.fields.shap_e import (
     encode_octaves,
 )
 from shapeloom.nn.shap_e import CrossTransformer, SelfTransformer, initialise
-from shapeloom.rendering.rays import camera_rays
+from shapeloom.rendering.shap_e import official_rays
 from shapeloom.shards import AssetSample
 
 RADIUS, NEIGHBOURS = 0.5, 64
@@ -59,15 +59,16 @@ class ShapEInputs:
     """Points and views of a batch of assets, in the official frame.
 
     points: xyz, then rgb in [0, 1], in farthest-point order. rgb: 0 to 255 on black. seen: pixels that show
-    the asset and nothing else. origin: of each view's rays. position: the point that a pixel shows, anything
-    where it isn't seen.
+    the asset and nothing else. depth: along the camera's z, anything where nothing is seen. tangents: of half
+    the angles of view between the outermost pixels' centres, x and y.
     """
 
     points: Float[Tensor, "batch points 6"]
     rgb: Float[Tensor, "batch views size size 3"]
     seen: Bool[Tensor, "batch views size size"]
-    origin: Float[Tensor, "batch views 3"]
-    position: Float[Tensor, "batch views size size 3"]
+    depth: Float[Tensor, "batch views size size"]
+    cam_to_world: Float[Tensor, "batch views 4 4"]
+    tangents: Float[Tensor, "batch views 2"]
 
 
 class _PointConv(nn.Module):
@@ -82,7 +83,7 @@ class _PointConv(nn.Module):
         xyz: Float[Tensor, "batch points 3"],
         tokens: Float[Tensor, "batch points width"],
         num_centres: int,
-        permutations: Sequence[Int[Tensor, "batch channels samples"]] | None,
+        permutations: Sequence[Int[Tensor, "batch _ _"]] | None,
     ) -> Float[Tensor, "batch centres width"]:
         centres = xyz[:, :num_centres]
         neighbours = ball_query(xyz, centres)
@@ -145,7 +146,7 @@ class ShapEEncoder(nn.Module):
     def forward(
         self,
         inputs: ShapEInputs,
-        permutations: Sequence[Int[Tensor, "batch channels samples"]] | None = None,
+        permutations: Sequence[Int[Tensor, "batch _ _"]] | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
         """Returns the latent, in [-1, 1].
 
@@ -156,7 +157,7 @@ class ShapEEncoder(nn.Module):
     def before_tanh(
         self,
         inputs: ShapEInputs,
-        permutations: Sequence[Int[Tensor, "batch channels samples"]] | None = None,
+        permutations: Sequence[Int[Tensor, "batch _ _"]] | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
         """What the tanh takes; for `with_bottleneck_noise`."""
         points = self.input_proj(encode_octaves(inputs.points, POINT_OCTAVES))
@@ -177,38 +178,31 @@ class ShapEEncoder(nn.Module):
         nothing is seen look alike, but for those at a view's edges, and are computed once.
         """
         kernel, bias = self._fold()
-        empty = torch.zeros_like(inputs.seen[:1, 0])
-        blank = self._patch_tokens(
-            torch.zeros_like(inputs.rgb[:1, 0]), empty, inputs.origin[:1, 0],
-            torch.zeros_like(inputs.position[:1, 0]), kernel, bias, None,
-        )  # fmt: skip
+        nothing = torch.zeros_like(inputs.seen[:1, 0])
+        pixels = self.mv_pcl_embed.unk_token.float().expand(*nothing.shape, -1)
+        blank = self._patch_tokens(pixels, nothing, kernel, bias, None)
         views = []
         for view in range(inputs.rgb.shape[1]):
-            views.append(
-                self._patch_tokens(
-                    inputs.rgb[:, view], inputs.seen[:, view], inputs.origin[:, view],
-                    inputs.position[:, view], kernel, bias, blank,
-                )
-            )  # fmt: skip
+            pixels = pixel_numbers(inputs, view, self.mv_pcl_embed.unk_token)
+            views.append(self._patch_tokens(pixels, inputs.seen[:, view], kernel, bias, blank))
         return torch.cat(views, dim=1)
 
     def _patch_tokens(
-        self, rgb: Tensor, seen: Tensor, origin: Tensor, position: Tensor,
-        kernel: Tensor, bias: Tensor, blank: Tensor | None,
-    ) -> Float[Tensor, "batch patches width"]:  # fmt: skip
+        self, pixels: Tensor, seen: Tensor, kernel: Tensor, bias: Tensor, blank: Tensor | None
+    ) -> Float[Tensor, "batch patches width"]:
         """Tokens of one view; blank: those of a view that shows nothing, taken where nothing is seen."""
-        pixels = pixel_numbers(rgb, seen, origin, position, self.mv_pcl_embed.unk_token).to(kernel.dtype)
+        pixels = pixels.to(kernel.dtype)
         padded = F.pad(pixels, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))
         span = PATCH + 2 * MARGIN
         windows = padded.unfold(1, span, PATCH).unfold(2, span, PATCH).permute(0, 1, 2, 4, 5, 3)
         rows, columns = windows.shape[1:3]
         if blank is None:
-            wanted = torch.ones(len(rgb), rows, columns, dtype=torch.bool, device=rgb.device)
-            tokens = bias.new_empty(len(rgb), rows, columns, len(bias))
+            wanted = torch.ones(len(seen), rows, columns, dtype=torch.bool, device=seen.device)
+            tokens = bias.new_empty(len(seen), rows, columns, len(bias))
         else:
             around = F.max_pool2d(F.pad(seen.float(), (MARGIN,) * 4)[:, None], span, PATCH)[:, 0]
             wanted = around > 0
-            tokens = blank.unflatten(1, (rows, columns)).expand(len(rgb), -1, -1, -1).clone()
+            tokens = blank.unflatten(1, (rows, columns)).expand(len(seen), -1, -1, -1).clone()
         index = wanted.nonzero()
         for part in index.split(PATCHES_AT_ONCE):
             chosen = windows[tuple(part.T)].flatten(1)
@@ -253,23 +247,23 @@ def fold_convolutions(
 
 
 def pixel_numbers(
-    rgb: Float[Tensor, "batch size size 3"],
-    seen: Bool[Tensor, "batch size size"],
-    origin: Float[Tensor, "batch 3"],
-    position: Float[Tensor, "batch size size 3"],
-    unknown: Float[Tensor, " numbers"],
+    inputs: ShapEInputs, view: int, unknown: Float[Tensor, " numbers"]
 ) -> Float[Tensor, "batch size size numbers"]:
     """Returns what the pixels of a view say: encoded colour, ray origin and point seen, or `unknown`."""
-    pixels = unknown.detach().float().expand(*seen.shape, -1).clone()
-    start = origin[:, None, None].expand_as(position)[seen]
-    parts = (rgb[seen] / 127.5 - 1, start, position[seen])
-    pixels[seen] = torch.cat([encode_octaves(part, POINT_OCTAVES) for part in parts], dim=-1)
+    pose, seen = inputs.cam_to_world[:, view], inputs.seen[:, view]
+    directions, cosine = official_rays(pose, inputs.tangents[:, view], *seen.shape[1:])
+    distance = inputs.depth[:, view].clamp(max=MAX_DEPTH) / cosine
+    origin = pose[:, None, None, :3, 3]
+    position = origin + distance[..., None] * directions
+    pixels = unknown.float().expand(*seen.shape, -1).clone()
+    shown = (inputs.rgb[:, view] / 127.5 - 1, origin.expand_as(position), position)
+    pixels[seen] = torch.cat([encode_octaves(each[seen], POINT_OCTAVES) for each in shown], dim=-1)
     return pixels
 
 
 def random_permutations(
     config: ShapEEncoderConfig, batch: int, generator: torch.Generator
-) -> list[Int[Tensor, "batch channels samples"]]:
+) -> list[Int[Tensor, "batch _ _"]]:
     """Returns fresh shuffles of the samples before both point convolutions, as the reference draws them: an
     order of its own for each asset and channel."""
     sizes = ((config.width + 3, NEIGHBOURS), (config.width, NEIGHBOURS // 4 + 1))
@@ -305,15 +299,15 @@ def official_inputs(
     poses = _stack([s.cam_to_world for s in samples])
     poses[..., :3, 3] *= scale
     intrinsics = _stack([s.intrinsics for s in samples])
-    # Rays through pixels' centres; that the official ones are at i / (W - 1) is how a camera is written down.
-    origins, directions, cosine = camera_rays(poses, intrinsics, config.size, config.size)
-    distance = depth.clamp(max=MAX_DEPTH) / cosine
+    focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
     return ShapEInputs(
         points=torch.cat([xyz, point_rgb], dim=-1).to(device),
         rgb=(rgba[..., :3] * rgba[..., 3:] / 255).round().to(device),
         seen=((rgba[..., 3] / 255 >= MIN_ALPHA) & (depth > 0)).to(device),
-        origin=poses[..., :3, 3].to(device),
-        position=(origins + directions * distance[..., None]).to(device),
+        depth=depth.to(device),
+        cam_to_world=poses.to(device),
+        # The same rays: ours go through centres at +0.5, the official ones through i / (W - 1).
+        tangents=((config.size - 1) / 2 / focal).to(device),
     )
 
 

@@ -45,6 +45,25 @@ def official_intrinsics(fov_x: float, fov_y: float, *, height: int, width: int) 
     return torch.tensor([[focal_x, 0, width / 2], [0, focal_y, height / 2], [0, 0, 1]], dtype=torch.float32)
 
 
+def official_rays(
+    cam_to_world: Float[Tensor, "*batch 4 4"], tangents: Float[Tensor, "*batch 2"], height: int, width: int
+) -> tuple[Float[Tensor, "*batch height width 3"], Float[Tensor, "*batch height width"]]:
+    """Returns unit directions of the rays through all pixels, and their cosines to the camera's z axis.
+
+    tangents: of half the angles of view, x and y. The same rays as `camera_rays`', in the reference's order of
+    operations: its positional encoding multiplies what rounding does to them by 2^14.
+    """
+    x, y, z = (cam_to_world[..., None, None, :3, column] for column in range(3))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    share = torch.stack([columns, rows], dim=-1).to(cam_to_world) / cam_to_world.new_tensor(
+        [width - 1, height - 1]
+    )
+    plane = (share * 2 - 1) * tangents[..., None, None, :]
+    directions = z + x * plane[..., :1] + y * plane[..., 1:]
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    return directions, (directions * z).sum(-1)
+
+
 def official_box(
     origins: Float[Tensor, "*rays 3"], directions: Float[Tensor, "*rays 3"]
 ) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"], Bool[Tensor, "*rays"]]:
