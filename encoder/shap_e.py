@@ -11,15 +11,18 @@ encodes; here they keep their order unless a permutation is asked for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field as Key
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from shapeloom.config import Config
+from shapeloom.config import Config, UserError, load_config
+from shapeloom.decoder import Decoder
 from shapeloom.diffusion.discrete import bottleneck_process
 from shapeloom.fields.shap_e import (
     ASSET_HALF_SIZE,
@@ -28,7 +31,7 @@ from shapeloom.fields.shap_e import (
     ShapEProjection,
     encode_octaves,
 )
-from shapeloom.nn.shap_e import CrossTransformer, SelfTransformer, initialise
+from shapeloom.nn.shap_e import CrossTransformer, SelfTransformer, halve_weights, initialise
 from shapeloom.rendering.shap_e import official_rays
 from shapeloom.shards import AssetSample
 
@@ -218,6 +221,54 @@ class ShapEEncoder(nn.Module):
         if self._folded is None or self._folded[0] != known:
             self._folded = known, *fold_convolutions(*parts)
         return self._folded[1], self._folded[2]
+
+
+class ShapEAutoencoder(nn.Module):
+    """Encoder and decoder of the published transmitter, whose projection both share.
+
+    bf16: computes in bfloat16 (see `halve_weights`); latents differ by about 1%. Fields stay in float32.
+    """
+
+    def __init__(self, encoder: ShapEEncoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.bf16 = encoder, decoder, False
+
+    def use_bf16(self) -> None:
+        """From now on."""
+        projection = self.encoder.params_proj
+        self.encoder.params_proj = nn.Module()  # its matrices are the decoder's
+        halve_weights(self.encoder)
+        self.encoder.params_proj, self.bf16 = projection, True
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[AssetSample]) -> Float[Tensor, "batch tokens channels"]:
+        """Returns the latents of assets read by `read_for_encoding`; deterministic."""
+        device = self.encoder.output_tokens.device
+        inputs = official_inputs(samples, self.encoder.config, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            latent: Tensor = self.encoder(inputs)
+        return latent
+
+
+def load_shap_e(folder: Path, decoder: Decoder) -> ShapEAutoencoder:
+    """Returns the autoencoder of a converted checkpoint; UserError if it has no encoder."""
+    if not (folder / "encoder.yaml").is_file():
+        raise UserError(
+            f"{folder} was converted from Shap-E's decoder alone: convert transmitter.pt to encode assets."
+        )
+    assert decoder.config.shap_e is not None
+    config = load_config(ShapEEncoderConfig, folder / "encoder.yaml")
+    with torch.device("meta"):
+        encoder = ShapEEncoder(config, decoder.config.shap_e)
+    assert isinstance(decoder.projection, ShapEProjection)
+    state = {f"params_proj.{name}": value for name, value in decoder.projection.state_dict().items()}
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118  no mapping
+        state |= {name.removeprefix("encoder."): file.get_tensor(name) for name in names}
+    encoder.load_state_dict(state, assign=True)
+    encoder.params_proj = decoder.projection
+    device = decoder.field.nerstf.mlp[0].bias.device
+    return ShapEAutoencoder(encoder.to(device), decoder).eval().requires_grad_(False)
 
 
 def fold_convolutions(

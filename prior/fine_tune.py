@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, load_prior
+from prior.denoiser import DiffusionConfig, Network, NetworkConfig, load_prior, make_network
 from prior.latents import Latents
 from prior.lora import add_lora
 from shapeloom.config import Config, UserError
@@ -42,7 +42,7 @@ class FineTuneConfig(Config):
 def start_from(
     config: FineTuneConfig, latents: Latents, header: Mapping[str, Any], *,
     network: NetworkConfig, diffusion: DiffusionConfig, seed: int,
-) -> Denoiser:  # fmt: skip
+) -> Network:  # fmt: skip
     """A finished prior's network, ready to be trained on other latents; its statistics stay.
 
     Raises UserError when latents, CLIP, network or objective are others than the prior's.
@@ -65,7 +65,7 @@ def start_from(
                 f"The prior in {folder} was trained with {name}: {theirs.model_dump()}, but this config says "
                 f"{ours.model_dump()}. Use the preset that it was trained with."
             )
-    model = Denoiser(prior.shapes, network)
+    model = make_network(prior.shapes, network)
     model.load_state_dict(prior.network.state_dict())
     if config.lora_rank:
         with torch.random.fork_rng():

@@ -55,6 +55,7 @@ class ShapEDenoiser(nn.Module):
     whole_steps: tells the network whole steps of its training's process, rounded down, as the reference does.
     """
 
+    published = True
     sigma_range = (0.1086, 160.0)
     """The least noise that the published models were trained on, and what the reference starts from."""
     standard_mean: Tensor

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prior.conditions import Condition, from_batch
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, load_prior, predict_x0
+from prior.denoiser import DiffusionConfig, Network, NetworkConfig, load_prior, make_network, predict_x0
 from prior.fine_tune import FineTuneConfig, start_from, warn_of_forgetting
 from prior.latents import Latents, MixtureConfig, ViewLatents, standardisation
 from prior.lora import merge_lora
@@ -97,7 +97,7 @@ class PriorTask:
     """
 
     def __init__(
-        self, model: Denoiser, latents: Latents, config: PriorConfig, run: Run, *,
+        self, model: Network, latents: Latents, config: PriorConfig, run: Run, *,
         held_out: Latents | None = None, old: tuple[Latents, Latents] | None = None,
         decoder: Decoder | None = None,
     ) -> None:  # fmt: skip
@@ -196,11 +196,13 @@ class PriorTask:
         return to_uint8(np.hstack(list(rendering.rgb[:, 0].cpu().numpy())))
 
 
-def new_model(latents: Latents, config: PriorConfig) -> Denoiser:
+def new_model(latents: Latents, config: PriorConfig) -> Network:
     """A fresh network that knows the latents' statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
-        model = Denoiser(latents.shapes, config.network)
+        model = make_network(latents.shapes, config.network)
+    if model.published:  # made for latents as they are
+        return model
     mean, std = standardisation(latents.latent)
     model.standard_mean.copy_(mean)
     model.standard_std.copy_(std)
@@ -225,7 +227,7 @@ def read_old(
 
 
 def _compare(
-    task: PriorTask, model: Denoiser, averages: dict[float, dict[str, Tensor]]
+    task: PriorTask, model: Network, averages: dict[float, dict[str, Tensor]]
 ) -> dict[str, dict[str, float]]:
     """Held-out losses of each average of the weights: which to sample with is chosen after the training."""
     losses = {}
@@ -290,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     averages = train(task, config.train, run, world, export=merge_lora)
     facts: dict[str, Any] = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
     if world.is_main:
-        compared = _compare(task, Denoiser(model.shapes, config.network), averages)
+        compared = _compare(task, make_network(model.shapes, config.network), averages)
         facts["losses"] = compared | ({"before": before} if before else {})
         warn_of_forgetting(before, compared[f"{config.train.ema_decay:g}"])
     run.finish(**facts)

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from prior.conditions import Condition
 from prior.denoiser import Prior, load_prior
-from sampling.guidance import GuidanceConfig, steered
+from sampling.guidance import GuidanceConfig, prior_sigmas, steered
 from sampling.hub import Parts, fetch_package, upload_package, write_package
 from sampling.shape import ShapeSample
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
+from shapeloom.diffusion.steps import StepChoice, karras_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
@@ -182,7 +182,7 @@ class ShapePipeline:
             negative = self._prompted(negative_prompt, len(texts))
         others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
-        sigmas = make_sigmas(step_choice, steps)
+        sigmas = prior_sigmas(self.prior, steps, step_choice)
         x0 = sample(
             steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
             initial_noise(noise, sigmas),
