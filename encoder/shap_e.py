@@ -209,7 +209,7 @@ class ShapEEncoder(nn.Module):
         index = wanted.nonzero()
         for part in index.split(PATCHES_AT_ONCE):
             chosen = windows[tuple(part.T)].flatten(1)
-            tokens[tuple(part.T)] = torch.addmm(bias, chosen, kernel)
+            tokens[tuple(part.T)] = torch.addmm(bias, chosen, kernel).to(tokens.dtype)
         return tokens.flatten(1, 2)
 
     def _fold(self) -> tuple[Float[Tensor, "pixels width"], Float[Tensor, " width"]]:
@@ -241,12 +241,21 @@ class ShapEAutoencoder(nn.Module):
         self.encoder.params_proj, self.bf16 = projection, True
 
     @torch.no_grad()
-    def encode(self, samples: Sequence[AssetSample]) -> Float[Tensor, "batch tokens channels"]:
-        """Returns the latents of assets read by `read_for_encoding`; deterministic."""
+    def encode(
+        self, samples: Sequence[AssetSample], *, shuffle: torch.Generator | None = None
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Returns the latents of assets read by `read_for_encoding`; deterministic.
+
+        shuffle: permutes neighbours' samples as the reference does.
+        """
         device = self.encoder.output_tokens.device
+        orders = None
+        if shuffle is not None:
+            drawn = random_permutations(self.encoder.config, len(samples), shuffle)
+            orders = [order.to(device) for order in drawn]
         inputs = official_inputs(samples, self.encoder.config, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            latent: Tensor = self.encoder(inputs)
+            latent: Tensor = self.encoder(inputs, orders)
         return latent
 
 

@@ -52,7 +52,7 @@ class _Transformer(nn.Module):
 class ShapEDenoiser(nn.Module):
     """Says what x_0 is; `raw` also the variance. Weights as published, in float32 or, halved, under autocast.
 
-    whole_steps: tells the network whole steps of its training's process, rounded down, as the reference does.
+    It is told the exact time of a noise level; the reference rounds it down to a whole step.
     """
 
     published = True
@@ -66,7 +66,6 @@ class ShapEDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.shapes, self.reads, self.width = shapes, reads, width
-        self.whole_steps = False
         self.wrapped = _Transformer(shapes, width, depth, heads, reads, checkpointing=checkpointing)
         # Latents come as they are; the trainer and Prior ask every network.
         self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels), persistent=False)
@@ -81,8 +80,7 @@ class ShapEDenoiser(nn.Module):
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
     ) -> Float[Tensor, "batch tokens channels"]:
         """The expected x_0 of x = x_0 + sigma eps."""
-        step = exponential_process().step_of(sigma)
-        step = (step.floor() if self.whole_steps else step).float()
+        step = exponential_process().step_of(sigma).float()
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
         return self.raw(unit, step, self.condition_input(condition))[0]
 

@@ -108,7 +108,7 @@ def read_diffusers(folder: Path) -> tuple[Sizes, NetworkConfig, dict[str, Tensor
         if name.startswith(("params_proj.", "void.")):
             decoder[name if name[0] == "p" else f"renderer.{name}"] = value
         elif name.startswith("mlp."):
-            decoder[f"renderer.nerstf.{name}"] = value
+            decoder[f"renderer.nerstf.{name.removeprefix('mlp.')}"] = value
     check_state(decoder, _shapes_of("decoder", sizes), path)
     return sizes, network, official, decoder
 
@@ -162,7 +162,7 @@ def write_renderer(folder: Path, field: ShapEFieldConfig, state: dict[str, Tenso
         "param_shapes": rows, "d_latent": field.channels, "d_hidden": field.width, "n_output": 12,
         "n_hidden_layers": 6, "act_fn": "swish", "insert_direction_at": 4,
     }  # fmt: skip
-    names = {"projection.": "params_proj.", "field.nerstf.": "", "field.void.": "void."}
+    names = {"projection.": "params_proj.", "field.nerstf.": "mlp.", "field.void.": "void."}
     out: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         out |= {theirs + k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}

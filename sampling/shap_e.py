@@ -1,0 +1,129 @@
+"""Shap-E as its reference runs it, mistakes included, to compare with: "faithful" in docs/shap_e.md.
+
+Everything else of a converted pipeline is the correct mode: true scale, sRGB colours, noise levels that the
+model was trained on. Everything here is in the official frame, the box [-1, 1]^3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import trimesh
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from prior.conditions import Condition
+from prior.denoiser import Prior
+from prior.shap_e import ShapEDenoiser
+from sampling.export import srgb_to_linear
+from shapeloom.decoder import Decoder
+from shapeloom.diffusion.discrete import exponential_process
+from shapeloom.diffusion.guidance import classifier_free
+from shapeloom.diffusion.samplers import initial_noise, sample
+from shapeloom.diffusion.steps import karras_sigmas
+from shapeloom.fields.projection import FieldWeights
+from shapeloom.fields.shap_e import COARSE_RGB, FINE_RGB, TEXTURE, ShapEField
+from shapeloom.rendering.rays import camera_rays
+from shapeloom.rendering.shap_e import (
+    PAN_FOV,
+    Draws,
+    official_intrinsics,
+    official_surface,
+    pan_cameras,
+    render_rays,
+)
+
+TEXT_GUIDANCE, IMAGE_GUIDANCE = 15.0, 3.0
+STEPS, SIGMA_MIN, SIGMA_MAX, RESOLUTION = 64, 1e-3, 160.0, 128
+RAYS_AT_ONCE, POINTS_AT_ONCE = 4096, 1 << 17
+
+
+@dataclass(frozen=True)
+class ReferenceMesh:
+    """A surface shrunk by (n-1)/(n+1), with colours in linear light where a file should have sRGB."""
+
+    vertices: Float[np.ndarray, "vertices 3"]
+    faces: Int[np.ndarray, "faces 3"]
+    rgb: Float[np.ndarray, "vertices 3"]
+
+    def ply(self) -> bytes:
+        """Returns the file that the reference writes."""
+        colours = np.round(255.499 * self.rgb).astype(np.uint8)
+        mesh = trimesh.Trimesh(self.vertices, self.faces, vertex_colors=colours, process=False)
+        return trimesh.exchange.ply.export_ply(mesh)
+
+
+def reference_latents(
+    prior: Prior,
+    condition: Condition,
+    noise: Float[Tensor, "batch tokens channels"],
+    *,
+    guidance_scale: float,
+    steps: int = STEPS,
+) -> Float[Tensor, "batch tokens channels"]:
+    """Returns latents by the reference's Heun steps from 160 to 0.001, of which 14 in 64 lie below all noise
+    that the model was trained on; it is told whole steps, rounded down. noise: standard normal."""
+    network = prior.network
+    assert isinstance(network, ShapEDenoiser)
+
+    def denoise(x: Tensor, sigma: Tensor, asked: Condition) -> Tensor:
+        step = exponential_process().step_of(sigma).floor().float()
+        unit = x / (sigma**2 + 1).sqrt()[:, None, None]
+        return network.raw(unit, step, network.condition_input(asked))[0].clamp(-1, 1)
+
+    sigmas = karras_sigmas(steps, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    guided = classifier_free(denoise, condition.without(), scale=guidance_scale)
+    return sample(guided, initial_noise(noise, sigmas), sigmas, condition, method="heun")
+
+
+@torch.no_grad()
+def reference_views(
+    decoder: Decoder,
+    weights: FieldWeights,
+    *,
+    size: int = 64,
+    cam_to_world: Float[Tensor, "views 4 4"] | None = None,
+    generator: torch.Generator,
+) -> UInt8[np.ndarray, "views size size 3"]:
+    """Returns volume renders of one asset on black; of its 20 turntable cameras by default.
+
+    64 stratified and 128 importance samples a ray, all of them evaluated again; 8 bits are cut off, not
+    rounded. (The reference fails where the number of rays isn't a multiple of 4,096.)
+    """
+    field = decoder.field
+    assert isinstance(field, ShapEField)
+    poses = pan_cameras() if cam_to_world is None else cam_to_world
+    matrix = official_intrinsics(PAN_FOV, PAN_FOV, height=size, width=size)
+    origins, directions, _ = camera_rays(poses, matrix.expand(len(poses), 3, 3), size, size)
+
+    def query(points: Tensor, density: int, rgb: slice) -> tuple[Tensor, Tensor]:
+        raw = field.raw(weights, points.reshape(1, -1, 3))[0].unflatten(0, points.shape[:2])
+        return raw[..., density].relu(), raw[..., rgb].sigmoid()
+
+    rows = []
+    rays = zip(
+        origins.reshape(-1, 3).split(RAYS_AT_ONCE), directions.reshape(-1, 3).split(RAYS_AT_ONCE), strict=True
+    )
+    for origin, direction in rays:
+        render = render_rays(
+            lambda points: query(points, 1, COARSE_RGB), lambda points: query(points, 2, FINE_RGB),
+            origin, direction, Draws.of(len(origin), generator),
+        )  # fmt: skip
+        rows.append(render.fine.rgb)
+    pictures = torch.cat(rows).reshape(len(poses), size, size, 3)
+    return (pictures * 255).clamp(0, 255).to(torch.uint8).numpy()
+
+
+@torch.no_grad()
+def reference_mesh(
+    decoder: Decoder, weights: FieldWeights, *, resolution: int = RESOLUTION
+) -> ReferenceMesh:
+    """Returns one asset's mesh from a dense grid of resolution^3 signed distances."""
+    field = decoder.field
+    assert isinstance(field, ShapEField)
+    line = torch.linspace(-1, 1, resolution)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(1, -1, 3)
+    parts = [field.raw(weights, part)[0, :, 0].tanh() for part in grid.split(POINTS_AT_ONCE, dim=1)]
+    vertices, faces = official_surface(torch.cat(parts).reshape(resolution, resolution, resolution))
+    srgb = field.raw(weights, torch.from_numpy(vertices)[None])[0, :, TEXTURE].sigmoid()
+    return ReferenceMesh(vertices, faces, srgb_to_linear(srgb.numpy()))

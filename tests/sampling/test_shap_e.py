@@ -1,0 +1,200 @@
+"""A converted Shap-E, used: sampled, drawn, meshed, encoded with, fine-tuned; and the faithful mode."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from encoder.encode import EncodeConfig, encode_batch
+from encoder.model import load_encoder, read_for_encoding
+from encoder.shap_e import ShapEAutoencoder, ShapEEncoderConfig
+from prior.denoiser import NetworkConfig, load_prior
+from sampling.convert import ConvertConfig, convert
+from sampling.export import srgb_to_linear
+from sampling.mesh import MeshConfig
+from sampling.pipeline import ShapePipeline
+from sampling.published import CLIP_DIM, FILES, GRID_WIDTH, Sizes, skeleton
+from sampling.shap_e import ReferenceMesh, reference_latents, reference_mesh, reference_views
+from shapeloom.clip import Clip, TextEmbedding
+from shapeloom.config import UserError
+from shapeloom.decoder import load_decoder
+from shapeloom.fields.shap_e import ShapEFieldConfig
+from shapeloom.metrics import psnr
+from shapeloom.rendering.isosurface import extract_surface
+from shapeloom.rendering.shap_e import PAN_FOV, official_intrinsics, pan_cameras
+from shapeloom.shards import AssetShards
+from tests.golden_data import assert_same, golden, part, projected
+
+SMALL = Sizes(
+    encoder=ShapEEncoderConfig(
+        width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16
+    ),
+    field=ShapEFieldConfig(width=32, channels=16),
+    text300M=NetworkConfig(kind="shap_e_text", width=32, depth=1, heads=4),
+    image300M=NetworkConfig(kind="shap_e_image", width=32, depth=1, heads=2),
+)
+
+
+class FakeClip(Clip):
+    """Unit vectors and grids of ViT-L/14's sizes that depend on the words or the picture alone."""
+
+    def __init__(self) -> None:
+        self.digest, self.name, self.embed_dim, self.text_width = "fake", "fake", CLIP_DIM, CLIP_DIM
+
+    def text(self, captions: Any, *, batch_size: int = 256) -> TextEmbedding:
+        rows = [torch.randn(CLIP_DIM, generator=torch.Generator().manual_seed(len(c))) for c in captions]
+        pooled = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+        return TextEmbedding(pooled, pooled[:, None], torch.ones(len(rows), 1, dtype=torch.bool))
+
+    def image(self, rgb: Any, *, batch_size: int = 64) -> Tensor:
+        return torch.nn.functional.normalize(torch.ones(len(rgb), CLIP_DIM), dim=-1)
+
+    def grid(self, rgb: Any, *, batch_size: int = 64) -> Tensor:
+        seeds = torch.as_tensor(np.asarray(rgb)).long().sum((1, 2, 3)).tolist()
+        return torch.stack(
+            [torch.randn(256, GRID_WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small checkpoints, whose projection makes the recorded ellipsoid of every latent."""
+    folder = tmp_path_factory.mktemp("published")
+    field = golden("nerstf_mlp")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("transmitter", "text300M", "image300M"):
+        state = {
+            key: 0.2 * torch.randn(value.shape, generator=generator)
+            for key, value in skeleton(name, SMALL).state_dict().items()
+        }
+        if name == "transmitter":
+            state |= {f"renderer.{k}": v for k, v in part(field, "renderer.").items()}
+            for layer, matrix in enumerate(projected(field)):
+                rows = f"encoder.params_proj.projections.nerstf__mlp__{layer}__weight."
+                state[f"{rows}norm.weight"].zero_()
+                state[f"{rows}norm.bias"].zero_()
+                state[f"{rows}proj.bias"] = matrix[0].flatten()
+        torch.save(state, folder / FILES[name][0])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Converted pipelines."""
+    out = {}
+    for model in ("text300M", "image300M"):
+        out[model] = tmp_path_factory.mktemp("converted") / model
+        convert(ConvertConfig(source=source, model=model, allow_other=True), out[model], sizes=SMALL)
+    return out
+
+
+def load(folder: Path) -> ShapePipeline:
+    return ShapePipeline(load_prior(folder / "prior"), load_decoder(folder / "encoder"), FakeClip())
+
+
+def test_a_prompt_becomes_a_picture_and_a_textured_mesh(folders: dict[str, Path], tmp_path: Path) -> None:
+    shape = load(folders["text300M"])("a chair", steps=3, guidance_scale=15.0, sampler="dpmpp_2m")[0]
+    assert shape.latent.shape == (128, 16) and torch.isfinite(shape.latent).all()
+    frame = shape.turntable(1, 24)[0]
+    assert frame.shape == (24, 24, 3) and frame.min() < 200  # something is there, on white
+    shape.save(tmp_path / "chair.glb", mesh=MeshConfig(resolution=32, texture_size=64))
+    mesh = trimesh.load(tmp_path / "chair.glb", force="mesh")
+    # The recorded ellipsoid's radii are 0.7, 0.5 and 0.4 in the official frame; glTF is +Y up.
+    assert np.allclose(mesh.extents / 0.95, [1.4, 0.8, 1.0], atol=0.08)
+
+
+def test_a_picture_becomes_a_shape_and_a_caption_is_refused(folders: dict[str, Path]) -> None:
+    pipe = load(folders["image300M"])
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    shapes = pipe(["", ""], image=[black, white], seeds=[1, 1], steps=2)
+    assert not torch.equal(shapes[0].latent, shapes[1].latent)
+    with pytest.raises(UserError, match="reads no captions"):
+        pipe("a chair", image=white, steps=2)
+
+
+def test_the_text_model_refuses_pictures(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="reads no pictures"):
+        load(folders["text300M"])("a chair", image=np.zeros((8, 8, 3), np.uint8), steps=2)
+
+
+def test_bfloat16_changes_latents_little(folders: dict[str, Path]) -> None:
+    pipe = load(folders["text300M"])
+    exact = pipe("a chair", steps=3)[0].latent
+    pipe.prior.use_bf16()
+    rough = pipe("a chair", steps=3)[0].latent
+    assert 0 < (rough - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+
+
+@torch.no_grad()
+def test_the_faithful_mode_differs_where_the_reference_is_wrong(folders: dict[str, Path]) -> None:
+    decoder = load_decoder(folders["text300M"] / "encoder")
+    weights = decoder.weights(torch.zeros(1, 128, 16))
+    faithful = reference_mesh(decoder, weights, resolution=24)
+    data = golden("nerstf_mlp")
+    assert_same(weights[0], projected(data)[0][:1])
+    # Shrunk by 23/25 at 24 nodes a side.
+    true, _ = extract_surface(lambda points: decoder.sdf(weights, points), resolution=64)
+    shrunk = np.ptp(faithful.vertices, axis=0) / np.ptp(true / 0.95, axis=0)
+    assert np.allclose(shrunk, 23 / 25, atol=0.01)
+    views = reference_views(
+        decoder, weights, size=16, cam_to_world=pan_cameras()[:2], generator=torch.Generator().manual_seed(0)
+    )
+    poses = pan_cameras()[:2]
+    poses[:, :3, 3] *= 0.95
+    matrix = official_intrinsics(PAN_FOV, PAN_FOV, height=16, width=16)
+    ours = decoder.render(weights, poses[None], matrix.expand(1, 2, 3, 3), 16, 16, background=0.0)
+    theirs = views.astype(np.float32) / 255
+    assert psnr(ours.rgb[0].numpy(), theirs).mean() > 25
+
+
+def test_golden_files_of_the_faithful_mesh() -> None:
+    data = golden("mesh")
+    linear = srgb_to_linear(data["vertex_rgb_srgb"].numpy())
+    assert_same(torch.from_numpy(linear), data["vertex_rgb_linear"])
+    mesh = ReferenceMesh(data["verts"].numpy(), data["faces"].long().numpy(), data["vertex_rgb_linear"].numpy())
+    back = trimesh.load(trimesh.util.wrap_as_stream(mesh.ply()), file_type="ply", process=False)
+    assert np.array_equal(back.visual.vertex_colors[:, :3], data["ply_rgb"].numpy())
+
+
+def test_reference_latents_are_those_of_the_long_way(folders: dict[str, Path]) -> None:
+    pipe = load(folders["text300M"])
+    condition = pipe.prior.condition(pipe.clip.text(["a chair"]))
+    noise = torch.randn(1, 128, 16, generator=torch.Generator().manual_seed(0))
+    latents = reference_latents(pipe.prior, condition, noise, guidance_scale=3.0, steps=8)
+    assert latents.shape == (1, 128, 16) and torch.isfinite(latents).all()
+
+
+def test_own_assets_are_encoded_deterministically(folders: dict[str, Path], ball_dataset: Path) -> None:
+    model = load_encoder(folders["text300M"] / "encoder")
+    assert isinstance(model, ShapEAutoencoder)
+    shards = AssetShards(ball_dataset, "train")
+    samples = [read_for_encoding(shards, i, model.encoder.config) for i in range(2)]
+    latents = model.encode(samples)
+    assert torch.equal(latents, model.encode(samples))
+    torch.testing.assert_close(latents[:1], model.encode(samples[:1]), rtol=1e-4, atol=1e-5)
+    shuffled = model.encode(samples, shuffle=torch.Generator().manual_seed(0))
+    assert not torch.equal(latents, shuffled)
+    model.use_bf16()
+    assert 0 < (model.encode(samples) - latents).abs().mean() < 0.02
+
+
+def test_encoding_writes_latent_shards_samples(folders: dict[str, Path], ball_dataset: Path) -> None:
+    model = load_encoder(folders["text300M"] / "encoder")
+    shards = AssetShards(ball_dataset, "train")
+    config = EncodeConfig(
+        data=str(ball_dataset), encoder=folders["text300M"] / "encoder", clip="x", clip_views=2, fidelity_size=8
+    )
+    sample = encode_batch(shards, [0, 1], model, FakeClip(), config)[1]
+    assert sample["latent.npy"].shape == (128, 16) and sample["text_pooled.npy"].shape == (2, CLIP_DIM)
+
+
+def test_data_that_the_encoder_cannot_read_is_named(folders: dict[str, Path], ball_dataset: Path) -> None:
+    model = load_encoder(folders["text300M"] / "encoder")
+    shards = AssetShards(ball_dataset, "train")
+    sample = shards.read(0, views=range(3), depth=True, points=True)
+    with pytest.raises(ValueError, match=r"3 views of 16 pixels.*configs/data_prep/shap_e\.yaml"):
+        model.encode([sample])
