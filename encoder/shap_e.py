@@ -164,9 +164,7 @@ class ShapEEncoder(nn.Module):
     ) -> Float[Tensor, "batch tokens channels"]:
         """What the tanh takes; for `with_bottleneck_noise`."""
         points = self.input_proj(encode_octaves(inputs.points, POINT_OCTAVES))
-        gathered = self.point_conv(
-            inputs.points[..., :3], points, self.config.num_centres, permutations
-        )
+        gathered = self.point_conv(inputs.points[..., :3], points, self.config.num_centres, permutations)
         learned = self.output_tokens.expand(len(points), -1, -1)
         x = self.ln_pre(torch.cat([gathered.float(), learned], dim=1))
         x = self.encoder[0](x, points.float())
@@ -388,4 +386,3 @@ def _check(sample: AssetSample, config: ShapEEncoderConfig) -> None:
 
 def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays if array is not None])
-

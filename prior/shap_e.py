@@ -90,12 +90,16 @@ class ShapEDenoiser(nn.Module):
         asked_text, asked_view = bool(condition.has_text.any()), bool(condition.has_view.any())
         if self.reads == "text":
             if asked_view:
-                raise UserError("Shap-E's text model reads no pictures: leave the image out, or use image300M.")
+                raise UserError(
+                    "Shap-E's text model reads no pictures: leave the image out, or use image300M."
+                )
             return condition.text_pooled * condition.has_text[:, None]
         if asked_text:
-            raise UserError("Shap-E's image model reads no captions: give an image with the prompt \"\".")
+            raise UserError('Shap-E\'s image model reads no captions: give an image with the prompt "".')
         if condition.image_grid is None:
-            return condition.image_pooled.new_zeros(len(condition.has_text), GRID_CELLS, self.shapes.grid_width)
+            return condition.image_pooled.new_zeros(
+                len(condition.has_text), GRID_CELLS, self.shapes.grid_width
+            )
         if condition.image_grid.shape[1] != 1:
             raise UserError(
                 f"Shap-E's image model reads one picture a shape, got {condition.image_grid.shape[1]}."

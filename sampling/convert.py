@@ -114,7 +114,9 @@ def write_pipeline(
     }
     write_atomic(out / "prior" / "prior.json", json.dumps(saved, indent=1))
     run.finish(weights_digest=save_tensors(out / "prior" / "weights.safetensors", prior))
-    write_atomic(out / "pipeline.json", json.dumps({"format": FORMAT, "clip": OFFICIAL_CLIP}, indent=1) + "\n")
+    write_atomic(
+        out / "pipeline.json", json.dumps({"format": FORMAT, "clip": OFFICIAL_CLIP}, indent=1) + "\n"
+    )
     log.info("%s is ready: ShapePipeline.from_pretrained(%r)", out, str(out))
 
 
@@ -146,7 +148,9 @@ def _to_diffusers(source: Path, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    config, out, _ = parse_stage(ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv)
+    config, out, _ = parse_stage(
+        ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv
+    )
     start_logging()
     convert(config, out)
 

@@ -31,9 +31,7 @@ class GuidanceConfig(Config):
     )
 
 
-def prior_sigmas(
-    prior: Prior, num_steps: int, choice: StepChoice = "karras"
-) -> Float[Tensor, " levels"]:
+def prior_sigmas(prior: Prior, num_steps: int, choice: StepChoice = "karras") -> Float[Tensor, " levels"]:
     """Returns the noise levels of a prior's steps, within the range that it was trained on."""
     low, high = prior.network.sigma_range
     return make_sigmas(choice, num_steps, sigma_min=low, sigma_max=high)

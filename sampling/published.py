@@ -118,7 +118,9 @@ def check_state(state: object, expected: dict[str, tuple[int, ...]], path: Path)
     for name, shape in expected.items():
         value = state[name]
         if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype != torch.float32:
-            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            found = (
+                f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
             raise UserError(f"{path}: {name} is {found}, but should be torch.float32 {list(shape)}.")
         if not bool(torch.isfinite(value.sum(dtype=torch.float64))):
             raise UserError(f"{path}: {name} holds NaN or infinity, so the file is damaged.")

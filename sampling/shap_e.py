@@ -115,9 +115,7 @@ def reference_views(
 
 
 @torch.no_grad()
-def reference_mesh(
-    decoder: Decoder, weights: FieldWeights, *, resolution: int = RESOLUTION
-) -> ReferenceMesh:
+def reference_mesh(decoder: Decoder, weights: FieldWeights, *, resolution: int = RESOLUTION) -> ReferenceMesh:
     """Returns one asset's mesh from a dense grid of resolution^3 signed distances."""
     field = decoder.field
     assert isinstance(field, ShapEField)

@@ -159,7 +159,9 @@ class ShapEField(nn.Module):
         for layer in range(NUM_LAYERS):
             bias = layers[layer].bias
             if layer < OWN_LAYERS:
-                hidden = torch.baddbmm(bias.expand(len(hidden), 1, -1), hidden, weights[layer].transpose(1, 2))
+                hidden = torch.baddbmm(
+                    bias.expand(len(hidden), 1, -1), hidden, weights[layer].transpose(1, 2)
+                )
             elif layer == DIRECTION_LAYER and directions is None:
                 hidden = F.linear(hidden, layers[layer].weight[:, : hidden.shape[-1]], bias)
             elif layer == DIRECTION_LAYER:

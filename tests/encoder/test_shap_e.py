@@ -93,7 +93,9 @@ def test_golden_shuffled_encoder(data: dict[str, Tensor], encoder: ShapEEncoder)
 
 
 def test_golden_bottleneck_noise(data: dict[str, Tensor]) -> None:
-    noised = with_bottleneck_noise(data["bottleneck.pre_tanh"], data["bottleneck.noise"], data["bottleneck.t"])
+    noised = with_bottleneck_noise(
+        data["bottleneck.pre_tanh"], data["bottleneck.noise"], data["bottleneck.t"]
+    )
     assert_same(noised, data["bottleneck.out"], tolerance=1e-6)
 
 

@@ -18,7 +18,9 @@ from shapeloom.fields.shap_e import ShapEFieldConfig
 from tests.golden_data import BESIDE, published_shapes
 
 SMALL = Sizes(
-    encoder=ShapEEncoderConfig(width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16),
+    encoder=ShapEEncoderConfig(
+        width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16
+    ),
     field=ShapEFieldConfig(width=8, channels=16),
     text300M=NetworkConfig(kind="shap_e_text", width=32, depth=2, heads=4),
     image300M=NetworkConfig(kind="shap_e_image", width=32, depth=2, heads=2),
@@ -75,7 +77,9 @@ def test_another_file_than_the_published_one_is_refused(published: Path) -> None
 
 
 def test_a_file_of_another_model_names_the_first_bad_key(published: Path) -> None:
-    with pytest.raises(UserError, match=r"image_cond\.pt has no wrapped\.clip_embed\.weight \(2 keys missing, 4 unknown"):
+    with pytest.raises(
+        UserError, match=r"image_cond\.pt has no wrapped\.clip_embed\.weight \(2 keys missing, 4 unknown"
+    ):
         read_published(published / "image_cond.pt", "text300M", sizes=SMALL, allow_other=True)
     wider = replace(SMALL, field=ShapEFieldConfig(width=16, channels=16))
     with pytest.raises(UserError, match=r"wrapped\.pos_emb is torch\.float32 \[32, 32\].*\[64, 32\]"):
@@ -83,7 +87,9 @@ def test_a_file_of_another_model_names_the_first_bad_key(published: Path) -> Non
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.999])
-def test_a_truncated_file_names_the_first_key_that_is_cut_off(published: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_file_names_the_first_key_that_is_cut_off(
+    published: Path, tmp_path: Path, share: float
+) -> None:
     whole = (published / "text_cond.pt").read_bytes()
     end = int(share * len(whole))
     path = tmp_path / "text_cond.pt"
@@ -104,7 +110,9 @@ def test_a_tampered_file_names_the_key_whose_bytes_were_changed(published: Path,
     data[place + 2] ^= 1
     path = tmp_path / "text_cond.pt"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"text_cond\.pt is damaged: wrapped\.ln_post\.weight doesn't have the checksum"):
+    with pytest.raises(
+        UserError, match=r"text_cond\.pt is damaged: wrapped\.ln_post\.weight doesn't have the checksum"
+    ):
         read_published(path, "text300M", sizes=SMALL, allow_other=True)
 
 

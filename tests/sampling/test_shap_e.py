@@ -155,7 +155,9 @@ def test_golden_files_of_the_faithful_mesh() -> None:
     data = golden("mesh")
     linear = srgb_to_linear(data["vertex_rgb_srgb"].numpy())
     assert_same(torch.from_numpy(linear), data["vertex_rgb_linear"])
-    mesh = ReferenceMesh(data["verts"].numpy(), data["faces"].long().numpy(), data["vertex_rgb_linear"].numpy())
+    mesh = ReferenceMesh(
+        data["verts"].numpy(), data["faces"].long().numpy(), data["vertex_rgb_linear"].numpy()
+    )
     back = trimesh.load(trimesh.util.wrap_as_stream(mesh.ply()), file_type="ply", process=False)
     assert np.array_equal(back.visual.vertex_colors[:, :3], data["ply_rgb"].numpy())
 
@@ -186,7 +188,11 @@ def test_encoding_writes_latent_shards_samples(folders: dict[str, Path], ball_da
     model = load_encoder(folders["text300M"] / "encoder")
     shards = AssetShards(ball_dataset, "train")
     config = EncodeConfig(
-        data=str(ball_dataset), encoder=folders["text300M"] / "encoder", clip="x", clip_views=2, fidelity_size=8
+        data=str(ball_dataset),
+        encoder=folders["text300M"] / "encoder",
+        clip="x",
+        clip_views=2,
+        fidelity_size=8,
     )
     sample = encode_batch(shards, [0, 1], model, FakeClip(), config)[1]
     assert sample["latent.npy"].shape == (128, 16) and sample["text_pooled.npy"].shape == (2, CLIP_DIM)

@@ -83,7 +83,9 @@ def test_golden_nerf_render() -> None:
 
         def query(points: torch.Tensor, density: int, rgb: slice, name: str = name) -> tuple:
             along = directions[:, None].expand_as(points).reshape(1, -1, 3) if name == "dir" else None
-            raw = field.raw(projected(data), points.reshape(1, -1, 3), along)[0].unflatten(0, points.shape[:2])
+            raw = field.raw(projected(data), points.reshape(1, -1, 3), along)[0].unflatten(
+                0, points.shape[:2]
+            )
             return raw[..., density].relu(), raw[..., rgb].sigmoid()
 
         with torch.no_grad():
