@@ -29,7 +29,7 @@ from prior.conditions import NO_LABEL, Condition, Shapes
 from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
-from shapeloom.diffusion.objectives import Target, TimeSampling, to_x0
+from shapeloom.diffusion.objectives import Target, TimeSampling, Weighting, to_x0
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 from shapeloom.nn.transformer import Activation, TransformerBlock
 from shapeloom.runs import read_meta
@@ -72,6 +72,7 @@ class DiffusionConfig(Config):
     times: TimeSampling = "logit_normal"
     times_mean: float = Field(default=0.0, description="of logit(t): larger means noisier training samples")
     times_std: float = Field(default=1.0, gt=0)
+    weighting: Weighting = "uniform"
 
 
 class Denoiser(nn.Module):
