@@ -142,6 +142,11 @@ def _refine(
     return fine, fine_known | needed
 
 
+def may_hold_zero(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x-1 y-1 z-1"]:
+    """Returns which cells of a grid may hold a zero, by the slopes seen between its own nodes."""
+    return _near_surface(values, _local_slope(values))
+
+
 def _near_surface(
     values: Float[Tensor, "x y z"], slope: Float[Tensor, "x-1 y-1 z-1"]
 ) -> Bool[Tensor, "x-1 y-1 z-1"]:
