@@ -93,7 +93,7 @@ def _train(
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"fit, step {step}: " + ", ".join(f"{k} {float(v):.4f}" for k, v in parts.items()), flush=True)
+            print(f"fit, step {step}: " + ", ".join(f"{k} {v.detach():.4f}" for k, v in parts.items()), flush=True)
 
 
 @torch.no_grad()
