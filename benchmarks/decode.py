@@ -85,7 +85,7 @@ def _train(
     for step in range(steps):
         batch = make_batch(
             shards, [(step, asset)], encoder=EncoderConfig(num_points=16), losses=LOSSES,
-            augment=AugmentConfig(mirror=False, turn=False, colors=False), view_dropout=0, seed=0,
+            augment=AugmentConfig(mirror=False, turn=False, colors=False), view_dropout=0.0, seed=0,
         )  # fmt: skip
         parts = {**ray_losses(decoder, weights, batch, LOSSES), **point_losses(decoder, weights, batch, LOSSES)}
         optimizer.zero_grad()

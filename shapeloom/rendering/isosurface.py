@@ -5,7 +5,8 @@ inside. It is closed at the box: what touches the border gets a wall there.
 
 Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was seen
 to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance at
-each corner; a cell whose corners' mean or largest value is beyond that holds none.
+each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show a
+gradient as long as that slope, the field is taken to be linear; the shorter theirs, the more it may be folded.
 """
 
 from collections.abc import Callable
@@ -151,11 +152,23 @@ def _near_surface(
     values: Float[Tensor, "x y z"], slope: Float[Tensor, "x-1 y-1 z-1"]
 ) -> Bool[Tensor, "x-1 y-1 z-1"]:
     """Returns which cells may hold a zero of a field whose gradient is nowhere longer than `slope`."""
-    size = values.abs()
-    mean = torch.nn.functional.avg_pool3d(size[None, None], 2, 1)[0, 0]
-    rise = slope * (SLOPE_MARGIN * 2 / (len(values) - 1))  # along a cell's side
-    near = (mean <= MEAN_REACH * rise) & (_pool(size, 2) <= LARGEST_REACH * rise)
+    side = 2 / (len(values) - 1)
+    size, cell = values.abs()[None, None], values[None, None]
+    mean = torch.nn.functional.avg_pool3d(size, 2, 1)[0, 0]
+    # Edges of a cell along each axis, averaged.
+    edges = [torch.nn.functional.avg_pool3d(cell.diff(dim=axis), _window(axis), 1) for axis in (2, 3, 4)]
+    gradient = torch.cat(edges)[:, 0] / side
+    rise = SLOPE_MARGIN * slope * side
+    folded = (rise - gradient.norm(dim=0) * side).clamp(min=0)
+    near = mean <= torch.minimum(MEAN_REACH * rise, 0.5 * side * gradient.abs().sum(0) + MEAN_REACH * folded)
+    near &= _pool(size[0, 0], 2) <= LARGEST_REACH * rise
     return near | surface_cells(values)
+
+
+def _window(axis: int) -> tuple[int, int, int]:
+    """Returns the pooling window over the four edges of a cell along an axis (2, 3 or 4)."""
+    x, y, z = (1 if axis == place else 2 for place in (2, 3, 4))
+    return x, y, z
 
 
 def _pool(values: Tensor, width: int, *, padding: int = 0) -> Tensor:

@@ -102,16 +102,16 @@ def test_the_divergence_from_a_standard_normal() -> None:
 
 def test_rays_in_chunks_have_the_same_losses_and_slopes_in_less_memory() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig()).double()
-    latent = torch.randn(2, 64, 16, dtype=torch.float64).tanh()
-    t = (torch.rand(2, 40, 8, dtype=torch.float64) * 2 + 1).sort(dim=-1).values
-    near, far = torch.full((2, 40), 1.0).double(), torch.full((2, 40), 3.0).double()
+    decoder = Decoder(DecoderConfig())
+    latent = torch.randn(2, 64, 16).tanh()
+    t = (torch.rand(2, 40, 8) * 2 + 1).sort(dim=-1).values
+    near, far = torch.full((2, 40), 1.0), torch.full((2, 40), 3.0)
     aim = torch.tensor([0.0, 1, 0]) + 0.2 * torch.randn(2, 40, 3)
     batch = {
         "ray_t": t, "ray_edges": edges_from_samples(t, near, far),
-        "ray_origins": torch.tensor([0.0, -2, 0]).double().expand(2, 40, 3),
-        "ray_directions": torch.nn.functional.normalize(aim, dim=-1).double(),
-        "ray_rgba": torch.rand(2, 40, 4).double(), "ray_background": torch.rand(2, 40, 3).double(),
+        "ray_origins": torch.tensor([0.0, -2, 0]).expand(2, 40, 3),
+        "ray_directions": torch.nn.functional.normalize(aim, dim=-1),
+        "ray_rgba": torch.rand(2, 40, 4), "ray_background": torch.rand(2, 40, 3),
     }  # fmt: skip
     for guided in (True, False):
         found = {}
@@ -127,6 +127,6 @@ def test_rays_in_chunks_have_the_same_losses_and_slopes_in_less_memory() -> None
             found[at_once] = (parts, slopes, sum(kept))
         torch.testing.assert_close(found[12][0], found[0][0])
         for chunked, whole in zip(found[12][1], found[0][1], strict=True):
-            # The encoding and the heads are float32, and a sum over chunks rounds otherwise than one over all.
-            torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-6)
+            # A sum over chunks rounds otherwise than one over all.
+            torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-5)
         assert found[12][2] < 0.5 * found[0][2]

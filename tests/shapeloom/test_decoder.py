@@ -120,7 +120,7 @@ def test_constant_fog_absorbs_by_the_length_of_its_slab_whatever_the_picture() -
     down[2, 3] = 4.0
     for batch, views, height, width in ((1, 1, 1, 1), (2, 3, 5, 2)):
         poses = down.expand(batch, views, 4, 4)
-        matrices = intrinsics(0.2, width, height).expand(batch, views, 3, 3)
+        matrices = intrinsics(0.2, height, width).expand(batch, views, 3, 3)
         weights = [torch.ones(batch, 4, 4)]
         picture = Fog(SMALL).render(
             weights, poses, matrices, height, width, samples=RenderConfig(coarse=200, fine=0), background=0.0

@@ -79,7 +79,7 @@ def test_sparse_evaluates_a_small_part_of_the_grid():
         return sphere(0.7)(p)
 
     extract_surface(field, resolution=128)
-    assert counted < 129**3 / 20
+    assert counted < 129**3 / 14
 
 
 def random_network(seed: int, *, sharpness: float) -> Callable[[Tensor], Tensor]:
