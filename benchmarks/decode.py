@@ -1,4 +1,4 @@
-"""python -m benchmarks.decode --data RUN/data: a field of Shap-E's size to pixels and to a surface, fast and dense.
+"""python -m benchmarks.decode --data RUN/data: a field of Shap-E's size to pixels and surface.
 
 Fits a field 256 wide (6 hidden layers and a head for geometry, 3 for colour) to one asset of a data_prep run,
 from its rays, surface points and signed distances, and keeps it in --cache. Then, in fp32 on one thread:
@@ -56,7 +56,9 @@ class CountingDecoder(Decoder):
         return super().color(weights, points)
 
 
-def fit(data: Path, asset: int, cache: Path, *, width: int, steps: int) -> tuple[CountingDecoder, FieldWeights]:
+def fit(
+    data: Path, asset: int, cache: Path, *, width: int, steps: int
+) -> tuple[CountingDecoder, FieldWeights]:
     """Returns a decoder and the weights of its field of one asset, fitted or from `cache`."""
     torch.manual_seed(0)
     trunks = {
@@ -66,14 +68,15 @@ def fit(data: Path, asset: int, cache: Path, *, width: int, steps: int) -> tuple
     decoder = CountingDecoder(DecoderConfig(field=FieldConfig(**trunks)))
     shapes = own_shapes(decoder.config.field)
     weights = [nn.Parameter(torch.randn(1, *shape) * (2 / shape[1]) ** 0.5) for shape in shapes]
-    field = nn.ModuleDict({"field": decoder.field, "own": nn.ParameterList([w.data for w in weights])})
+    own = nn.ParameterList(weights)
+    field = nn.ModuleDict({"field": decoder.field, "own": own})
     if cache.exists():
         field.load_state_dict(load_file(cache))
     else:
-        _train(decoder, list(field["own"]), field, data, asset, steps)
+        _train(decoder, list(own), field, data, asset, steps)
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in field.state_dict().items()}, cache)
-    return decoder.eval(), [w.detach() for w in field["own"]]
+    return decoder.eval(), [matrix.detach() for matrix in own]
 
 
 def _train(
@@ -87,19 +90,23 @@ def _train(
             shards, [(step, asset)], encoder=EncoderConfig(num_points=16), losses=LOSSES,
             augment=AugmentConfig(mirror=False, turn=False, colors=False), view_dropout=0.0, seed=0,
         )  # fmt: skip
-        parts = {**ray_losses(decoder, weights, batch, LOSSES), **point_losses(decoder, weights, batch, LOSSES)}
+        parts = {
+            **ray_losses(decoder, weights, batch, LOSSES),
+            **point_losses(decoder, weights, batch, LOSSES),
+        }
         optimizer.zero_grad()
         total_loss(parts, LOSSES).backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"fit, step {step}: " + ", ".join(f"{k} {v.detach():.4f}" for k, v in parts.items()), flush=True)
+            print(
+                f"fit, step {step}: " + ", ".join(f"{k} {v.detach():.4f}" for k, v in parts.items()),
+                flush=True,
+            )
 
 
 @torch.no_grad()
-def dense_view(
-    decoder: Decoder, weights: FieldWeights, pose: Tensor, matrix: Tensor, size: int
-) -> Tensor:
+def dense_view(decoder: Decoder, weights: FieldWeights, pose: Tensor, matrix: Tensor, size: int) -> Tensor:
     """Returns a picture [size, size, 3] on white with the field evaluated at every sample of every ray."""
     origins, directions, _ = (x.reshape(1, size * size, -1) for x in camera_rays(pose, matrix, size, size))
     at_once = max(1, points_at_once(pose.device) // (DENSE.coarse + DENSE.fine))
@@ -175,7 +182,7 @@ def compare_surfaces(decoder: CountingDecoder, weights: FieldWeights, resolution
     num = int(cells.sum())
     print(
         f"surface {resolution}^3, dense: {dense:.2f} s; sparse: {sparse:.2f} s, {dense / sparse:.1f} times "
-        f"less; {decoder.num_geometry // repeats:,} of {(resolution + 1) ** 3:,} points; {missed} of {num:,} cells missed "
+        f"less; {decoder.num_geometry // repeats:,} of {truth.numel():,} points; {missed} of {num:,} cells missed "
         f"({100 * missed / max(num, 1):.3f}%)"
     )
 

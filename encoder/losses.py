@@ -104,9 +104,7 @@ def _see_in_chunks(
     for start in range(0, num_rays, at_once):
         chunk = {name: batch[name][:, start : start + at_once] for name in names}
         parts.append(
-            checkpoint(
-                _see, decoder, weights, chunk, config, use_reentrant=False, preserve_rng_state=False
-            )
+            checkpoint(_see, decoder, weights, chunk, config, use_reentrant=False, preserve_rng_state=False)
         )
     return torch.cat(parts, dim=1)
 

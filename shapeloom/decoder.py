@@ -142,7 +142,9 @@ class Decoder(nn.Module):
         rays = torch.cat([origins, directions], dim=-1).reshape(batch, -1, 6)
         occupied = self._occupancy(weights, rays.shape[1])
         at_once = max(1, points_at_once(rays.device) // (RAY_SHARE * batch))
-        needed = torch.cat([_meets(occupied, chunk, samples.coarse) for chunk in rays.split(at_once, 1)], dim=1)
+        needed = torch.cat(
+            [_meets(occupied, chunk, samples.coarse) for chunk in rays.split(at_once, 1)], dim=1
+        )
         seen = _where(
             needed, rays, lambda some: self._render_rays(weights, occupied, some, samples), 5, at_once=at_once
         )
@@ -192,7 +194,7 @@ class Decoder(nn.Module):
         return density.reshape(t.shape)
 
     def _occupancy(self, weights: FieldWeights, num_rays: int) -> Bool[Tensor, "batch cells cells cells"]:
-        """Returns which cells of each asset may hold anything visible, on a grid as fine as the rays repay."""
+        """Returns which cells of each asset may hold anything visible; more rays repay a finer grid."""
         resolution = occupancy_resolution(num_rays)
 
         def density(own: FieldWeights, points: Tensor) -> Tensor:
@@ -210,7 +212,7 @@ class Decoder(nn.Module):
 
 
 def _coarse_samples(rays: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns t at the middles of equal parts of the way through the box, and where that begins and ends."""
+    """Returns t at the middles of equal parts of the way through the box, and t at its two ends."""
     t_near, t_far, _ = intersect_box(rays[..., :3], rays[..., 3:])
     share = (torch.arange(num_samples, device=rays.device) + 0.5) / num_samples
     return t_near[..., None] + (t_far - t_near)[..., None] * share, t_near, t_far

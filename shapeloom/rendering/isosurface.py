@@ -3,10 +3,10 @@
 A grid of `resolution` cells a side spans the box [-1, 1]^3, with nodes on its faces. The field is negative
 inside. It is closed at the box: what touches the border gets a wall there.
 
-Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was seen
-to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance at
-each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show a
-gradient as long as that slope, the field is taken to be linear; the shorter theirs, the more it may be folded.
+Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was
+seen to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance at
+each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show
+a gradient as long as that slope, the field is taken to be linear; the shorter it is, the more it may be folded.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from torch import Tensor
 
 Field = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
 
-# From a point of a cell to its eight corners, in cell sides, it is this far at most: on average (from a corner),
-# and to the furthest one.
+# From a point of a cell to its eight corners, in cell sides, it is this far at most: on average (from
+# a corner), and to the furthest one.
 MEAN_REACH = (3 + 3 * 2**0.5 + 3**0.5) / 8
 LARGEST_REACH = 3**0.5
 # The steepest slope between nodes underestimates the steepest slope; wider margins cost time only.
@@ -108,7 +108,7 @@ def _evaluate(sdf: Field, nodes: Int[Tensor, "nodes 3"], size: int) -> Float[Ten
 
 
 def _local_slope(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x-1 y-1 z-1"]:
-    """Returns the largest gradient norm by forward differences in a cell and its neighbours, a unit of length."""
+    """Returns the largest gradient norm, by forward differences, in a cell and its neighbours."""
     inner = values[:-1, :-1, :-1]
     squares = (values[1:, :-1, :-1] - inner) ** 2
     squares = squares + (values[:-1, 1:, :-1] - inner) ** 2 + (values[:-1, :-1, 1:] - inner) ** 2

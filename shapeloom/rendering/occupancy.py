@@ -15,7 +15,7 @@ FAINTEST = -60.0
 
 
 def occupancy_resolution(num_rays: int) -> int:
-    """Returns how many cells a side pay off for so many rays of an asset: the grid costs field evaluations too."""
+    """Returns how many cells a side pay off for so many rays of an asset, as the grid has a cost too."""
     if num_rays <= 1 << 12:
         return 16
     return 32 if num_rays <= 1 << 15 else 64
