@@ -182,7 +182,8 @@ def compare_surfaces(decoder: CountingDecoder, weights: FieldWeights, resolution
     num = int(cells.sum())
     print(
         f"surface {resolution}^3, dense: {dense:.2f} s; sparse: {sparse:.2f} s, {dense / sparse:.1f} times "
-        f"less; {decoder.num_geometry // repeats:,} of {truth.numel():,} points; {missed} of {num:,} cells missed "
+        f"less; {decoder.num_geometry // repeats:,} of {truth.numel():,} points; "
+        f"{missed} of {num:,} cells missed "
         f"({100 * missed / max(num, 1):.3f}%)"
     )
 

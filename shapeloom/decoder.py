@@ -239,8 +239,8 @@ def _where(
 ) -> Float[Tensor, "batch items width"]:
     """Returns `function` of the needed inputs, `width` numbers each, 0 at the others.
 
-    Each asset's needed inputs are gathered to the front, so that a batch stays one dense product. at_once: how
-    many of an asset's go through together; none: points_at_once.
+    Each asset's needed inputs are gathered to the front, so that a batch stays one dense product. at_once:
+    how many of an asset's go through together; none: points_at_once.
     """
     values = inputs.new_zeros(*inputs.shape[:2], width)
     most = int(needed.sum(dim=1).max())

@@ -3,10 +3,10 @@
 A grid of `resolution` cells a side spans the box [-1, 1]^3, with nodes on its faces. The field is negative
 inside. It is closed at the box: what touches the border gets a wall there.
 
-Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was
-seen to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance at
-each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show
-a gradient as long as that slope, the field is taken to be linear; the shorter it is, the more it may be folded.
+Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was seen
+to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance
+at each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show
+a gradient as long as that slope, the field is taken to be linear; the shorter it is, the more it may fold.
 """
 
 from collections.abc import Callable
