@@ -1,5 +1,5 @@
 # One target a stage. Each is a thin line over a `python -m` command that also works alone.
-#   make demo                          everything, on the embedded data set (2 CPU cores: half an hour)
+#   make demo                          everything, on the embedded data set (2 CPU cores: 20 minutes)
 #   make demo CONFIG=smoke             the same at toy size, in under 3 minutes
 #   make demo ASSETS=DIR RUN=runs/mine everything, on your own folder of 3D files
 #   make sample PROMPT="a red chair"   more objects from a finished run
@@ -15,7 +15,7 @@ PYTHON ?= python3
 
 PY     = $(VENV)/bin/python
 STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-pytorch3d.txt scripts/setup.sh | sha256sum | cut -c1-16)
-# One process a GPU, two on CPUs, or NPROC.
+# One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
 .PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench clean
@@ -47,7 +47,7 @@ encode: $(STAMP)
 	    --set data=$(RUN)/data encoder=$(RUN)/encoder clip=$(RUN)/clip
 
 train-prior: $(STAMP)
-	$(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out $(RUN)/prior --set latents=$(RUN)/latents
+	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out $(RUN)/prior --set latents=$(RUN)/latents
 
 sample: $(STAMP)
 	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out $(RUN)/samples \

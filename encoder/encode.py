@@ -191,7 +191,7 @@ def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run) -> N
         workers = config.workers if config.workers is not None else torch.cuda.device_count() or None
         open_tasks = [task for task in tasks if not done[task.path]]
         for _ in run_tasks(
-            encode_shard, open_tasks, workers=workers, on_report=on_report, preload=["encoder.encode"]
+            encode_shard, open_tasks, workers=workers, on_report=on_report, preload=["encoder.model"]
         ):
             run.save_progress()
 

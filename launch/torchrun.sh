@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a trainer on every GPU of this machine, or on CPUs in two processes (NPROC decides otherwise):
+# Starts a trainer on every GPU of this machine, or on CPUs in CPU_NPROC processes (2); NPROC decides otherwise:
 #   bash launch/torchrun.sh encoder.train --config configs/encoder/base.yaml --out RUN/encoder --set data=RUN/data
 # Two processes of half of the cores' threads each, which meet once a step, are faster on CPUs than one whose
 # threads meet in every operation, and far faster when anything else runs.
@@ -8,7 +8,8 @@
 set -euo pipefail
 python=${VENV:-.venv}/bin/python
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29400}"
-: "${NPROC:=$("$python" -c 'import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count()))')}"
+: "${CPU_NPROC:=2}"
+: "${NPROC:=$("$python" -c "import os, torch; print(torch.cuda.device_count() or min($CPU_NPROC, os.cpu_count()))")}"
 if [ "$NNODES" = 1 ] && [ "$NPROC" = 1 ]; then
     exec "$python" -m "$@"
 fi
