@@ -71,24 +71,22 @@ def kill_and_compare(folder: Path, *, kills: int, steps: int, seed: int = 0) -> 
     run(command(latents, whole, steps))
     arguments, done, ends = command(latents, killed, steps), 0, []
     while done < kills:
-        process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL)
         before = len(curve(killed)) if (killed / "metrics.jsonl").is_file() else 0
         if before >= steps - 1:
-            process.wait()
             break
         # Start-up takes most of the time: the kill falls a random number of logged steps after it.
         wanted, deadline = before + rng.randint(1, max(1, (steps - before) // (kills - done + 1))), 300
         start = time.monotonic()
-        while process.poll() is None and time.monotonic() - start < deadline:
-            lines = killed / "metrics.jsonl"
-            if lines.is_file() and lines.read_bytes().count(b"\n") >= wanted:
-                break
-            time.sleep(rng.uniform(0.001, 0.02))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            done += 1
-            ends.append((killed / "metrics.jsonl").read_bytes().count(b"\n"))
-        process.wait()
+        with subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and time.monotonic() - start < deadline:
+                lines = killed / "metrics.jsonl"
+                if lines.is_file() and lines.read_bytes().count(b"\n") >= wanted:
+                    break
+                time.sleep(rng.uniform(0.001, 0.02))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                done += 1
+                ends.append((killed / "metrics.jsonl").read_bytes().count(b"\n"))
     run(arguments)
     assert curve(whole) == curve(killed), "the loss curves differ"
     for path in sorted(whole.glob("weights*.safetensors")):

@@ -11,7 +11,7 @@ from data_prep.procedural import ProceduralConfig
 
 
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path):
-    line = kill_data_prep.compare(2, 6, workers=1, seed=0, folder=tmp_path)
+    line = kill_data_prep.compare(2, 3, workers=1, seed=0, folder=tmp_path)
     assert line.startswith("2 kills")
 
 
