@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field as Key
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder
@@ -22,6 +23,7 @@ class LossConfig(Config):
     """Weights of the losses and how many rays and points an asset they take."""
 
     num_rays: int = Key(128, ge=1)
+    rays_at_once: int = Key(0, ge=0)  # an asset's; rays are computed again in the backward pass; 0: all, once
     guided: bool = True  # by the known depth
     free_samples: int = Key(8, ge=2)  # along the whole ray, in front of the surface; plain: stratified ones
     surface_samples: int = Key(8, ge=2)  # within surface_window of it; plain: by importance
@@ -77,6 +79,36 @@ def _with_important(
     return t, edges_from_samples(t, edges[..., 0], edges[..., -1])
 
 
+def _see(
+    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
+) -> Float[Tensor, "batch rays 4"]:
+    """Returns premultiplied colour and alpha of the batch's rays."""
+    t, edges = batch["ray_t"], batch["ray_edges"]
+    if not config.guided:
+        t, edges = _with_important(decoder, weights, batch, config.surface_samples)
+    geometry, paint = decoder.query(weights, _ray_points(batch, t))
+    seen = composite(geometry.density.reshape(t.shape), paint.rgb.reshape(*t.shape, 3), t, edges)
+    return torch.cat([seen.rgb, seen.alpha[..., None]], dim=-1)
+
+
+def _see_in_chunks(
+    decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
+) -> Float[Tensor, "batch rays 4"]:
+    """Returns the same, holding no more than `rays_at_once` rays' activations at any time."""
+    at_once = config.rays_at_once
+    num_rays = batch["ray_t"].shape[1]
+    if not at_once or at_once >= num_rays:
+        return _see(decoder, weights, batch, config)
+    names = ("ray_origins", "ray_directions", "ray_t", "ray_edges")
+    parts = []
+    for start in range(0, num_rays, at_once):
+        chunk = {name: batch[name][:, start : start + at_once] for name in names}
+        parts.append(
+            checkpoint(_see, decoder, weights, chunk, config, use_reentrant=False, preserve_rng_state=False)
+        )
+    return torch.cat(parts, dim=1)
+
+
 def _ray_points(batch: dict[str, Tensor], t: Float[Tensor, "batch rays samples"]) -> Tensor:
     points = batch["ray_origins"][:, :, None] + t[..., None] * batch["ray_directions"][:, :, None]
     return points.flatten(1, 2).clamp(-1, 1)
@@ -86,25 +118,16 @@ def ray_losses(
     decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
     """Returns the colour loss over a random background (L1 and L2) and the alpha loss (L1)."""
-    t, edges = batch["ray_t"], batch["ray_edges"]
-    if not config.guided:
-        t, edges = _with_important(decoder, weights, batch, config.surface_samples)
-    num_assets, rays, samples = t.shape
-    geometry, paint = decoder.query(weights, _ray_points(batch, t))
-    seen = composite(
-        geometry.density.reshape(num_assets, rays, samples),
-        paint.rgb.reshape(num_assets, rays, samples, 3),
-        t,
-        edges,
-    )
+    seen = _see_in_chunks(decoder, weights, batch, config)
+    rgb, alpha = seen[..., :3], seen[..., 3]
     truth, background = batch["ray_rgba"], batch["ray_background"]
     true_alpha = truth[..., 3]
-    color = seen.rgb + background * (1 - seen.alpha[..., None])
+    color = rgb + background * (1 - alpha[..., None])
     true_color = truth[..., :3] * true_alpha[..., None] + background * (1 - true_alpha[..., None])
     error = color - true_color
     return {
         "color": torch.lerp(error.abs().mean(), 4 * (error**2).mean(), config.squared_share),
-        "alpha": (seen.alpha - true_alpha).abs().mean(),
+        "alpha": (alpha - true_alpha).abs().mean(),
     }
 
 

@@ -30,7 +30,7 @@ from prior.shap_e import ShapEDenoiser
 from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
-from shapeloom.diffusion.objectives import Target, TimeSampling, to_x0
+from shapeloom.diffusion.objectives import Target, TimeSampling, Weighting, to_x0
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 from shapeloom.nn.shap_e import halve_weights
 from shapeloom.nn.transformer import Activation, TransformerBlock
@@ -78,6 +78,7 @@ class DiffusionConfig(Config):
     times: TimeSampling = "logit_normal"
     times_mean: float = Field(default=0.0, description="of logit(t): larger means noisier training samples")
     times_std: float = Field(default=1.0, gt=0)
+    weighting: Weighting = "uniform"
 
 
 class Denoiser(nn.Module):

@@ -28,7 +28,7 @@ from prior.lora import merge_lora
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
-from shapeloom.diffusion.objectives import add_noise, make_target, sample_times
+from shapeloom.diffusion.objectives import add_noise, loss_weight, make_target, sample_times
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
@@ -131,11 +131,12 @@ class PriorTask:
         return self._latents, self._order.index(n), n
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the target, over all latent numbers."""
+        """Mean squared error of the target, over all latent numbers, weighted by time."""
         times = self._config.diffusion
         z = normal(batch["seed"], (), stream="time").to(batch["latent"].device)
         t = sample_times(z, times.times, mean=times.times_mean, std=times.times_std)
-        return self.errors(model, batch, t).mean(), {}
+        weight = loss_weight(times.weighting, times.target, make_schedule(times.schedule), t)
+        return (weight * self.errors(model, batch, t)).mean(), {}
 
     def errors(
         self, model: nn.Module, batch: dict[str, Tensor], t: Float[Tensor, " batch"]

@@ -1,11 +1,13 @@
 """Latent -> field weights -> field -> pixels: the one place where fields and rendering meet.
 
-A latent is [tokens, channels] in [-1, 1]. Rendering is by coarse stratified samples, then importance
-samples where the coarse ones found something, all of them skipped where an occupancy grid says "empty".
+A latent is [tokens, channels] in [-1, 1]. Rendering is by coarse stratified samples, then importance samples
+where the coarse ones found something. The field is not asked where an occupancy grid says "empty", nor behind
+what already hides the rest of a ray.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +21,16 @@ from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
 from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
+from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
-from shapeloom.rendering.volume import composite, importance_samples, ray_weights
+from shapeloom.rendering.volume import composite, importance_samples, ray_weights, transmittance
 from shapeloom.runs import read_meta
 from shapeloom.storage import file_digest
 
-OCCUPANCY_RESOLUTION = 32
 VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
+HIDDEN = 1e-4  # transmittance below which a ray has ended
+RAY_SHARE = 16  # points a ray, roughly: most samples are skipped
+BLOCK = 8  # coarse samples between two looks at which rays have ended
 
 
 class DecoderConfig(Config):
@@ -142,110 +147,124 @@ class Decoder(nn.Module):
     ) -> Rendering:
         """Returns pictures of every asset from its cameras, without knowing where its surface is.
 
-        Memory is bounded whatever the size: rays go through in chunks of about `points_at_once` samples.
+        Memory is bounded whatever the size: rays go through in chunks, and points by `points_at_once`.
         """
         batch, views = cam_to_world.shape[:2]
         origins, directions, cosine = camera_rays(cam_to_world, intrinsics, height, width)
-        origins, directions = origins.reshape(batch, -1, 3), directions.reshape(batch, -1, 3)
-        occupied = self._occupancy(weights)
-        rays_at_once = max(1, points_at_once(origins.device) // (batch * (samples.coarse + samples.fine)))
-        parts = [
-            self._render_rays(weights, occupied, o, d, samples)
-            for o, d in zip(origins.split(rays_at_once, 1), directions.split(rays_at_once, 1), strict=True)
-        ]
-        shape = (batch, views, height, width)
-        rgb = torch.cat([part[0] for part in parts], dim=1).reshape(*shape, 3)
-        alpha = torch.cat([part[1] for part in parts], dim=1).reshape(shape)
-        distance = torch.cat([part[2] for part in parts], dim=1).reshape(shape)
-        depth = torch.where(alpha > 0.5, distance / alpha.clamp(min=0.5) * cosine, torch.zeros_like(alpha))
-        return Rendering(rgb + background * (1 - alpha[..., None]), alpha, depth)
+        rays = torch.cat([origins, directions], dim=-1).reshape(batch, -1, 6)
+        occupied = self._occupancy(weights, rays.shape[1])
+        at_once = max(1, points_at_once(rays.device) // (RAY_SHARE * batch))
+        needed = torch.cat(
+            [_meets(occupied, chunk, samples.coarse) for chunk in rays.split(at_once, 1)], dim=1
+        )
+        seen = _where(
+            needed, rays, lambda some: self._render_rays(weights, occupied, some, samples), 5, at_once=at_once
+        )
+        rgb, alpha, distance = seen.reshape(batch, views, height, width, 5).split([3, 1, 1], dim=-1)
+        distance = distance / alpha.clamp(min=0.5) * cosine[..., None]
+        depth = torch.where(alpha > 0.5, distance, torch.zeros_like(alpha))
+        return Rendering(rgb + background * (1 - alpha), alpha[..., 0], depth[..., 0])
 
     def _render_rays(
         self,
         weights: FieldWeights,
         occupied: Bool[Tensor, "batch cells cells cells"],
-        origins: Float[Tensor, "batch rays 3"],
-        directions: Float[Tensor, "batch rays 3"],
+        rays: Float[Tensor, "batch rays 6"],
         samples: RenderConfig,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        t_near, t_far, _ = intersect_box(origins, directions)
-        share = (torch.arange(samples.coarse, device=origins.device) + 0.5) / samples.coarse
-        t = t_near[..., None] + (t_far - t_near)[..., None] * share
-        density = self._density(weights, occupied, origins, directions, t)
+    ) -> Float[Tensor, "batch rays 5"]:
+        """Returns rgb (premultiplied), alpha and distance (likewise) of rays (origin, direction)."""
+        t, t_near, t_far = _coarse_samples(rays, samples.coarse)
         edges = edges_from_samples(t, t_near, t_far)
+        delta = edges.diff(dim=-1)
+        parts: list[Tensor] = []
+        left = torch.ones_like(t_near)  # transmittance so far
+        for some, length in zip(t.split(BLOCK, -1), delta.split(BLOCK, -1), strict=True):
+            parts.append(self._density(weights, occupied, rays, some, (left > HIDDEN)[..., None]))
+            left = left * torch.exp(-(parts[-1] * length).sum(dim=-1))
+        density = torch.cat(parts, dim=-1)
         if samples.fine:
-            found = ray_weights(density, edges[..., 1:] - edges[..., :-1])
-            t_fine = importance_samples(edges, found, samples.fine)
-            fine_density = self._density(weights, occupied, origins, directions, t_fine)
+            t_fine = importance_samples(edges, ray_weights(density, delta), samples.fine)
+            interval = torch.searchsorted(edges, t_fine).clamp(1, samples.coarse) - 1
+            reached = transmittance(density, delta).gather(-1, interval) > HIDDEN
+            fine_density = self._density(weights, occupied, rays, t_fine, reached)
             t, order = torch.cat([t, t_fine], dim=-1).sort(dim=-1)
             density = torch.cat([density, fine_density], dim=-1).gather(-1, order)
             edges = edges_from_samples(t, t_near, t_far)
-        visible = ray_weights(density, edges[..., 1:] - edges[..., :-1]) > VISIBLE / t.shape[-1]
-        points = _along(origins, directions, t)
-        rgb = _where(
-            visible.flatten(1), points.flatten(1, 2), lambda some: self.color(weights, some).rgb, width=3
-        ).reshape(points.shape)
-        values = composite(density, rgb, t, edges)
-        return values.rgb, values.alpha, values.distance
+        visible = ray_weights(density, edges.diff(dim=-1)) > VISIBLE / t.shape[-1]
+        points = _along(rays, t).flatten(1, 2)
+        rgb = _where(visible.flatten(1), points, lambda some: self.color(weights, some).rgb, 3)
+        values = composite(density, rgb.reshape(*t.shape, 3), t, edges)
+        return torch.cat([values.rgb, values.alpha[..., None], values.distance[..., None]], dim=-1)
 
     def _density(
-        self, weights: FieldWeights, occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor
+        self, weights: FieldWeights, occupied: Tensor, rays: Tensor, t: Tensor, reached: Tensor
     ) -> Float[Tensor, "batch rays samples"]:
-        """Returns densities, evaluated only in occupied cells."""
-        points = _along(origins, directions, t).flatten(1, 2)
-        cell = ((points + 1) * (0.5 * OCCUPANCY_RESOLUTION)).long().clamp(0, OCCUPANCY_RESOLUTION - 1)
-        asset = torch.arange(len(points), device=t.device)[:, None]
-        needed = occupied[asset, cell[..., 0], cell[..., 1], cell[..., 2]]
-        density = _where(
-            needed, points, lambda some: self.geometry(weights, some).density[..., None], width=1
-        )
+        """Returns densities, evaluated only in occupied cells that the rays still reach."""
+        points = _along(rays, t).flatten(1, 2)
+        needed = in_occupied(occupied, points) & reached.expand_as(t).flatten(1)
+        density = _where(needed, points, lambda some: self.geometry(weights, some).density[..., None], 1)
         return density.reshape(t.shape)
 
-    def _occupancy(self, weights: FieldWeights) -> Bool[Tensor, "batch cells cells cells"]:
-        """Returns which cells of a grid over the box may hold anything visible.
+    def _occupancy(self, weights: FieldWeights, num_rays: int) -> Bool[Tensor, "batch cells cells cells"]:
+        """Returns which cells of each asset may hold anything visible; more rays repay a finer grid."""
+        resolution = occupancy_resolution(num_rays)
 
-        A cell counts as empty if at its corners, and in all its neighbours, the density is too low to
-        matter (optical depth below 1% over the cell's diagonal).
-        """
-        num = OCCUPANCY_RESOLUTION + 1
-        line = torch.linspace(-1, 1, num, device=weights[0].device)
-        grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1).reshape(1, -1, 3)
-        batch = weights[0].shape[0]
-        density = torch.cat(
+        def density(own: FieldWeights, points: Tensor) -> Tensor:
+            at_once = points_at_once(points.device)
+            return torch.cat([self.geometry(own, some[None]).density[0] for some in points.split(at_once)])
+
+        return torch.stack(
             [
-                self.geometry(weights, chunk).density
-                for chunk in grid.split(max(1, points_at_once(grid.device) // batch), dim=1)
-            ],
-            dim=1,
-        ).reshape(batch, 1, num, num, num)
-        cells = nn.functional.max_pool3d(density, kernel_size=4, stride=1, padding=1)
-        cell_diagonal = 3**0.5 * 2 / OCCUPANCY_RESOLUTION
-        return cells[:, 0] * cell_diagonal > 0.01
+                occupied_cells(
+                    partial(density, select(weights, i)), resolution=resolution, device=weights[0].device
+                )
+                for i in range(weights[0].shape[0])
+            ]
+        )
 
 
-def _along(origins: Tensor, directions: Tensor, t: Tensor) -> Float[Tensor, "batch rays samples 3"]:
-    return origins[..., None, :] + t[..., None] * directions[..., None, :]
+def _coarse_samples(rays: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns t at the middles of equal parts of the way through the box, and t at its two ends."""
+    t_near, t_far, _ = intersect_box(rays[..., :3], rays[..., 3:])
+    share = (torch.arange(num_samples, device=rays.device) + 0.5) / num_samples
+    return t_near[..., None] + (t_far - t_near)[..., None] * share, t_near, t_far
+
+
+def _meets(occupied: Tensor, rays: Tensor, num_samples: int) -> Bool[Tensor, "batch rays"]:
+    """Returns which rays have a coarse sample in an occupied cell."""
+    t, t_near, t_far = _coarse_samples(rays, num_samples)
+    inside = in_occupied(occupied, _along(rays, t).flatten(1, 2)).reshape(t.shape)
+    return inside.any(dim=-1) & (t_far > t_near)
+
+
+def _along(rays: Tensor, t: Tensor) -> Float[Tensor, "batch rays samples 3"]:
+    return rays[..., None, :3] + t[..., None] * rays[..., None, 3:]
 
 
 def _where(
-    needed: Bool[Tensor, "batch points"],
-    points: Float[Tensor, "batch points 3"],
+    needed: Bool[Tensor, "batch items"],
+    inputs: Float[Tensor, "batch items numbers"],
     function: Callable[[Tensor], Tensor],
-    *,
     width: int,
-) -> Float[Tensor, "batch points width"]:
-    """Returns `function` of the needed points, 0 at the others.
+    *,
+    at_once: int | None = None,
+) -> Float[Tensor, "batch items width"]:
+    """Returns `function` of the needed inputs, `width` numbers each, 0 at the others.
 
-    Each asset's needed points are gathered to the front, so that a batch stays one dense product.
+    Each asset's needed inputs are gathered to the front, so that a batch stays one dense product. at_once:
+    how many of an asset's go through together; none: points_at_once.
     """
-    values = points.new_zeros(*points.shape[:2], width)
+    values = inputs.new_zeros(*inputs.shape[:2], width)
     most = int(needed.sum(dim=1).max())
-    if most:
-        # A stable sort keeps neighbours together; rows with fewer needed points are filled up.
-        index = needed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        found = function(points.gather(1, index[..., None].expand(-1, -1, 3)))
-        found = found * needed.gather(1, index)[..., None]
-        values.scatter_(1, index[..., None].expand(-1, -1, width), found)
+    if not most:
+        return values
+    at_once = at_once or max(1, points_at_once(inputs.device) // len(inputs))
+    # A stable sort keeps neighbours together; rows with fewer needed inputs are filled up.
+    index = needed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    for some in index.split(at_once, dim=1):
+        found = function(inputs.gather(1, some[..., None].expand(-1, -1, inputs.shape[-1])))
+        found = found * needed.gather(1, some)[..., None]
+        values.scatter_(1, some[..., None].expand(-1, -1, width), found)
     return values
 
 

@@ -3,8 +3,10 @@
 A grid of `resolution` cells a side spans the box [-1, 1]^3, with nodes on its faces. The field is negative
 inside. It is closed at the box: what touches the border gets a wall there.
 
-Coarse to fine: a cell is refined unless the field keeps one sign at its corners and is further from zero than
-it could fall on the way to the cell's centre, judging by the steepest slope that was seen on the coarse grid.
+Coarse to fine: a cell is refined where it may hold a zero of a field that is nowhere steeper than it was seen
+to be among the nodes around that cell. From a zero the field can rise to no more than slope times distance
+at each corner; a cell whose corners' mean or largest value is beyond that holds none. Where the corners show
+a gradient as long as that slope, the field is taken to be linear; the shorter it is, the more it may fold.
 """
 
 from collections.abc import Callable
@@ -17,16 +19,18 @@ from torch import Tensor
 
 Field = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
 
-# No point of a cell is further than this from a corner, in cell sides.
-HALF_DIAGONAL = 0.5 * 3**0.5
+# From a point of a cell to its eight corners, in cell sides, it is this far at most: on average (from
+# a corner), and to the furthest one.
+MEAN_REACH = (3 + 3 * 2**0.5 + 3**0.5) / 8
+LARGEST_REACH = 3**0.5
 # The steepest slope between nodes underestimates the steepest slope; wider margins cost time only.
-SLOPE_MARGIN = 1.25
+SLOPE_MARGIN = 1.05
 # The wall of an open field lies this share of a cell inside the box, so that no node has the value zero.
 WALL = 1e-3
 
 
 def extract_surface(
-    sdf: Field, *, resolution: int = 128, coarsest: int = 32, device: torch.device | str = "cpu"
+    sdf: Field, *, resolution: int = 128, coarsest: int = 16, device: torch.device | str = "cpu"
 ) -> tuple[Float[np.ndarray, "vertices 3"], Int[np.ndarray, "faces 3"]]:
     """Returns vertices (world coordinates, float32) and faces (outward, counter-clockwise, int64).
 
@@ -35,13 +39,31 @@ def extract_surface(
     A field that does not change its sign in the box has no surface: both arrays are empty then.
     Raises ValueError for a field that isn't finite or returns another shape.
     """
+    return triangulate(grid_values(sdf, resolution=resolution, coarsest=coarsest, device=device))
+
+
+def grid_values(
+    sdf: Field, *, resolution: int, coarsest: int = 16, device: torch.device | str = "cpu"
+) -> Float[Tensor, "x y z"]:
+    """Returns the field at a grid's nodes: evaluated near its zeros, interpolated elsewhere (same sign).
+
+    Arguments and errors: see extract_surface.
+    """
     if resolution < 2 or coarsest < 2:
         raise ValueError(f"resolution and coarsest must be at least 2, got {resolution} and {coarsest}.")
     sizes = _grid_sizes(resolution, coarsest)
     values = _evaluate(sdf, _nodes(sizes[0], device), sizes[0]).reshape((sizes[0] + 1,) * 3)
-    slope = _steepest_slope(values)
+    known, slope = torch.ones_like(values, dtype=torch.bool), _local_slope(values)
     for size in sizes[1:]:
-        values = _refine(sdf, values, size, slope)
+        values, known = _refine(sdf, values, known, slope)
+        slope = torch.maximum(_twice(slope), _local_slope(values)) if size < resolution else slope
+    return values
+
+
+def triangulate(
+    values: Float[Tensor, "x y z"],
+) -> tuple[Float[np.ndarray, "vertices 3"], Int[np.ndarray, "faces 3"]]:
+    """Returns the zero level of a field at a grid's nodes, closed at the box, as extract_surface does."""
     closed = _close(values)
     # What is inside at the box's very faces alone is gone once they are closed.
     if not bool((values > 0).any() and (closed < 0).any()):
@@ -50,7 +72,12 @@ def extract_surface(
     vertices, faces, _, _ = marching_cubes(
         closed.cpu().numpy(), 0.0, gradient_direction="descent", allow_degenerate=False
     )
-    return (vertices * (2 / resolution) - 1).astype(np.float32), faces.astype(np.int64)
+    return (vertices * (2 / (len(values) - 1)) - 1).astype(np.float32), faces.astype(np.int64)
+
+
+def surface_cells(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x-1 y-1 z-1"]:
+    """Returns the cells whose corners have both signs: those that the surface passes through."""
+    return (_pool(values, 2) > 0) & (_pool(-values, 2) > 0)
 
 
 def _grid_sizes(resolution: int, coarsest: int) -> list[int]:
@@ -80,43 +107,77 @@ def _evaluate(sdf: Field, nodes: Int[Tensor, "nodes 3"], size: int) -> Float[Ten
     return torch.where(values == 0, torch.full_like(values, 1e-6 / size), values)
 
 
-def _steepest_slope(values: Float[Tensor, "x y z"]) -> float:
-    """Returns the largest gradient norm by forward differences, in units a cell side of this grid's box."""
-    step = 2 / (values.shape[0] - 1)
+def _local_slope(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x-1 y-1 z-1"]:
+    """Returns the largest gradient norm, by forward differences, in a cell and its neighbours."""
     inner = values[:-1, :-1, :-1]
     squares = (values[1:, :-1, :-1] - inner) ** 2
     squares = squares + (values[:-1, 1:, :-1] - inner) ** 2 + (values[:-1, :-1, 1:] - inner) ** 2
-    return float(squares.max().sqrt()) / step
+    return _pool(squares, 3, padding=1).sqrt() * (0.5 * (len(values) - 1))
 
 
-def _refine(sdf: Field, values: Float[Tensor, "x y z"], size: int, slope: float) -> Float[Tensor, "x2 y2 z2"]:
-    """Returns values on a grid of twice the size: evaluated near the surface, interpolated elsewhere.
+def _refine(
+    sdf: Field,
+    values: Float[Tensor, "x y z"],
+    known: Bool[Tensor, "x y z"],
+    slope: Float[Tensor, "x-1 y-1 z-1"],
+) -> tuple[Float[Tensor, "x2 y2 z2"], Bool[Tensor, "x2 y2 z2"]]:
+    """Returns values on a grid of half the cell side, and which of them were evaluated, not interpolated.
 
     Interpolation keeps the one sign that a cell's corners share, so it makes no surface of its own.
     """
-    near = _near_surface(values, slope * SLOPE_MARGIN)
+    size = 2 * (len(values) - 1)
     fine = torch.nn.functional.interpolate(
         values[None, None], size=(size + 1,) * 3, mode="trilinear", align_corners=True
     )[0, 0]
-    needed = torch.zeros(fine.shape, dtype=torch.bool, device=fine.device)
-    cells = near.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    fine[::2, ::2, ::2] = values  # interpolation rounds
+    fine_known = torch.zeros_like(fine, dtype=torch.bool)
+    fine_known[::2, ::2, ::2] = known
+    needed, cells = torch.zeros_like(fine_known), _twice(_near_surface(values, slope))
     for corner in range(8):
         x, y, z = corner >> 2, corner >> 1 & 1, corner & 1
         needed[x : x + size, y : y + size, z : z + size] |= cells
+    needed &= ~fine_known
     nodes = needed.nonzero()
     if len(nodes):
         fine[needed] = _evaluate(sdf, nodes, size)
-    return fine
+    return fine, fine_known | needed
 
 
-def _near_surface(values: Float[Tensor, "x y z"], slope: float) -> Bool[Tensor, "x-1 y-1 z-1"]:
+def may_hold_zero(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x-1 y-1 z-1"]:
+    """Returns which cells of a grid may hold a zero, by the slopes seen between its own nodes."""
+    return _near_surface(values, _local_slope(values))
+
+
+def _near_surface(
+    values: Float[Tensor, "x y z"], slope: Float[Tensor, "x-1 y-1 z-1"]
+) -> Bool[Tensor, "x-1 y-1 z-1"]:
     """Returns which cells may hold a zero of a field whose gradient is nowhere longer than `slope`."""
-    pool = torch.nn.functional.max_pool3d
-    largest = pool(values[None, None], 2, 1)[0, 0]
-    smallest = -pool(-values[None, None], 2, 1)[0, 0]
-    reach = slope * HALF_DIAGONAL * 2 / (values.shape[0] - 1)
-    # One sign: the corner nearest to zero is the least positive, or the least negative, one.
-    return (smallest <= reach) & (largest >= -reach)
+    side = 2 / (len(values) - 1)
+    size, cell = values.abs()[None, None], values[None, None]
+    mean = torch.nn.functional.avg_pool3d(size, 2, 1)[0, 0]
+    # Edges of a cell along each axis, averaged.
+    edges = [torch.nn.functional.avg_pool3d(cell.diff(dim=axis), _window(axis), 1) for axis in (2, 3, 4)]
+    gradient = torch.cat(edges)[:, 0] / side
+    rise = SLOPE_MARGIN * slope * side
+    folded = (rise - gradient.norm(dim=0) * side).clamp(min=0)
+    near = mean <= torch.minimum(MEAN_REACH * rise, 0.5 * side * gradient.abs().sum(0) + MEAN_REACH * folded)
+    near &= _pool(size[0, 0], 2) <= LARGEST_REACH * rise
+    return near | surface_cells(values)
+
+
+def _window(axis: int) -> tuple[int, int, int]:
+    """Returns the pooling window over the four edges of a cell along an axis (2, 3 or 4)."""
+    x, y, z = (1 if axis == place else 2 for place in (2, 3, 4))
+    return x, y, z
+
+
+def _pool(values: Tensor, width: int, *, padding: int = 0) -> Tensor:
+    return torch.nn.functional.max_pool3d(values[None, None], width, 1, padding)[0, 0]
+
+
+def _twice(cells: Tensor) -> Tensor:
+    """Returns a grid of cells of half the side: each cell's value for its eight parts."""
+    return cells.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def _close(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:

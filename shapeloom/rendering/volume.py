@@ -24,10 +24,16 @@ def ray_weights(
     density: Float[Tensor, "*rays samples"], delta: Float[Tensor, "*rays samples"]
 ) -> Float[Tensor, "*rays samples"]:
     """Returns w_i; they sum to the ray's alpha, exactly 1 - exp(-sum sigma delta)."""
+    return transmittance(density, delta) * -torch.expm1(-density * delta)
+
+
+def transmittance(
+    density: Float[Tensor, "*rays samples"], delta: Float[Tensor, "*rays samples"]
+) -> Float[Tensor, "*rays samples"]:
+    """Returns T_i, the share of light that reaches each interval's start."""
     optical_depth = density * delta
     # The sum before each interval: an exclusive cumulative sum.
-    before = optical_depth.cumsum(dim=-1) - optical_depth
-    return torch.exp(-before) * -torch.expm1(-optical_depth)
+    return torch.exp(optical_depth - optical_depth.cumsum(dim=-1))
 
 
 def composite(

@@ -7,6 +7,7 @@ from torch.distributions import Normal, kl_divergence
 from encoder.losses import LossConfig, guided_samples, point_losses, ray_losses, standard_divergence
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
+from shapeloom.rendering.rays import edges_from_samples
 
 CONFIG = LossConfig()
 
@@ -97,3 +98,35 @@ def test_the_divergence_from_a_standard_normal() -> None:
     mean, log_std = torch.tensor([0.0, 1.0, -0.5]), torch.tensor([0.0, -1.0, 0.5])
     expected = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(standard_divergence(mean, log_std), expected)
+
+
+def test_rays_in_chunks_have_the_same_losses_and_slopes_in_less_memory() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig())
+    latent = torch.randn(2, 64, 16).tanh()
+    t = (torch.rand(2, 40, 8) * 2 + 1).sort(dim=-1).values
+    near, far = torch.full((2, 40), 1.0), torch.full((2, 40), 3.0)
+    aim = torch.tensor([0.0, 1, 0]) + 0.2 * torch.randn(2, 40, 3)
+    batch = {
+        "ray_t": t, "ray_edges": edges_from_samples(t, near, far),
+        "ray_origins": torch.tensor([0.0, -2, 0]).expand(2, 40, 3),
+        "ray_directions": torch.nn.functional.normalize(aim, dim=-1),
+        "ray_rgba": torch.rand(2, 40, 4), "ray_background": torch.rand(2, 40, 3),
+    }  # fmt: skip
+    for guided in (True, False):
+        found = {}
+        for at_once in (0, 12):  # 40 rays: the last chunk is shorter
+            kept: list[int] = []
+            config = LossConfig(rays_at_once=at_once, guided=guided, surface_samples=8)
+            hooks = torch.autograd.graph.saved_tensors_hooks(
+                lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+            )
+            with hooks:
+                parts = ray_losses(decoder, decoder.weights(latent), batch, config)
+            slopes = torch.autograd.grad(sum(parts.values()), list(decoder.parameters()), allow_unused=True)
+            found[at_once] = (parts, slopes, sum(kept))
+        torch.testing.assert_close(found[12][0], found[0][0])
+        for chunked, whole in zip(found[12][1], found[0][1], strict=True):
+            # A sum over chunks rounds otherwise than one over all.
+            torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-5)
+        assert found[12][2] < 0.5 * found[0][2]

@@ -1,5 +1,6 @@
 """Rendering fields without knowing where their surface is."""
 
+import pytest
 import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
@@ -8,6 +9,8 @@ from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
+from shapeloom.rendering.rays import camera_rays
 
 SMALL = DecoderConfig(
     projection=ProjectionConfig(num_tokens=8, channels=4, rank=8),
@@ -74,7 +77,7 @@ def test_skipping_empty_space_changes_nothing_visible(monkeypatch) -> None:
     poses, matrices = cameras(2, 24)
     skipped = decoder.render(weights, poses, matrices, 24, 24)
     everywhere = torch.ones(2, 32, 32, 32, dtype=torch.bool)
-    monkeypatch.setattr(decoder, "_occupancy", lambda weights: everywhere)
+    monkeypatch.setattr(decoder, "_occupancy", lambda weights, num_rays: everywhere)
     torch.testing.assert_close(
         skipped.rgb, decoder.render(weights, poses, matrices, 24, 24).rgb, atol=0.01, rtol=0
     )
@@ -103,3 +106,59 @@ def test_colour_is_asked_for_only_where_it_shows() -> None:
     radius = torch.cat([points[0] for points in asked]).norm(dim=-1)
     assert (radius > 0.4).all()
     assert len(radius) < 0.2 * 2 * 24 * 24 * 80
+
+
+def test_constant_fog_absorbs_by_the_length_of_its_slab_whatever_the_picture() -> None:
+    class Fog(Ball):
+        """Density 0.8 where |z| < 0.5."""
+
+        def geometry(self, weights: FieldWeights, points: torch.Tensor) -> Geometry:
+            sdf = points[..., 2].abs() - 0.5
+            return Geometry(density=torch.where(sdf < 0, 0.8, 0.0), sdf=sdf)
+
+    down = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    down[2, 3] = 4.0
+    for batch, views, height, width in ((1, 1, 1, 1), (2, 3, 5, 2)):
+        poses = down.expand(batch, views, 4, 4)
+        matrices = intrinsics(0.2, height, width).expand(batch, views, 3, 3)
+        weights = [torch.ones(batch, 4, 4)]
+        picture = Fog(SMALL).render(
+            weights, poses, matrices, height, width, samples=RenderConfig(coarse=200, fine=0), background=0.0
+        )
+        _, _, cosine = camera_rays(poses, matrices, height, width)
+        # A slab's edge falls between samples 2 / 200 apart: an error of density times that, at most twice.
+        torch.testing.assert_close(picture.alpha, 1 - torch.exp(-0.8 / cosine), atol=0.01, rtol=0)
+
+
+def test_rays_end_where_they_are_hidden() -> None:
+    asked: list[torch.Tensor] = []
+
+    class Counting(Ball):
+        def geometry(self, weights: FieldWeights, points: torch.Tensor) -> Geometry:
+            asked.append(points)
+            return super().geometry(weights, points)
+
+    _, weights = balls()
+    poses, matrices = cameras(2, 24)
+    Counting(SMALL).render(select(weights, 1), poses[1:], matrices[1:], 24, 24)
+    points = torch.cat([points[0] for points in asked])
+    on_grid = ((points * 8) % 1 == 0).all(dim=-1)  # the occupancy grid's
+    assert (points[~on_grid].norm(dim=-1) > 0.2).all()
+    assert len(points) < 0.3 * 2 * 24 * 24 * 80
+
+
+def test_a_finer_occupancy_grid_is_worth_it_for_larger_pictures_alone() -> None:
+    resolutions = [occupancy_resolution(size**2) for size in (16, 64, 128, 512)]
+    assert resolutions == [16, 16, 32, 64]
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64])
+def test_a_needle_thinner_than_a_cell_is_occupied(resolution: int) -> None:
+    def density(points: torch.Tensor) -> torch.Tensor:
+        sdf = (points[:, :2] - 0.03).norm(dim=-1) - 0.02
+        return torch.sigmoid(-sdf / 0.01) / 0.01
+
+    occupied = occupied_cells(density, resolution=resolution)
+    needle = torch.tensor([0.03, 0.03, 0.0]) + torch.linspace(-1, 1, 101)[:, None] * torch.tensor([0, 0, 1.0])
+    assert in_occupied(occupied[None], needle[None]).all()
+    assert occupied.float().mean() < 0.2
