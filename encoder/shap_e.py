@@ -233,10 +233,10 @@ class ShapEAutoencoder(nn.Module):
 
     def use_bf16(self) -> None:
         """From now on."""
-        projection = self.encoder.params_proj
-        self.encoder.params_proj = nn.Module()  # its matrices are the decoder's
-        halve_weights(self.encoder)
-        self.encoder.params_proj, self.bf16 = projection, True
+        for name, part in self.encoder.named_children():
+            if name != "params_proj":  # its matrices are the decoder's
+                halve_weights(part)
+        self.bf16 = True
 
     @torch.no_grad()
     def encode(
@@ -274,7 +274,7 @@ def load_shap_e(folder: Path, decoder: Decoder) -> ShapEAutoencoder:
         state |= {name.removeprefix("encoder."): file.get_tensor(name) for name in names}
     encoder.load_state_dict(state, assign=True)
     encoder.params_proj = decoder.projection
-    device = decoder.field.nerstf.mlp[0].bias.device
+    device = next(decoder.parameters()).device
     return ShapEAutoencoder(encoder.to(device), decoder).eval().requires_grad_(False)
 
 
@@ -378,9 +378,9 @@ def _check(sample: AssetSample, config: ShapEEncoderConfig) -> None:
     need = (config.num_points, config.num_views, config.size)
     if have[0] < need[0] or have[1:] != need[1:] or sample.depth is None:
         raise ValueError(
-            f"asset {sample.row.key} has {have[0]} points and {have[1]} views of {have[2]} pixels, but Shap-E's "
-            f"encoder reads {need[0]} points and {need[1]} views of {need[2]} pixels with depth: prepare the "
-            "data with configs/data_prep/shap_e.yaml."
+            f"asset {sample.row.key} has {have[0]} points and {have[1]} views of {have[2]} pixels, but "
+            f"Shap-E's encoder reads {need[0]} points and {need[1]} views of {need[2]} pixels with depth: "
+            "prepare the data with configs/data_prep/shap_e.yaml."
         )
 
 

@@ -95,6 +95,7 @@ class Denoiser(nn.Module):
     def __init__(self, shapes: Shapes, config: NetworkConfig) -> None:
         super().__init__()
         width, self.group, self.shapes, self.config = config.width, config.group, shapes, config
+        self.checkpointing = config.checkpointing
         if shapes.tokens % self.group:
             raise UserError(
                 f"network.group={self.group} must divide the latents' {shapes.tokens} tokens; choose another."
@@ -160,7 +161,7 @@ class Denoiser(nn.Module):
         num_before = sum(tokens.shape[1] for tokens in before)
         hidden = torch.cat([*before, hidden], dim=1) if before else hidden
         for block in self.blocks:
-            if self.config.checkpointing and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, context, mask, modulation, use_reentrant=False)
             else:
                 hidden = block(hidden, context, mask, modulation)
@@ -168,6 +169,11 @@ class Denoiser(nn.Module):
         shift, gain = self.out_modulate(F.silu(modulation))[:, None].chunk(2, dim=-1)
         answer = self.out(F.layer_norm(hidden, hidden.shape[-1:]) * (1 + gain) + shift)
         return answer.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """What comes after the blocks, for fine-tuning."""
+        return [self.out_modulate, self.out]
 
     def _pooled(self, condition: Condition) -> list[Float[Tensor, "batch width"]]:
         """A vector each of the caption, of the views (their mean), and of the class where there are any."""
@@ -209,10 +215,12 @@ def make_network(shapes: Shapes, config: NetworkConfig) -> Network:
     """The network that a config names, with fresh weights."""
     if config.kind == "shapeloom":
         return Denoiser(shapes, config)
-    return ShapEDenoiser(
+    model = ShapEDenoiser(
         shapes, width=config.width, depth=config.depth, heads=config.heads,
         reads="text" if config.kind == "shap_e_text" else "image", checkpointing=config.checkpointing,
     )  # fmt: skip
+    model.config = config
+    return model
 
 
 def predict_x0(
@@ -311,7 +319,7 @@ class Prior:
             )
         if label is not None and not bool(((label >= NO_LABEL) & (label < len(shapes.classes))).all()):
             raise ValueError(f"labels are numbers below {len(shapes.classes)}, got {label.tolist()}")
-        dtype = torch.float32
+        dtype = self.network.standard_mean.dtype  # of matrices kept in half, float32
 
         def fitted(value: Tensor) -> Tensor:
             kind = dtype if value.is_floating_point() else value.dtype

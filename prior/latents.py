@@ -44,7 +44,7 @@ class MixtureConfig(Config):
 
 
 class Latents:
-    """A split's latents (float32) and conditions (as stored) in memory."""
+    """A split's latents and conditions in memory, as stored."""
 
     def __init__(self, shards: LatentShards, config: MixtureConfig, classes: Sequence[str] = ()) -> None:
         """classes: of the prior, in their order; by default those of this split.
@@ -53,7 +53,7 @@ class Latents:
         """
         data = shards.load()
         keys = [row.key for row in shards.rows]
-        self.latent: Tensor = data["latent"].float()
+        self.latent: Tensor = data["latent"]
         check_finite(self.latent, keys, "latents", "The encoder that made them")
         check_finite(data["text_pooled"], keys, "caption embeddings", "The CLIP that made them")
         check_finite(data["image_pooled"], keys, "view embeddings", "The CLIP that made them")
@@ -103,7 +103,7 @@ class Latents:
         labelled = bool(self._classes) and share >= 0 and rng.random() >= config.drop_label
         tokens_kept = not config.drop_tokens or rng.random() >= config.drop_tokens
         out = {
-            "latent": self.latent[row],
+            "latent": self.latent[row].float(),
             "text_pooled": data["text_pooled"][row, caption].float(),
             "text_tokens": data["text_tokens"][row, caption].float(),
             "text_mask": data["text_mask"][row, caption] & tokens_kept,
@@ -169,6 +169,7 @@ def standardisation(
     training would otherwise be blown up to unit variance, and its rounding errors with it.
     """
     count = latents.shape[0]
+    latents = latents.float()
     mean = latents.mean(0)
     variance = (latents - mean).square().mean(0)
     overall = variance.mean()

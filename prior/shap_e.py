@@ -1,9 +1,9 @@
 """Shap-E's prior, text300M and image300M, under the names of its published checkpoints.
 
 A transformer over 1,024 latent tokens, with the noise level and the condition as tokens before them: a
-caption's CLIP ViT-L/14 vector, or the 256 cells of a picture's grid (`Clip.grid`). It predicts x_0, and beside
-it the variance of a step of the discrete process. It behaves as the prior's other network (`Denoiser`): it is
-told noise levels, and takes x = x_0 + sigma eps.
+caption's CLIP ViT-L/14 vector, or the 256 cells of a picture's grid (`Clip.grid`). It predicts x_0, and the
+variance of a step of the discrete process. It behaves as the prior's other network (`Denoiser`): it is told
+noise levels, and takes x = x_0 + sigma eps.
 Jun & Nichol 2023, "Shap-E", section 4.3; its parts are Point-E's (Nichol et al. 2022).
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prior.conditions import Condition, Shapes
-from shapeloom.config import UserError
+from shapeloom.config import Config, UserError
 from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.nn.shap_e import Mlp, SelfTransformer, initialise
 
@@ -27,14 +27,12 @@ GRID_CELLS = 256
 class _Transformer(nn.Module):
     """`wrapped.*` of the published checkpoints."""
 
-    def __init__(
-        self, shapes: Shapes, width: int, depth: int, heads: int, reads: Reads, *, checkpointing: bool
-    ) -> None:
+    def __init__(self, shapes: Shapes, width: int, depth: int, heads: int, reads: Reads) -> None:
         super().__init__()
         self.pos_emb = nn.Parameter(0.05 * torch.randn(shapes.tokens, width))
         self.time_embed = Mlp(width)
         self.ln_pre = nn.LayerNorm(width)
-        self.backbone = SelfTransformer(width, heads, depth, checkpointing=checkpointing)
+        self.backbone = SelfTransformer(width, heads, depth)
         self.ln_post = nn.LayerNorm(width)
         self.input_proj = nn.Linear(shapes.channels, width)
         self.output_proj = nn.Linear(width, 2 * shapes.channels)
@@ -58,6 +56,8 @@ class ShapEDenoiser(nn.Module):
     published = True
     sigma_range = (0.1086, 160.0)
     """The least noise that the published models were trained on, and what the reference starts from."""
+    config: Config
+    """The `NetworkConfig` that made it."""
     standard_mean: Tensor
     standard_std: Tensor
 
@@ -65,16 +65,21 @@ class ShapEDenoiser(nn.Module):
         self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads, checkpointing: bool = False
     ) -> None:
         super().__init__()
-        self.shapes, self.reads, self.width = shapes, reads, width
-        self.wrapped = _Transformer(shapes, width, depth, heads, reads, checkpointing=checkpointing)
+        self.shapes, self.reads, self.width, self.checkpointing = shapes, reads, width, checkpointing
+        self.wrapped = _Transformer(shapes, width, depth, heads, reads)
         # Latents come as they are; the trainer and Prior ask every network.
         self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels), persistent=False)
         self.register_buffer("standard_std", torch.ones(shapes.tokens, shapes.channels), persistent=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The transformer's blocks: what low-rank fine-tuning changes."""
+        """The transformer's blocks, for fine-tuning some of them."""
         return self.wrapped.backbone.resblocks
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """What comes after the blocks."""
+        return [self.wrapped.ln_post, self.wrapped.output_proj]
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
@@ -85,8 +90,10 @@ class ShapEDenoiser(nn.Module):
         return self.raw(unit, step, self.condition_input(condition))[0]
 
     def condition_input(self, condition: Condition) -> Tensor:
-        """What `raw` takes: captions' vectors [batch, embed], or grids [batch, cells, grid_width]; zeros where
-        there is no condition. Raises UserError for a condition that this model doesn't read."""
+        """What `raw` takes: captions' vectors [batch, embed], or grids [batch, cells, grid_width].
+
+        Zeros where there is no condition. Raises UserError for a condition that this model doesn't read.
+        """
         asked_text, asked_view = bool(condition.has_text.any()), bool(condition.has_view.any())
         if self.reads == "text":
             if asked_view:
@@ -125,7 +132,8 @@ class ShapEDenoiser(nn.Module):
             before = [caption, time]
         else:
             before = [time, net.clip_embed(embedding)]
-        hidden = net.backbone(net.ln_pre(torch.cat([*before, latents], dim=1)))
+        hidden = net.ln_pre(torch.cat([*before, latents], dim=1))
+        hidden = net.backbone(hidden, checkpointing=self.checkpointing)
         answer = net.output_proj(net.ln_post(hidden)[:, -x.shape[1] :])
         x0, share = answer.chunk(2, dim=-1)
         return x0, share

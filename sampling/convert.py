@@ -1,4 +1,4 @@
-"""Shap-E's published checkpoints, or a diffusers folder of them, to a pipeline of ours, and back to diffusers.
+"""Shap-E's published checkpoints, or a diffusers folder, to a pipeline of ours, and back to diffusers.
 
     python -m sampling.convert --out MODEL --set source=DIR model=text300M
     python -m sampling.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers

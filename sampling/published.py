@@ -11,7 +11,6 @@ import mmap
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from encoder.shap_e import ShapEEncoder, ShapEEncoderConfig
 from prior.conditions import Shapes
 from prior.denoiser import NetworkConfig, make_network
-from shapeloom.config import UserError
+from shapeloom.config import Config, UserError
 from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
 from shapeloom.storage import file_digest
 
@@ -36,8 +35,7 @@ CLIP_DIM, GRID_WIDTH = 768, 1024
 """Of CLIP ViT-L/14: its vectors (and its text tokens), and the cells of its image tower."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Config):
     """Of the models; the defaults are the published ones."""
 
     encoder: ShapEEncoderConfig = ShapEEncoderConfig()
@@ -97,15 +95,15 @@ def read_published(
     check_state(state, expected, path)
     if not genuine and not allow_other:
         raise UserError(
-            f"{path} has the keys and shapes of Shap-E's {part}, but isn't the published file: its SHA-256 is "
-            f"not {FILES[part][1]}. Its numbers may be anyone's: download it again, or set allow_other=true "
-            "if you trust where it comes from."
+            f"{path} has the keys and shapes of Shap-E's {part}, but isn't the published file: its SHA-256 "
+            f"is not {FILES[part][1]}. Its numbers may be anyone's: download it again, or set "
+            "allow_other=true if you trust where it comes from."
         )
     return {name: state[name] for name in expected}
 
 
 def check_state(state: object, expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Raises UserError for the first key that is missing, unknown, of another shape or type, or not finite."""
+    """Raises UserError for the first key that is missing, unknown, of another shape, or not finite."""
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a state dict.")
     missing = [name for name in expected if name not in state]
@@ -113,7 +111,7 @@ def check_state(state: object, expected: dict[str, tuple[int, ...]], path: Path)
     if missing or unknown:
         what = f"has no {missing[0]}" if missing else f"has the unknown key {unknown[0]}"
         raise UserError(
-            f"{path} {what} ({len(missing)} keys missing, {len(unknown)} unknown): it is another model's file."
+            f"{path} {what} ({len(missing)} keys missing, {len(unknown)} unknown): it is another model's."
         )
     for name, shape in expected.items():
         value = state[name]

@@ -65,8 +65,10 @@ class DiscreteProcess:
         return f * _at(self.betas.log(), step, share) + (1 - f) * low
 
     def step_of(self, sigma: Float[Tensor, "*batch"]) -> Float64[Tensor, "*batch"]:
-        """The step (a fraction between two) of noise level sigma, linear in `alphas_cumprod`, as the reference
-        has it; 0 and n-1 beyond the schedule's ends."""
+        """The step (a fraction between two) of noise level sigma, linear in `alphas_cumprod`.
+
+        As in the reference; 0 and n-1 beyond the schedule's ends.
+        """
         # The reference rounds 1 / (sigma^2 + 1) to float32.
         level = (1 / (sigma.float() ** 2 + 1)).double()
         rising = self.alphas_cumprod.flip(0).to(sigma.device)

@@ -48,10 +48,10 @@ class ShapEFieldConfig(Config):
 
 
 def encode_octaves(x: Float[Tensor, "*batch values"], octaves: int) -> Float[Tensor, "*batch encoded"]:
-    """Returns [x, sin(2^k x), cos(2^k x)], octave k outer and coordinate inner, in float32 whatever autocast.
+    """Returns [x, sin(2^k x), cos(2^k x)], octave k outer and coordinate inner, always in float32.
 
-    Cosines are sines of 2^k x + pi/2 rounded to float32, as in the reference: a cosine proper differs by up to
-    5e-4 at the highest octave, and weights have learnt the rounding.
+    Cosines are sines of 2^k x + pi/2 rounded to float32, as in the reference: a cosine proper differs by up
+    to 5e-4 at the highest octave, and weights have learnt the rounding.
     """
     with torch.autocast(x.device.type, enabled=False):
         powers = 2.0 ** torch.arange(octaves, device=x.device)
@@ -113,17 +113,21 @@ class _OwnLinear(nn.Module):
 class _Nerstf(nn.Module):
     def __init__(self, width: int, row_lengths: list[int]) -> None:
         super().__init__()
-        own: list[nn.Module] = [_OwnLinear(columns, width) for columns in row_lengths]
-        shared: list[nn.Module] = [
-            nn.Linear(width + DIRECTION_NUMBERS, width), nn.Linear(width, width), nn.Linear(width, 12)
-        ]  # fmt: skip
+        own = [_OwnLinear(columns, width) for columns in row_lengths]
+        sizes = ((width + DIRECTION_NUMBERS, width), (width, width), (width, 12))
+        shared = [nn.Linear(columns, rows) for columns, rows in sizes]
         for layer in shared:
-            assert isinstance(layer, nn.Linear)
             nn.init.normal_(layer.weight, std=0.25 / math.sqrt(layer.in_features))
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
             shared[-1].bias[:2] = torch.tensor([-0.1, 0.1])
-        self.mlp = nn.ModuleList(own + shared)
+        self.mlp = nn.ModuleList([*own, *shared])
+
+    def layer(self, number: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        layer = self.mlp[number]
+        assert isinstance(layer, nn.Linear | _OwnLinear)
+        return layer.weight, layer.bias
 
 
 class _Void(nn.Module):
@@ -154,24 +158,23 @@ class ShapEField(nn.Module):
 
         directions: unit, away from the camera; None: 51 zeros in place of their encoding.
         """
-        layers = self.nerstf.mlp
         hidden = encode_octaves(points, POINT_OCTAVES).expand(weights[0].shape[0], -1, -1)
         for layer in range(NUM_LAYERS):
-            bias = layers[layer].bias
+            matrix, bias = self.nerstf.layer(layer)
             if layer < OWN_LAYERS:
                 hidden = torch.baddbmm(
                     bias.expand(len(hidden), 1, -1), hidden, weights[layer].transpose(1, 2)
                 )
             elif layer == DIRECTION_LAYER and directions is None:
-                hidden = F.linear(hidden, layers[layer].weight[:, : hidden.shape[-1]], bias)
+                hidden = F.linear(hidden, matrix[:, : hidden.shape[-1]], bias)
             elif layer == DIRECTION_LAYER:
                 assert directions is not None
                 encoded = encode_octaves(directions, DIRECTION_OCTAVES).expand(len(hidden), -1, -1)
-                hidden = F.linear(torch.cat([hidden, encoded], dim=-1), layers[layer].weight, bias)
+                hidden = F.linear(torch.cat([hidden, encoded], dim=-1), matrix, bias)
             elif layer == NUM_LAYERS - 1:
-                return F.linear(hidden, layers[layer].weight[outputs], bias[outputs])
+                return F.linear(hidden, matrix[outputs], bias[outputs])
             else:
-                hidden = F.linear(hidden, layers[layer].weight, bias)
+                hidden = F.linear(hidden, matrix, bias)
             hidden = F.silu(hidden, inplace=not torch.is_grad_enabled())
         raise AssertionError("the last layer returns")
 

@@ -1,7 +1,7 @@
 """Shap-E's transformer blocks, under the names of its published checkpoints.
 
-Pre-norm blocks without QK-norm; the heads' queries, keys and values are packed head by head: each head's share
-of `c_qkv` is its query, its key, its value. Jun & Nichol 2023, "Shap-E"; after GPT-2 (Radford et al. 2019).
+Pre-norm blocks without QK-norm; queries, keys and values are packed head by head: each head's share of
+`c_qkv` is its query, its key, its value. Jun & Nichol 2023, "Shap-E"; after GPT-2 (Radford et al. 2019).
 """
 
 import math
@@ -101,16 +101,18 @@ class CrossBlock(nn.Module):
 
 
 class SelfTransformer(nn.Module):
-    """A stack of SelfBlocks. checkpointing: their activations are computed again in the backward pass."""
+    """A stack of SelfBlocks."""
 
-    def __init__(self, width: int, heads: int, depth: int, *, checkpointing: bool = False) -> None:
+    def __init__(self, width: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         self.resblocks = nn.ModuleList(SelfBlock(width, heads) for _ in range(depth))
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], *, checkpointing: bool = False
+    ) -> Float[Tensor, "batch tokens width"]:
+        """checkpointing: activations are computed again in the backward pass."""
         for block in self.resblocks:
-            recomputed = self.checkpointing and torch.is_grad_enabled()
+            recomputed = checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
         return x
 

@@ -1,7 +1,7 @@
 """Shap-E's rays, samples and surface as its reference has them, mistakes included: for comparisons.
 
-The official frame: box [-1, 1]^3, +Z up, signed distance positive inside. Cameras: x right, y down, z forward;
-the outermost pixels' centres lie on the edge of the field of view, so a pixel is at i / (W - 1). An exact
+The official frame: box [-1, 1]^3, +Z up, signed distance positive inside. Cameras: x right, y down, z
+forward; the outermost pixels' centres lie on the edge of the view, so a pixel is at i / (W - 1). An exact
 equivalent in our convention (centres at +0.5) is a focal length of (W - 1) / (2 tan(fov / 2)).
 
 The reference's random numbers are arguments here, uniform in [0, 1).
@@ -50,8 +50,8 @@ def official_rays(
 ) -> tuple[Float[Tensor, "*batch height width 3"], Float[Tensor, "*batch height width"]]:
     """Returns unit directions of the rays through all pixels, and their cosines to the camera's z axis.
 
-    tangents: of half the angles of view, x and y. The same rays as `camera_rays`', in the reference's order of
-    operations: its positional encoding multiplies what rounding does to them by 2^14.
+    tangents: of half the angles of view, x and y. The same rays as `camera_rays`', in the reference's order
+    of operations: its positional encoding multiplies what rounding does to them by 2^14.
     """
     x, y, z = (cam_to_world[..., None, None, :3, column] for column in range(3))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -79,7 +79,7 @@ def official_box(
 def stratified_samples(
     t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"], uniform: Float[Tensor, "*rays samples"]
 ) -> Float[Tensor, "*rays samples"]:
-    """Returns one sample in each cell around even places, ends included: the outermost cells are half as wide."""
+    """Returns a sample in each cell around even places, ends included: the outermost are half as wide."""
     share = torch.linspace(0, 1, uniform.shape[-1], device=uniform.device)
     even = t_near[..., None] * (1 - share) + t_far[..., None] * share
     edges = edges_from_samples(even, t_near, t_far)

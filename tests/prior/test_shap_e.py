@@ -62,7 +62,7 @@ def test_golden_guided_sampling() -> None:
             x0 = model.raw(x.view(2, 32, 16) / (sigma**2 + 1).sqrt()[:, None, None], step, embedding)[0]
             return (x0.clamp(-1, 1) if name == "clip" else x0).flatten(1)
 
-        def guided(x: Tensor, sigma: Tensor, condition: None) -> Tensor:
+        def guided(x: Tensor, sigma: Tensor, condition: None, seen: list[Tensor] = seen) -> Tensor:
             positive, negative = half(x, sigma, text), half(x, sigma, none)
             seen.append(negative + 3 * (positive - negative))
             return seen[-1]

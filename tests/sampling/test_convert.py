@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def test_a_file_of_another_model_names_the_first_bad_key(published: Path) -> Non
         UserError, match=r"image_cond\.pt has no wrapped\.clip_embed\.weight \(2 keys missing, 4 unknown"
     ):
         read_published(published / "image_cond.pt", "text300M", sizes=SMALL, allow_other=True)
-    wider = replace(SMALL, field=ShapEFieldConfig(width=16, channels=16))
+    wider = SMALL.model_copy(update={"field": ShapEFieldConfig(width=16, channels=16)})
     with pytest.raises(UserError, match=r"wrapped\.pos_emb is torch\.float32 \[32, 32\].*\[64, 32\]"):
         read_published(published / "text_cond.pt", "text300M", sizes=wider, allow_other=True)
 
