@@ -70,6 +70,15 @@ class Latents:
         if config.grid and "image_grid" not in data:
             raise UserError(f"{shards.folder} holds no grids of the views: encode with clip_grid=true.")
         self._grid = data["image_grid"] if config.grid else None
+        num_views = data["image_pooled"].shape[1]
+        if not num_views:
+            if config.image_only or config.text_and_image or self.num_captionless:
+                raise UserError(
+                    f"{shards.folder} holds no pictures: every asset needs a caption, and the config "
+                    "mixture.image_only=0 mixture.text_and_image=0."
+                )
+            # A view that is never shown.
+            data["image_pooled"] = torch.zeros(len(keys), 1, data["image_pooled"].shape[-1])
         self._data, self._config = data, config
         categories = [row.category for row in shards.rows]
         self._classes = tuple(classes) or tuple(sorted(set(categories) - {""})) if config.labels else ()

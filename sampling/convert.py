@@ -1,7 +1,7 @@
 """Shap-E's published checkpoints, or a diffusers folder, to a pipeline of ours, and back to diffusers.
 
     python -m sampling.convert --out MODEL --set source=DIR model=text300M
-    python -m sampling.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers
+    python -m sampling.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers [prior=RUN/prior]
 
 source: a folder with text_cond.pt or image_cond.pt, and transmitter.pt (or vector_decoder.pt, which can't
 encode assets); or a folder as diffusers' openai/shap-e and openai/shap-e-img2img; or, to diffusers, a run or
@@ -26,7 +26,7 @@ from sampling.published import FILES, PUBLISHED, Sizes, read_published
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig
 from shapeloom.log import get_logger, start_logging
-from shapeloom.runs import Run
+from shapeloom.runs import Run, read_meta
 from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
 
 log = get_logger("convert")
@@ -40,6 +40,9 @@ class ConvertConfig(Config):
     model: Literal["text300M", "image300M"] = Field(
         "text300M", description="which of the two, where the source is a folder of published files"
     )
+    prior: Path | None = Field(
+        None, description="to diffusers: a fine-tuned prior's folder, in place of the source's own"
+    )
     to: Literal["shapeloom", "diffusers"] = "shapeloom"
     allow_other: bool = Field(
         False, description="take .pt files that aren't the published ones, such as fine-tuned models"
@@ -51,9 +54,13 @@ def convert(config: ConvertConfig, out: Path, *, sizes: Sizes = PUBLISHED) -> No
     if not config.source.is_dir():
         raise UserError(f"source={config.source} is no folder.")
     if config.to == "diffusers":
-        _to_diffusers(config.source, out)
+        _to_diffusers(config, out)
         return
-    if (config.source / "model_index.json").is_file():
+    if config.prior is not None:
+        raise UserError(
+            "prior goes with to=diffusers; here, sample with --model MODEL --set prior=RUN/prior."
+        )
+    if (config.source / "shap_e_renderer").is_dir():
         sizes, network, prior, decoder = read_diffusers(config.source)
         encoder: dict[str, Tensor] = {}
     else:
@@ -128,17 +135,21 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     return file_digest(path)
 
 
-def _to_diffusers(source: Path, out: Path) -> None:
+def _to_diffusers(config: ConvertConfig, out: Path) -> None:
     """Writes prior/, shap_e_renderer/ and scheduler/; tokenizer and CLIP are diffusers' own."""
-    parts = fetch_package(source)
-    saved = json.loads((parts.prior / "prior.json").read_text())
+    source, parts = config.source, fetch_package(config.source)
+    prior = config.prior or parts.prior
+    meta = read_meta(prior, stage="prior")
+    saved = json.loads((prior / "prior.json").read_text())
     network = NetworkConfig(**saved["network"])
+    if meta["inputs"]["encoder"] != read_meta(parts.encoder, stage="encoder")["weights_digest"]:
+        raise UserError(f"The prior in {prior} is of another decoder's latents than {source}'s.")
     decoder = load_config(DecoderConfig, parts.encoder / "decoder.yaml")
     if network.kind == "shapeloom" or decoder.shap_e is None:
         raise UserError(f"{source} is no Shap-E model, which is all that diffusers' pipelines can run.")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name a new folder.")
-    write_prior(out / "prior", network, saved["shapes"], load_file(parts.prior / "weights.safetensors"))
+    write_prior(out / "prior", network, saved["shapes"], load_file(prior / "weights.safetensors"))
     weights = load_file(parts.encoder / "weights.safetensors")
     field = {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")}
     write_renderer(out / "shap_e_renderer", decoder.shap_e, field)

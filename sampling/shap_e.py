@@ -1,22 +1,35 @@
 """Shap-E as its reference runs it, mistakes included, to compare with: "faithful" in docs/shap_e.md.
 
+    python -m sampling.shap_e --out DIR --set model=MODEL prompt="a red chair" seed=0
+    python -m sampling.shap_e --out DIR --set model=MODEL latent=SAVED.safetensors
+
+writes latent.safetensors, turntable.gif and mesh.ply as the reference would. `image` in place of `prompt` is
+for image300M.
 Everything else of a converted pipeline is the correct mode: true scale, sRGB colours, noise levels that the
 model was trained on. Everything here is in the official frame, the box [-1, 1]^3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import trimesh
 from jaxtyping import Float, Int, UInt8
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from prior.conditions import Condition
 from prior.denoiser import Prior
 from prior.shap_e import ShapEDenoiser
 from sampling.export import srgb_to_linear
-from shapeloom.decoder import Decoder
+from sampling.hub import fetch_package
+from sampling.pictures import gif, load_image
+from sampling.pipeline import ShapePipeline
+from sampling.shape import ShapeSample
+from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, sample
@@ -32,10 +45,30 @@ from shapeloom.rendering.shap_e import (
     pan_cameras,
     render_rays,
 )
+from shapeloom.storage import write_atomic
 
 TEXT_GUIDANCE, IMAGE_GUIDANCE = 15.0, 3.0
 STEPS, SIGMA_MIN, SIGMA_MAX, RESOLUTION = 64, 1e-3, 160.0, 128
 RAYS_AT_ONCE, POINTS_AT_ONCE = 4096, 1 << 17
+
+
+class ReferenceConfig(Config):
+    """What the reference is to make."""
+
+    model: Path = Field(description="a converted pipeline")
+    prompt: str | None = None
+    image: Path | None = None
+    latent: Path | None = Field(None, description="one that was saved, to decode alone")
+    clip: str | None = Field(None, description="in place of the pipeline's, as in `python -m sampling`")
+    seed: int = Field(0, ge=0)
+    steps: int = Field(STEPS, ge=1)
+    size: int = Field(64, ge=8, description="side of the turntable in pixels")
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> "ReferenceConfig":
+        if sum(each is not None for each in (self.prompt, self.image, self.latent)) != 1:
+            raise ValueError("name one of prompt, image and latent")
+        return self
 
 
 @dataclass(frozen=True)
@@ -125,3 +158,46 @@ def reference_mesh(decoder: Decoder, weights: FieldWeights, *, resolution: int =
     vertices, faces = official_surface(torch.cat(parts).reshape(resolution, resolution, resolution))
     srgb = field.raw(weights, torch.from_numpy(vertices)[None])[0, :, TEXTURE].sigmoid()
     return ReferenceMesh(vertices, faces, srgb_to_linear(srgb.numpy()))
+
+
+def sample_reference(config: ReferenceConfig) -> ShapeSample:
+    """Returns the shape of the config's prompt or picture; its noise is the reference's after manual_seed."""
+    parts = fetch_package(config.model)
+    pipe = ShapePipeline.load(prior=parts.prior, encoder=parts.encoder, clip=config.clip or parts.clip)
+    if not isinstance(pipe.prior.network, ShapEDenoiser):
+        raise UserError(f"{config.model} is no Shap-E: convert one with `python -m sampling.convert`.")
+    tokens, channels = pipe.prior.shape
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(1, tokens * channels, generator=generator).view(1, tokens, channels)
+    if config.prompt is not None:
+        condition, scale = pipe.prior.condition(pipe.clip.text([config.prompt])), TEXT_GUIDANCE
+    else:
+        assert config.image is not None
+        picture = load_image(config.image)[None]
+        condition = pipe.prior.condition(
+            image=pipe.clip.image(picture), grid=pipe.clip.grid(picture)[:, None]
+        )
+        scale = IMAGE_GUIDANCE
+    latent = reference_latents(pipe.prior, condition, noise, guidance_scale=scale, steps=config.steps)[0]
+    return ShapeSample(latent, config.prompt or "", config.seed, pipe.decoder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config, out, _ = parse_stage(
+        ReferenceConfig, stage="sampling.shap_e", description=__doc__ or "", argv=argv
+    )
+    if config.latent is not None:
+        decoder = load_decoder(fetch_package(config.model).encoder)
+        shape = read_latent(config.latent, decoder)
+    else:
+        shape = sample_reference(config)
+    write_atomic(out / "latent.safetensors", shape.latent_bytes())
+    generator = torch.Generator().manual_seed(config.seed)
+    frames = reference_views(shape.decoder, shape.weights, size=config.size, generator=generator)
+    write_atomic(out / "turntable.gif", gif(frames))
+    write_atomic(out / "mesh.ply", reference_mesh(shape.decoder, shape.weights).ply())
+
+
+if __name__ == "__main__":
+    run_main(main)

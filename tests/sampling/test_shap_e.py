@@ -1,95 +1,35 @@
 """A converted Shap-E, used: sampled, drawn, meshed, encoded with, fine-tuned; and the faithful mode."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
-from torch import Tensor
 
-from encoder.encode import EncodeConfig, encode_batch
 from encoder.model import load_encoder, read_for_encoding
-from encoder.shap_e import ShapEAutoencoder, ShapEEncoderConfig
-from prior.denoiser import NetworkConfig, load_prior
-from sampling.convert import ConvertConfig, convert
+from encoder.shap_e import ShapEAutoencoder
+from prior.denoiser import load_prior
 from sampling.export import srgb_to_linear
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
-from sampling.published import CLIP_DIM, FILES, GRID_WIDTH, Sizes, skeleton
 from sampling.shap_e import ReferenceMesh, reference_latents, reference_mesh, reference_views
-from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
-from shapeloom.fields.shap_e import ShapEFieldConfig
 from shapeloom.metrics import psnr
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.rendering.shap_e import PAN_FOV, official_intrinsics, pan_cameras
 from shapeloom.shards import AssetShards
-from tests.golden_data import assert_same, golden, part, projected
-
-SMALL = Sizes(
-    encoder=ShapEEncoderConfig(
-        width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16
-    ),
-    field=ShapEFieldConfig(width=32, channels=16),
-    text300M=NetworkConfig(kind="shap_e_text", width=32, depth=1, heads=4),
-    image300M=NetworkConfig(kind="shap_e_image", width=32, depth=1, heads=2),
-)
-
-
-class FakeClip(Clip):
-    """Unit vectors and grids of ViT-L/14's sizes that depend on the words or the picture alone."""
-
-    def __init__(self) -> None:
-        self.digest, self.name, self.embed_dim, self.text_width = "fake", "fake", CLIP_DIM, CLIP_DIM
-
-    def text(self, captions: Any, *, batch_size: int = 256) -> TextEmbedding:
-        rows = [torch.randn(CLIP_DIM, generator=torch.Generator().manual_seed(len(c))) for c in captions]
-        pooled = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
-        return TextEmbedding(pooled, pooled[:, None], torch.ones(len(rows), 1, dtype=torch.bool))
-
-    def image(self, rgb: Any, *, batch_size: int = 64) -> Tensor:
-        return torch.nn.functional.normalize(torch.ones(len(rgb), CLIP_DIM), dim=-1)
-
-    def grid(self, rgb: Any, *, batch_size: int = 64) -> Tensor:
-        seeds = torch.as_tensor(np.asarray(rgb)).long().sum((1, 2, 3)).tolist()
-        return torch.stack(
-            [torch.randn(256, GRID_WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        )
+from tests.golden_data import assert_same, golden, projected
+from tests.small_shap_e import FakeClip, write_converted, write_published
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small checkpoints, whose projection makes the recorded ellipsoid of every latent."""
-    folder = tmp_path_factory.mktemp("published")
-    field = golden("nerstf_mlp")
-    generator = torch.Generator().manual_seed(0)
-    for name in ("transmitter", "text300M", "image300M"):
-        state = {
-            key: 0.2 * torch.randn(value.shape, generator=generator)
-            for key, value in skeleton(name, SMALL).state_dict().items()
-        }
-        if name == "transmitter":
-            state |= {f"renderer.{k}": v for k, v in part(field, "renderer.").items()}
-            for layer, matrix in enumerate(projected(field)):
-                rows = f"encoder.params_proj.projections.nerstf__mlp__{layer}__weight."
-                state[f"{rows}norm.weight"].zero_()
-                state[f"{rows}norm.bias"].zero_()
-                state[f"{rows}proj.bias"] = matrix[0].flatten()
-        torch.save(state, folder / FILES[name][0])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folders(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Converted pipelines."""
-    out = {}
-    for model in ("text300M", "image300M"):
-        out[model] = tmp_path_factory.mktemp("converted") / model
-        convert(ConvertConfig(source=source, model=model, allow_other=True), out[model], sizes=SMALL)
-    return out
+    folder = tmp_path_factory.mktemp("shap_e")
+    source = write_published(folder)
+    return {model: write_converted(source, folder / model, model) for model in ("text300M", "image300M")}
 
 
 def load(folder: Path) -> ShapePipeline:
@@ -182,20 +122,6 @@ def test_own_assets_are_encoded_deterministically(folders: dict[str, Path], ball
     assert not torch.equal(latents, shuffled)
     model.use_bf16()
     assert 0 < (model.encode(samples) - latents).abs().mean() < 0.02
-
-
-def test_encoding_writes_latent_shards_samples(folders: dict[str, Path], ball_dataset: Path) -> None:
-    model = load_encoder(folders["text300M"] / "encoder")
-    shards = AssetShards(ball_dataset, "train")
-    config = EncodeConfig(
-        data=str(ball_dataset),
-        encoder=folders["text300M"] / "encoder",
-        clip="x",
-        clip_views=2,
-        fidelity_size=8,
-    )
-    sample = encode_batch(shards, [0, 1], model, FakeClip(), config)[1]
-    assert sample["latent.npy"].shape == (128, 16) and sample["text_pooled.npy"].shape == (2, CLIP_DIM)
 
 
 def test_data_that_the_encoder_cannot_read_is_named(folders: dict[str, Path], ball_dataset: Path) -> None:
