@@ -93,6 +93,7 @@ def reference_latents(
     *,
     guidance_scale: float,
     steps: int = STEPS,
+    sigma_min: float = SIGMA_MIN,
 ) -> Float[Tensor, "batch tokens channels"]:
     """Returns latents by the reference's Heun steps from 160 to 0.001, of which 14 in 64 lie below all noise
     that the model was trained on; it is told whole steps, rounded down. noise: standard normal."""
@@ -104,7 +105,7 @@ def reference_latents(
         unit = x / (sigma**2 + 1).sqrt()[:, None, None]
         return network.raw(unit, step, network.condition_input(asked))[0].clamp(-1, 1)
 
-    sigmas = karras_sigmas(steps, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
+    sigmas = karras_sigmas(steps, sigma_min=sigma_min, sigma_max=SIGMA_MAX)
     guided = classifier_free(denoise, condition.without(), scale=guidance_scale)
     return sample(guided, initial_noise(noise, sigmas), sigmas, condition, method="heun")
 

@@ -148,12 +148,16 @@ class _Averages:
     def __init__(self, config: TrainConfig, weights: dict[str, Tensor], frozen: AbstractSet[str]) -> None:
         """The first average is the one that pictures show and weights.safetensors holds.
 
+        weights: copies, which the first average takes over.
         frozen: names of weights that don't train, which are kept once for all averages.
         """
         decays = (config.ema_decay, *(d for d in config.ema_extra if d != config.ema_decay))
         self.frozen = frozen
         self.all = {
-            decay: {name: value if name in frozen else value.clone() for name, value in weights.items()}
+            decay: {
+                name: value if decay == config.ema_decay or name in frozen else value.clone()
+                for name, value in weights.items()
+            }
             for decay in decays
         }
         self.weights = self.all[config.ema_decay]

@@ -11,8 +11,6 @@ from shapeloom.config import UserError
 from shapeloom.shards import LatentShards
 from tests.small_shap_e import FakeClip, write_converted, write_published
 
-SHAPE = (128, 16)
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,12 +30,12 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(files: Path, model: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> Path:
+def read(files: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str = "latents") -> Path:
     monkeypatch.setattr(cap3d, "load_clip", lambda *_: FakeClip())
-    out = files / "latents"
+    out = files / name
     cap3d.main([
         "--out", str(out), "--set", f"latents={files / 'files'}", f"captions={files / 'captions.csv'}",
-        f"encoder={model / 'encoder'}", "shard_size=4", "held_out=0.2", *settings,
+        f"encoder={model / 'encoder'}", "shard_size=4", "held_out=0.2",
     ])  # fmt: skip
     return out
 
@@ -82,7 +80,7 @@ def test_bad_files_are_named(
     path = files / "files" / "part_0" / "uid05.pt"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=r"uid05\.pt is no file of a bare tensor"):
-        read(files, model, monkeypatch)
+        read(files, model, monkeypatch, "again")
 
 
 def test_captions_that_do_not_fit_are_named(

@@ -72,6 +72,18 @@ def test_golden_guided_sampling() -> None:
         assert_same(seen[0], data[f"cfg.{name}.first_guided_x0"], tolerance=1e-4)
 
 
+@torch.no_grad()
+def test_golden_denoising_call() -> None:
+    data = golden("diffusion")
+    model, sigma = small(weights_of(golden("prior_text")), "text"), data["one.sigma"].reshape(1).expand(2)
+    unit = data["one.x"].view(2, 32, 16) / (sigma**2 + 1).sqrt()[:, None, None]
+    step = exponential_process().step_of(sigma).floor().float()
+    text, none = (model.raw(unit, step, half)[0].flatten(1) for half in data["cfg.embeddings"].chunk(2))
+    assert_same(text, data["one.cond_x0"])
+    assert_same(none, data["one.uncond_x0"])
+    assert_same(none + 3 * (text - none), data["one.guided_x0_scale3"])
+
+
 @pytest.mark.parametrize(
     ("reads", "name", "count"), [("text", "text300M", 315_692_032), ("image", "image300M", 315_956_224)]
 )

@@ -9,11 +9,14 @@ import trimesh
 
 from encoder.model import load_encoder, read_for_encoding
 from encoder.shap_e import ShapEAutoencoder
-from prior.denoiser import load_prior
+from prior.conditions import Shapes
+from prior.denoiser import DiffusionConfig, Prior, load_prior
+from prior.shap_e import ShapEDenoiser
 from sampling.export import srgb_to_linear
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
 from sampling.shap_e import ReferenceMesh, reference_latents, reference_mesh, reference_views
+from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
 from shapeloom.metrics import psnr
@@ -102,12 +105,20 @@ def test_golden_files_of_the_faithful_mesh() -> None:
     assert np.array_equal(back.visual.vertex_colors[:, :3], data["ply_rgb"].numpy())
 
 
-def test_reference_latents_are_those_of_the_long_way(folders: dict[str, Path]) -> None:
-    pipe = load(folders["text300M"])
-    condition = pipe.prior.condition(pipe.clip.text(["a chair"]))
-    noise = torch.randn(1, 128, 16, generator=torch.Generator().manual_seed(0))
-    latents = reference_latents(pipe.prior, condition, noise, guidance_scale=3.0, steps=8)
-    assert latents.shape == (1, 128, 16) and torch.isfinite(latents).all()
+@torch.no_grad()
+def test_golden_faithful_latents() -> None:
+    data, weights = golden("diffusion"), golden("prior_text")
+    shapes = Shapes(tokens=32, channels=16, clip_dim=768, text_width=768)
+    network = ShapEDenoiser(shapes, width=64, depth=2, heads=4, reads="text")
+    network.load_state_dict({k: v for k, v in weights.items() if k.startswith("wrapped.")})
+    prior = Prior(network, shapes, DiffusionConfig(), {"digest": "", "encoder": "", "clip": ""})
+    pooled = data["cfg.embeddings"][:2]
+    text = TextEmbedding(pooled, torch.zeros(2, 1, 768), torch.ones(2, 1, dtype=torch.bool))
+    noise = (data["cfg.x_T"] / 160).view(2, 32, 16)
+    latents = reference_latents(
+        prior, prior.condition(text), noise, guidance_scale=3.0, steps=4, sigma_min=0.2
+    )
+    assert_same(latents.flatten(1), data["cfg.clip.x"][-1])
 
 
 def test_own_assets_are_encoded_deterministically(folders: dict[str, Path], ball_dataset: Path) -> None:

@@ -86,8 +86,8 @@ def test_prompts_and_pictures_become_textured_glb_files(models: dict[str, Path],
     ):
         out = tmp_path / model
         sampling_stage.main([
-            "--config", "configs/sampling/shap_e.yaml", "--model", str(models[model]), "--out", str(out), *asked,
-            "--set", *QUICK, "formats=[gif, glb, safetensors]",
+            "--config", "configs/sampling/shap_e.yaml", "--model", str(models[model]), "--out", str(out),
+            *asked, "--set", *QUICK, "formats=[gif, glb, safetensors]",
         ])  # fmt: skip
         mesh = trimesh.load(next(out.glob("*.glb")), force="mesh")
         assert mesh.visual.material.baseColorTexture is not None and len(mesh.faces) > 100
