@@ -27,7 +27,7 @@ from sampling.export import srgb_to_linear
 from sampling.hub import fetch_package
 from sampling.pictures import gif, load_image
 from sampling.pipeline import ShapePipeline
-from sampling.shape import ShapeSample
+from sampling.shape import ShapeSample, read_latent
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.discrete import exponential_process
@@ -63,6 +63,7 @@ class ReferenceConfig(Config):
     seed: int = Field(0, ge=0)
     steps: int = Field(STEPS, ge=1)
     size: int = Field(64, ge=8, description="side of the turntable in pixels")
+    resolution: int = Field(RESOLUTION, ge=8, description="signed distances a side of the mesh's grid")
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> "ReferenceConfig":
@@ -197,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     frames = reference_views(shape.decoder, shape.weights, size=config.size, generator=generator)
     write_atomic(out / "turntable.gif", gif(frames))
-    write_atomic(out / "mesh.ply", reference_mesh(shape.decoder, shape.weights).ply())
+    mesh = reference_mesh(shape.decoder, shape.weights, resolution=config.resolution)
+    write_atomic(out / "mesh.ply", mesh.ply())
 
 
 if __name__ == "__main__":
