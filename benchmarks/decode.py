@@ -176,7 +176,7 @@ def compare_surfaces(decoder: CountingDecoder, weights: FieldWeights, resolution
 
     dense, truth = cpu_seconds(lambda: surface(resolution), 1)
     decoder.num_geometry = 0
-    sparse, found = cpu_seconds(lambda: surface(16), repeats)
+    sparse, found = cpu_seconds(lambda: surface(min(32, resolution // 2)), repeats)
     cells = surface_cells(truth)
     missed = int((cells & ~surface_cells(found)).sum())
     num = int(cells.sum())
