@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         overrides = [
             "fine_tune.init_from=random", f"latents={folder / 'latents'}", "train.steps=6",
-            "train.batch_size=1", "train.accumulation=1", "train.warmup_steps=0", "train.log_every=1", *arguments.set,
-            *(SMALL if arguments.quick else ()),
+            "train.batch_size=1", "train.accumulation=1", "train.warmup_steps=0", "train.log_every=1",
+            *arguments.set, *(SMALL if arguments.quick else ()),
         ]  # fmt: skip
         config = load_config(PriorConfig, arguments.preset, overrides)
         field = ShapEFieldConfig(width=8, channels=16) if arguments.quick else ShapEFieldConfig()
