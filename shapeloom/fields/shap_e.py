@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from shapeloom.config import Config
 from shapeloom.fields.heads import Color, Geometry
+from shapeloom.fields.mlp import Directions
 from shapeloom.fields.projection import FieldWeights
 
 ASSET_HALF_SIZE = 0.95
@@ -179,10 +180,10 @@ class ShapEField(nn.Module):
         raise AssertionError("the last layer returns")
 
     def forward(
-        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> tuple[Geometry, Color]:
         """Returns everything at points of our frame."""
-        return self.geometry(weights, points), self.color(weights, points)
+        return self.geometry(weights, points), self.color(weights, points, directions)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density (the fine one) and signed distance at points of our frame.
@@ -194,10 +195,25 @@ class ShapEField(nn.Module):
         density = raw[..., 2].relu() / ASSET_HALF_SIZE * (beyond <= 0)
         return Geometry(density=density, sdf=torch.maximum(-ASSET_HALF_SIZE * raw[..., 0].tanh(), beyond))
 
-    def color(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Color:
-        """Returns colours (the fine NeRF's without a direction, the texture's) at points of our frame."""
+    def color(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
+    ) -> Color:
+        """Returns colours (the fine NeRF's, the texture's) at points of our frame.
+
+        Directions make no difference: the reference's pictures are drawn without, and so are these.
+        """
         raw = self._chunked(weights, points, slice(0, 12))
         return Color(rgb=raw[..., FINE_RGB].sigmoid(), texture=raw[..., TEXTURE].sigmoid())
+
+    def sdf_gradient(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+    ) -> Float[Tensor, "batch points 3"]:
+        """Returns the signed distance's gradient at points of our frame, by autograd."""
+        further = torch.is_grad_enabled()
+        with torch.enable_grad():
+            places = points if points.requires_grad else points.detach().requires_grad_()
+            total = self.geometry(weights, places).sdf.sum()
+            return torch.autograd.grad(total, places, create_graph=further)[0]
 
     def _chunked(self, weights: FieldWeights, points: Tensor, outputs: slice) -> Tensor:
         official = (points / ASSET_HALF_SIZE).clamp(-1, 1)

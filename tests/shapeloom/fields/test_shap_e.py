@@ -64,6 +64,21 @@ def test_the_border_turns_official_values_into_ours() -> None:
 
 
 @torch.no_grad()
+def test_gradients_are_the_slopes_of_signed_distances() -> None:
+    data = golden("nerstf_mlp")
+    field, weights, points = small_field(data), projected(data), 0.5 * data["position"]
+    low = torch.zeros(93)
+    low[:12] = low[48:57] = 1  # three octaves, slow enough for finite differences in float32
+    weights = [weights[0] * low, *weights[1:]]
+    gradient = field.sdf_gradient(weights, points)
+    for axis in range(3):
+        step = torch.zeros(3)
+        step[axis] = 1e-3
+        ahead, behind = (field.geometry(weights, points + sign * step).sdf for sign in (1, -1))
+        assert_same((ahead - behind) / 2e-3, gradient[..., axis], tolerance=5e-3)
+
+
+@torch.no_grad()
 def test_there_is_nothing_beyond_the_official_box() -> None:
     data = golden("nerstf_mlp")
     points = torch.tensor([[[0.96, 0, 0], [0, -0.99, 0.5], [1, 1, 1]]]).expand(2, -1, -1)
