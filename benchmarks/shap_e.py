@@ -118,8 +118,9 @@ def compare_encoders(*, quick: bool) -> Iterator[str]:
         inputs = read_asset(Path(folder) / "data", config)
     torch.manual_seed(0)
     encoder = ShapEEncoder(config, field).eval()
-    decoder = Decoder(DecoderConfig(shap_e=field))
-    encoder.params_proj = decoder.projection  # as when loaded: both share it
+    with torch.device("meta"):
+        decoder = Decoder(DecoderConfig(shap_e=field))
+    decoder.projection = encoder.params_proj  # as when loaded: both share it
     yield f"of the pixels {100 * inputs.seen.float().mean():.0f}% show the asset"
     before = gigabytes()
     folding, _ = cpu_seconds(lambda: encoder._fold()[0])
