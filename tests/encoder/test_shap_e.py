@@ -109,6 +109,13 @@ def test_the_folded_convolution_is_both_after_each_other() -> None:
     torch.testing.assert_close(ours, second(first(picture)), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_taps_by_point_are_taps_by_neighbour(data: dict[str, Tensor], encoder: ShapEEncoder) -> None:
+    inputs = inputs_of(data)
+    unmoved = [torch.arange(samples).expand(2, channels, -1) for channels, samples in ((67, 64), (64, 17))]
+    torch.testing.assert_close(encoder(inputs), encoder(inputs, unmoved), rtol=1e-5, atol=1e-5)
+
+
 def test_the_full_size_encoder_is_the_published_one() -> None:
     with torch.device("meta"):
         model = ShapEEncoder(ShapEEncoderConfig(), ShapEFieldConfig())
