@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -112,7 +114,10 @@ def read_asset(folder: Path, config: ShapEEncoderConfig) -> ShapEInputs:
         "procedural={num_train: 1, num_val: 0, num_test: 0, num_judge: 0}", "workers=0", "num_sdf=512",
         f"num_points={config.num_points}", f"num_views={config.num_views}", f"resolution={config.size}",
     ]  # fmt: skip
-    prepare(load_config(DataConfig, Path("configs/data_prep/shap_e.yaml"), overrides), folder)
+    prepared = load_config(DataConfig, Path("configs/data_prep/shap_e.yaml"), overrides)
+    # In a process of its own: its memory isn't the encoder's.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(prepare, prepared, folder).result()
     shards = AssetShards(folder, "train")
     return official_inputs([shards.read(0, views=range(config.num_views), depth=True, points=True)], config)
 

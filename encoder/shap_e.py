@@ -41,6 +41,8 @@ MAX_DEPTH = 9.0
 MIN_ALPHA = 0.999
 """Of a pixel that counts as seen."""
 PIXEL_NUMBERS = 279
+CENTRES_AT_ONCE = 64
+"""13 MB of offsets to all points."""
 PATCHES_AT_ONCE = 256
 """57 MB of pixels in float32."""
 
@@ -147,15 +149,14 @@ def ball_query(
     points: Float[Tensor, "batch points 3"], centres: Float[Tensor, "batch centres 3"]
 ) -> Int[Tensor, "batch centres neighbours"]:
     """Returns the first 64 points within 0.5 of each centre, by index; fewer are filled up with the first."""
-    near = torch.stack(
-        [
-            (each_centre[:, None] - each_points).square().sum(-1) <= RADIUS**2
-            for each_points, each_centre in zip(points, centres, strict=True)
-        ]
-    )
     count = points.shape[1]
-    index = torch.where(near, torch.arange(count, device=points.device), count)
-    first = index.topk(min(NEIGHBOURS, count), dim=-1, largest=False, sorted=True).values
+    numbers = torch.arange(count, device=points.device)
+    parts = []
+    for some in centres.split(CENTRES_AT_ONCE, dim=1):
+        near = (some[:, :, None] - points[:, None]).square().sum(-1) <= RADIUS**2
+        index = torch.where(near, numbers, count)
+        parts.append(index.topk(min(NEIGHBOURS, count), dim=-1, largest=False, sorted=True).values)
+    first = torch.cat(parts, dim=1)
     first = F.pad(first, (0, NEIGHBOURS - first.shape[-1]), value=count)
     return torch.where(first == count, first[..., :1], first)
 
