@@ -18,6 +18,7 @@ from shapeloom import page
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
 from shapeloom.shards import AssetShards
+from shapeloom.viewer import library
 
 Record = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ def build_report(
 ) -> str:  # fmt: skip
     """Returns the page. metrics: what goes to metrics.json; the others: records of single assets."""
     figures, models = _sample_figures(folders.samples, config)
-    code = viewer.library() if models else None
+    code = library() if models else None
     sections = [
         f"<h1>{page.text(title)}</h1>",
         "<p class='soft'>What this run's models make, and how good it is.</p>",
