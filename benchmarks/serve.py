@@ -1,4 +1,4 @@
-"""python -m benchmarks.serve --model RUN [--requests 50] [--clients 10] [--rounds 3]: the web page under load.
+"""python -m benchmarks.serve --model RUN [--requests 50] [--clients 10]: the web page under load.
 
 Starts the page in a process of its own. In each round all requests come at once, spread over the clients,
 each with a prompt and seed of its own. A request ends served, or refused with the page's words; whatever else
@@ -111,8 +111,17 @@ def problems(answers: Sequence[Answer], pipeline: ShapePipeline) -> list[str]:
     return found
 
 
+def summary(answers: Sequence[Answer]) -> str:
+    """Returns what became of the requests, in words."""
+    served = [answer.seconds for answer in answers if answer.latent is not None]
+    polite = sum(answer.is_polite for answer in answers)
+    seconds = f"median {statistics.median(served):.1f} s, longest {max(served):.1f} s" if served else "none"
+    rest = len(answers) - len(served) - polite
+    return f"{len(served)} served ({seconds}), {polite} told that the queue is full, {rest} otherwise"
+
+
 def upload(url: str, name: str, data: bytes, *, stated: int | None = None) -> tuple[int, str]:
-    """Sends one file of a form; returns the status and the text. stated: a size to claim in place of its own."""
+    """Sends one file of a form; returns the status and the text. stated: a size to claim."""
     head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
     body = head + data + b"\r\n--edge--\r\n"
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
@@ -138,7 +147,11 @@ def hostile(url: str, folder: Path) -> dict[str, tuple[bool, str]]:
     client = connect(url)
     (folder / "text.png").write_text("no picture at all")
     attempts = {
-        "a non-image": ("a mug", gradio_client.handle_file(str(folder / "text.png")), "can't be read as a PNG"),
+        "a non-image": (
+            "a mug",
+            gradio_client.handle_file(str(folder / "text.png")),
+            "can't be read as a PNG",
+        ),
         "a 100,000-character prompt": ("a" * 100_000, None, f"at most {MAX_PROMPT} characters"),
         "a file of the server's as the picture": ("a mug", {"path": "/etc/passwd"}, ""),
     }
@@ -154,7 +167,16 @@ def hostile(url: str, folder: Path) -> dict[str, tuple[bool, str]]:
 def server(model: str, settings: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
     """The page in a process of its own."""
     port = free_port()
-    command = [sys.executable, "-m", "sampling.app", "--port", str(port), "--set", f"model={model}", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "sampling.app",
+        "--port",
+        str(port),
+        "--set",
+        f"model={model}",
+        *settings,
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             for _ in range(600):
@@ -176,23 +198,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--set", nargs="+", default=[], help="settings of the page, such as mesh.resolution=32")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="settings of the page, such as mesh.resolution=32"
+    )
     options = parser.parse_args(argv)
     found: list[str] = []
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder, server(options.model, options.set) as (url, process):
         print(f"queue of {MAX_WAITING}; memory at the start {process.memory_info().rss >> 20} MB")
         for number in range(options.rounds):
-            some = burst(
-                url, requests=options.requests, clients=options.clients, first_seed=1000 * number
-            )
-            served = [answer.seconds for answer in some if answer.latent is not None]
-            polite = sum(answer.is_polite for answer in some)
-            print(
-                f"round {number + 1}: {len(served)} served (median {statistics.median(served):.1f} s, longest "
-                f"{max(served):.1f} s), {polite} told that the queue is full, "
-                f"{len(some) - len(served) - polite} otherwise; memory {process.memory_info().rss >> 20} MB"
-            )
+            some = burst(url, requests=options.requests, clients=options.clients, first_seed=1000 * number)
+            memory = process.memory_info().rss >> 20
+            print(f"round {number + 1}: {summary(some)}; memory {memory} MB", flush=True)
             answers += some
         for name, (refused, words) in hostile(url, Path(folder)).items():
             print(f"{name}: {words.strip()[:160]}")

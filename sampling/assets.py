@@ -30,9 +30,7 @@ def read_shape(
     if suffix == ".safetensors":
         return pipe.load_latent(path)
     if suffix in PICTURES:
-        (shape,) = pipe(
-            "", image=load_image(path), seed=seed, steps=steps, guidance_scale=guidance_scale
-        )
+        (shape,) = pipe("", image=load_image(path), seed=seed, steps=steps, guidance_scale=guidance_scale)
         return shape
     if suffix in SUFFIXES:
         return encode_asset(pipe, path)

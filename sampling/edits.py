@@ -1,7 +1,7 @@
 """Edits of shapes, each with a strip of pictures: variations, new looks, and walks between shapes or prompts.
 
     python -m sampling.edits vary --model RUN --out DIR --shape chair.safetensors --prompt "a blue chair"
-    python -m sampling.edits vary ... --shape chair.glb --layers color --strength 1   # another look, same shape
+    python -m sampling.edits vary ... --shape chair.glb --layers color --strength 1   # a new look alone
     python -m sampling.edits between --model RUN --out DIR --shape a.safetensors --shape b.glb --num 7
     python -m sampling.edits morph --model RUN --out DIR --prompt "a red chair" --prompt "a red mug" --num 7
 
@@ -36,18 +36,24 @@ class EditConfig(SamplingConfig):
     """An edit; `num` is of variations, or of the steps of a walk with both ends."""
 
     edit: Literal["vary", "between", "morph"] = "vary"
-    shapes: list[Path] = Key([], description="latents (.safetensors), 3D files or pictures: vary 1, between 2")
+    shapes: list[Path] = Key(
+        [], description="latents (.safetensors), 3D files or pictures: vary 1, between 2"
+    )
     num: int = Key(5, ge=1, le=64)
     strength: float = Key(0.6, gt=0, le=1, description="of vary: the share of the noise that is walked again")
     layers: Layers = Key("all", description="of vary: what changes")
-    to_seed: int | None = Key(None, ge=0, le=MAX_SEED, description="of morph: the last one's seed; none: seed")
+    to_seed: int | None = Key(
+        None, ge=0, le=MAX_SEED, description="of morph: the last one's seed; none: seed"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shortcuts that people type daily."""
     parser.add_argument("edit", choices=("vary", "between", "morph"))
     parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
-    parser.add_argument("--shape", type=Path, action="append", default=[], help="a file to start from; repeatable")
+    parser.add_argument(
+        "--shape", type=Path, action="append", default=[], help="a file to start from; repeatable"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="what it becomes; morph takes two")
     parser.add_argument("--strength", type=float, help="of vary, up to 1: made anew")
     parser.add_argument("--layers", choices=("all", "geometry", "color"), help="what vary changes")

@@ -17,8 +17,19 @@ from gradio.data_classes import ImageData
 
 from sampling.stage import STAGE, STAGE_CODE
 from sampling.studio import (
-    KINDS, MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, MAX_STEPS, MAX_UPLOAD_BYTES, Cancelled, Edit, Item, OnStep,
-    Order, Studio, check_upload,
+    KINDS,
+    MAX_GUIDANCE,
+    MAX_PROMPT,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_UPLOAD_BYTES,
+    Cancelled,
+    Edit,
+    Item,
+    OnStep,
+    Order,
+    Studio,
+    check_upload,
 )  # fmt: skip
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
@@ -61,11 +72,10 @@ class Visits:
             raise refusal("Nothing was kept of it.", "Cancelled") from error
         except Exception as error:
             log.exception("a request failed")
-            raise refusal(
-                "The terminal that serves this page says what.", "Something went wrong"
-            ) from error
+            raise refusal("The terminal that serves this page says what.", "Something went wrong") from error
         finally:
-            self._stops.pop(session, None)
+            if self._stops.get(session) is stop:  # and not already that of the session's next request
+                del self._stops[session]
 
     def stop(self, session: str) -> None:
         """Stops a session's work at its next step."""
@@ -73,24 +83,17 @@ class Visits:
             event.set()
 
 
-class PictureInput(gradio.Image):
-    """An upload as a path. It is looked at before anything else, as untrusted; Gradio never decodes it."""
-
-    def get_block_name(self) -> str:
-        """The browser's side is that of any image."""
-        return "image"
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """Returns the path; raises gradio.Error for what isn't a picture within the limits."""
-        if payload is None:
-            return None
-        if not payload.path:
-            raise refusal("Pictures are uploaded as files.")
-        try:
-            check_upload(Path(payload.path))
-        except UserError as error:
-            raise refusal(str(error)) from error
-        return payload.path
+def uploaded_path(payload: ImageData | None) -> str | None:
+    """Returns the path of an upload; raises gradio.Error for what isn't a picture within the limits."""
+    if payload is None:
+        return None
+    if not payload.path:
+        raise refusal("Pictures are uploaded as files.")
+    try:
+        check_upload(Path(payload.path))
+    except UserError as error:
+        raise refusal(str(error)) from error
+    return payload.path
 
 
 def answer(item: Item, history: list[str]) -> list[Any]:
@@ -110,9 +113,12 @@ class Page:
     def __init__(self, studio: Studio) -> None:
         self.studio, self.visits = studio, Visits()
         gradio.set_static_paths([studio.folder])  # its files are served where they are, not copied
-        with gradio.Blocks(title="Shapeloom", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
+        with gradio.Blocks(
+            title="Shapeloom", analytics_enabled=False, delete_cache=(600, 3600)
+        ) as self.blocks:
             gradio.Markdown(
-                "# Shapeloom\nSay what to make, or show a picture; a textured model comes back.", elem_id="title"
+                "# Shapeloom\nSay what to make, or show a picture; a textured model comes back.",
+                elem_id="title",
             )
             self.key, self.history = gradio.State(""), gradio.State([])
             with gradio.Row(elem_id="columns"):
@@ -129,13 +135,20 @@ class Page:
         with gradio.Tabs():
             with gradio.Tab("Make"):
                 self.prompt = gradio.Textbox(
-                    example, label="Prompt", max_length=MAX_PROMPT, lines=2, submit_btn=False, elem_id="prompt"
+                    example,
+                    label="Prompt",
+                    max_length=MAX_PROMPT,
+                    lines=2,
+                    submit_btn=False,
+                    elem_id="prompt",
                 )
                 with gradio.Accordion("Follow a picture", open=False):
-                    self.image = PictureInput(
+                    self.image = gradio.Image(
                         label=f"PNG or JPEG, {MAX_UPLOAD_BYTES >> 20} MB at most", type="filepath",
                         image_mode=None, sources=["upload", "clipboard"], height=200,
                     )  # fmt: skip
+                    # In place of Gradio's own, which would open whatever came.
+                    self.image.preprocess = uploaded_path  # type: ignore[method-assign]
                 self.make = gradio.Button("Make it", variant="primary", elem_id="make")
             with gradio.Tab("Edit"):
                 self.change = gradio.Textbox(
@@ -156,7 +169,9 @@ class Page:
             self.steps = gradio.Slider(1, MAX_STEPS, steps, step=1, label="Steps")
             self.guidance = gradio.Slider(0, MAX_GUIDANCE, config.guidance_scale, step=0.5, label="Guidance")
             self.negative = gradio.Textbox(
-                config.negative_prompt, label="Negative prompt (what to keep away from)", max_length=MAX_PROMPT
+                config.negative_prompt,
+                label="Negative prompt (what to keep away from)",
+                max_length=MAX_PROMPT,
             )
         self.cancel = gradio.Button("Cancel", elem_id="cancel")
 
@@ -180,15 +195,15 @@ class Page:
     def _events(self) -> None:
         numbers = [self.seed, self.steps, self.guidance]
         outputs = [self.view, *self.downloads, self.key, self.history]
-        queue = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress_on": self.view}
         made = gradio.on(
             [self.make.click, self.prompt.submit], self._make,
-            [self.prompt, self.image, self.negative, *numbers, self.history], outputs, api_name="make", **queue,
+            [self.prompt, self.image, self.negative, *numbers, self.history], outputs, api_name="make",
+            concurrency_limit=1, concurrency_id="model", show_progress_on=self.view,
         )  # fmt: skip
         edited = gradio.on(
             [self.edit.click, self.change.submit], self._edit,
             [self.key, self.change, self.layers, self.strength, *numbers, self.history], outputs,
-            api_name="edit", **queue,
+            api_name="edit", concurrency_id="model", show_progress_on=self.view,
         )  # fmt: skip
         chosen = self.strip.select(
             self._show, [self.history], outputs, queue=False, show_progress="hidden", api_visibility="private"

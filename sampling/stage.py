@@ -10,8 +10,9 @@ CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 24px; } #title p { margin: 2px 0 0; opacity: .7; }
 #view { padding: 0; }
-.stage { position: relative; height: min(58vh, 520px); min-height: 300px; border-radius: 12px; overflow: hidden;
-  border: 1px solid var(--border-color-primary); background: linear-gradient(#f6f8fb, #e6eaf1); }
+.stage { position: relative; height: min(58vh, 520px); min-height: 300px; border-radius: 12px;
+  overflow: hidden; border: 1px solid var(--border-color-primary);
+  background: linear-gradient(#f6f8fb, #e6eaf1); }
 .stage .canvas { position: absolute; inset: 0; touch-action: none; } .stage canvas { display: block; }
 .stage .note { position: absolute; left: 14px; right: 14px; bottom: 10px; margin: 0; font-size: 13px;
   color: #475467; pointer-events: none; overflow-wrap: anywhere; }
@@ -73,5 +74,5 @@ update();
 
 
 def head() -> str:
-    """Returns the scripts of the 3D view, for the page's head; without three.js it says that there is no 3D."""
+    """Returns the scripts of the 3D view; without three.js in them the view says that there is no 3D."""
     return f"<script>{library() or ''}{CODE}</script>"

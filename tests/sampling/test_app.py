@@ -1,10 +1,13 @@
 """The web page: its work without a browser, what it refuses, and how it is used in a headless browser."""
 
+import asyncio
 import io
-import json
 import shutil
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 
 from sampling.__main__ import SamplingConfig
-from sampling.app import BodyLimit, main, serve
+from sampling.app import MAX_BODY_BYTES, BodyLimit, main, serve
 from sampling.studio import KINDS, Cancelled, Edit, Order, Studio
 from shapeloom.config import UserError
 
@@ -103,9 +106,19 @@ def test_orders_beyond_the_limits_are_refused(studio, wrong):
     assert not studio.folder.exists()
 
 
-@pytest.mark.parametrize("wrong", [{"layers": "hair"}, {"strength": 0}, {"source": "../../etc"}, {"prompt": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": "hair"}, {"strength": 0}, {"source": "../../etc"}, {"prompt": ""}]
+)
 def test_edits_beyond_the_limits_are_refused(studio, wrong):
-    asked = {"source": "x", "prompt": "a", "layers": "all", "strength": 0.5, "seed": 0, "steps": 2, "guidance": 3.0}
+    asked = {
+        "source": "x",
+        "prompt": "a",
+        "layers": "all",
+        "strength": 0.5,
+        "seed": 0,
+        "steps": 2,
+        "guidance": 3.0,
+    }
     with pytest.raises(UserError):
         studio.edit(Edit(**asked | wrong), quiet)
 
@@ -136,11 +149,176 @@ def test_bad_ports_and_missing_runs_are_refused():
 def site(pipeline, tmp_path_factory):
     """A page in the background, and its address."""
     pytest.importorskip("gradio", reason="the web page's library isn't installed")
+    from benchmarks.serve import free_port
+
+    folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("page")
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         half = torch.tensor([True, True, False, False])
         patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
         blocks = serve(Studio(pipeline, SMALL, folder / "objects"), port=free_port(), wait=False)
         yield blocks.local_url.rstrip("/")
         blocks.close()
+
+
+def test_under_load_every_request_is_served_right_or_refused_politely(site, pipeline):
+    from benchmarks.serve import burst, problems
+
+    answers = burst(site, requests=30, clients=5, first_seed=0)
+    assert len(answers) == 30
+    assert problems(answers, pipeline) == []
+    assert sum(answer.latent is not None for answer in answers) >= 20
+
+
+def test_hostile_requests_are_refused_and_say_why(site, tmp_path):
+    from benchmarks.serve import hostile
+
+    wrong = {name: words for name, (refused, words) in hostile(site, tmp_path).items() if not refused}
+    assert wrong == {}
+
+
+def test_no_file_but_the_pages_own_is_served_and_no_other_host_answered(site):
+    def status(path, host="127.0.0.1"):
+        request = urllib.request.Request(site + path, headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert status("/") == 200
+    assert status("/", "evil.example") == 400
+    for path in ("/etc/passwd", f"{Path(__file__)}"):
+        assert status(f"/gradio_api/file={path}") in (403, 404)
+
+
+def test_a_body_without_a_stated_size_is_cut_off():
+    told = []
+
+    async def application(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            told.append(len(message["body"]))
+
+    async def receive():
+        return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
+
+    asyncio.run(BodyLimit(application)({"type": "http", "path": "/join", "headers": []}, receive, None))
+    assert sum(told) <= MAX_BODY_BYTES
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that draws WebGL without a graphics card."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no browser here")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    with api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, site):
+    """The page in a fresh tab; it must ask nobody else for anything, nor complain."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(60_000)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(site)
+    page.wait_for_selector("#make")
+    yield page
+    page.close()
+    strangers = [url for url in asked if not url.startswith((site, "blob:", "data:"))]
+    assert strangers == []
+    assert complaints == []
+
+
+def make(tab, prompt, seed):
+    """Types, clicks, and waits for the object."""
+    before = tab.locator(".stage").get_attribute("data-key")
+    tab.locator("#prompt textarea").fill(prompt)
+    tab.locator("#seed input").fill(str(seed))
+    tab.locator("#make").click()
+    tab.wait_for_function("key => (document.querySelector('.stage').dataset.key ?? null) !== key", arg=before)
+
+
+def download(tab, kind):
+    with tab.expect_download() as waiting:
+        tab.locator(f"#download-{kind}").click()
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def test_a_visitor_types_clicks_waits_sees_and_downloads_the_pipelines_object(tab, pipeline):
+    make(tab, "a mug", 3)
+    shape = pipeline("a mug", seed=3, steps=2, guidance_scale=3.0)[0]
+    assert download(tab, "glb") == ("a-mug_seed3.glb", shape.mesh(SMALL.mesh).glb())
+    name, data = download(tab, "obj-zip")
+    assert name.endswith(".obj.zip") and zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+    note = tab.locator(".stage .note").inner_text()
+    assert note.startswith("a mug · seed 3")
+    # The picture changes with what is drawn, and is not just background.
+    looks = [tab.locator(".stage canvas").screenshot()]
+    for look in ("turning", "wireframe", "texture"):
+        button = tab.locator(f"[data-look={look}]")
+        pressed = button.get_attribute("aria-pressed")
+        button.click()
+        assert button.get_attribute("aria-pressed") != pressed
+        tab.wait_for_timeout(300)
+        looks.append(tab.locator(".stage canvas").screenshot())
+    assert len(set(looks[1:])) == 3
+    assert (
+        len(np.unique(np.array(Image.open(io.BytesIO(looks[1])).convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    )
+
+
+def test_an_edit_starts_from_what_is_shown_and_the_history_leads_back(tab):
+    make(tab, "a mug", 1)
+    first = tab.locator(".stage").get_attribute("data-key")
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#change textarea").fill("a red mug")
+    tab.locator("#edit").click()
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key !== key", arg=first)
+    thumbnails = tab.locator("#history img")
+    thumbnails.nth(1).wait_for()
+    assert thumbnails.count() == 2
+    thumbnails.nth(1).click()
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key === key", arg=first)
+
+
+def test_mistakes_are_told_kindly_and_markup_stays_text(tab):
+    tab.locator("#prompt textarea").fill(" ")
+    tab.locator("#make").click()
+    tab.get_by_text("A prompt says what to make").first.wait_for()
+    make(tab, "<img src=x onerror=alert(1)>", 0)
+    assert "<img src=x" in tab.locator(".stage .note").inner_text()
+    assert tab.locator("img[src=x]").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone needs no scrolling
+
+
+def test_cancel_stops_the_work(tab, pipeline, monkeypatch):
+    waiting = threading.Event()
+    stopped = threading.Event()
+
+    def slow(self, *arguments, on_step, **how):
+        waiting.set()
+        try:
+            for step in range(600):
+                on_step(step)
+                time.sleep(0.1)
+        except Cancelled:
+            stopped.set()
+            raise
+
+    monkeypatch.setattr(type(pipeline), "__call__", slow)
+    tab.locator("#seed input").fill("77")
+    tab.locator("#make").click()
+    assert waiting.wait(30)
+    tab.locator("#cancel").click()
+    assert stopped.wait(30)
