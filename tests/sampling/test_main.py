@@ -246,3 +246,15 @@ def test_gifs_and_sheets_keep_their_pictures(tmp_path):
     sheet = contact_sheet(list(frames), ["red", "green " * 40, "blue"], size=32, columns=2)
     assert sheet.shape == (2 * 48, 64, 3)
     assert sheet[16, 48].tolist() == [0, 255, 0]
+
+
+def test_objects_do_not_depend_on_how_many_are_made_at_once(runs, pipeline, tmp_path):
+    latents = []
+    for size in (1, 16):
+        out = tmp_path / f"at_once_{size}"
+        asked = ["--prompt", "a red chair", "--num", "16", "--out", str(out)]
+        main([*asked, *runs.arguments[2:], "formats=[safetensors]", f"batch_size={size}"])
+        latents.append([pipeline.load_latent(path).latent for path in sorted(out.glob("*.safetensors"))])
+    assert len(latents[0]) == 16
+    # float32 products of other batch sizes are summed in another order.
+    torch.testing.assert_close(torch.stack(latents[0]), torch.stack(latents[1]), atol=1e-5, rtol=0)
