@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import runpy
 import shutil
 import sys
 import threading
@@ -174,6 +175,16 @@ def test_hostile_requests_are_refused_and_say_why(site, tmp_path):
 
     wrong = {name: words for name, (refused, words) in hostile(site, tmp_path).items() if not refused}
     assert wrong == {}
+
+
+def test_a_script_gets_the_files_of_what_it_asked_for(site, pipeline, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "page_client.py"
+    how = ["--prompt", "a mug", "--seed", "9", "--steps", "2"]
+    runpy.run_path(str(example))["main"]([site, str(tmp_path / "out"), *how])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"a-mug_seed9.{kind}" for kind in KINDS}
+    shape = pipeline("a mug", seed=9, steps=2, guidance_scale=3.0)[0]
+    assert (tmp_path / "out" / "a-mug_seed9.glb").read_bytes() == shape.mesh(SMALL.mesh).glb()
 
 
 def test_no_file_but_the_pages_own_is_served_and_no_other_host_answered(site):
