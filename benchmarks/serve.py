@@ -154,6 +154,11 @@ def hostile(url: str, folder: Path) -> dict[str, tuple[bool, str]]:
         ),
         "a 100,000-character prompt": ("a" * 100_000, None, f"at most {MAX_PROMPT} characters"),
         "a file of the server's as the picture": ("a mug", {"path": "/etc/passwd"}, ""),
+        "a picture by its address": (
+            "a mug",
+            gradio_client.handle_file("http://127.0.0.1:9/a.png"),
+            "not fetched",
+        ),
     }
     for name, (prompt, image, words) in attempts.items():
         try:

@@ -28,8 +28,12 @@ MAX_SESSIONS = 500
 """Visitors whose history is remembered at once."""
 
 
-class BodyLimit:
-    """ASGI middleware: bodies beyond the limits are refused, before they are read where they state a size."""
+class Guard:
+    """ASGI middleware before Gradio.
+
+    Bodies beyond the limits are refused, before they are read where they state a size; so are paths by which
+    Gradio would fetch other sites' files for a visitor.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -39,11 +43,15 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if "/file=http" in scope["path"].lower() or "/proxy=" in scope["path"].lower():
+            await _refuse(send, 403, "Only the page's own files are served.")
+            return
         # Multipart needs some room beside the file itself.
         limit = MAX_UPLOAD_BYTES + 16 * 1024 if scope["path"].endswith("/upload") else MAX_BODY_BYTES
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > limit:
-            await self._refuse(send, limit)
+            size = f"{limit >> 20} MB" if limit >> 20 else f"{limit >> 10} kB"
+            await _refuse(send, 413, f"That is too large: at most {size} are taken here.")
             return
         received = 0
 
@@ -56,12 +64,11 @@ class BodyLimit:
 
         await self.app(scope, counted, send)
 
-    async def _refuse(self, send: Any, limit: int) -> None:
-        size = f"{limit >> 20} MB" if limit >> 20 else f"{limit >> 10} kB"
-        text = json.dumps({"detail": f"That is too large: at most {size} are taken here."})
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": text.encode()})
+
+async def _refuse(send: Any, status: int, words: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": words}).encode()})
 
 
 def serve(studio: Studio, *, host: str = LOCAL[0], port: int = 7860, wait: bool = True) -> Any:
@@ -72,7 +79,7 @@ def serve(studio: Studio, *, host: str = LOCAL[0], port: int = 7860, wait: bool 
     # Gradio reports its use to its makers unless told not to before it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # Uploads lie here; Gradio deletes them after an hour, and the folder goes when the page does.
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder.parent / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads)
     try:
         import gradio
         from starlette.middleware import Middleware
@@ -84,7 +91,7 @@ def serve(studio: Studio, *, host: str = LOCAL[0], port: int = 7860, wait: bool 
             "The web page needs Gradio, which isn't installed. Run `make serve`, which installs it, or "
             '`pip install -c constraints.txt -e ".[serve]"`.'
         ) from error
-    middleware = [Middleware(BodyLimit)]
+    middleware = [Middleware(Guard)]
     if host in LOCAL:
         # So that no other site can reach this one under a name of its own.
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL)))
@@ -116,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--port is a number from 1 to 65535, got {arguments.port}.")
     start_logging()
     with tempfile.TemporaryDirectory(prefix="shapeloom-") as folder:
-        studio = Studio(load_pipeline(config), config, Path(folder, "objects"))
+        studio = Studio(load_pipeline(config), config, Path(folder))
         log.info("open http://%s:%d in a browser; Ctrl-C ends it", arguments.host, arguments.port)
         serve(studio, host=arguments.host, port=arguments.port)
 

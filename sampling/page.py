@@ -29,7 +29,6 @@ from sampling.studio import (
     OnStep,
     Order,
     Studio,
-    check_upload,
 )  # fmt: skip
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
@@ -83,17 +82,28 @@ class Visits:
             event.set()
 
 
-def uploaded_path(payload: ImageData | None) -> str | None:
-    """Returns the path of an upload; raises gradio.Error for what isn't a picture within the limits."""
-    if payload is None:
-        return None
-    if not payload.path:
-        raise refusal("Pictures are uploaded as files.")
-    try:
-        check_upload(Path(payload.path))
-    except UserError as error:
-        raise refusal(str(error)) from error
-    return payload.path
+def distrust(image: gradio.Image, studio: Studio) -> None:
+    """Makes an input give the path of an upload, looked at by the studio before anything else opens it.
+
+    Gradio's own way is to open whatever came, and to fetch pictures that are given by an address.
+    """
+    move = image.async_move_resource_to_block_cache
+
+    def preprocess(payload: ImageData | None) -> str | None:
+        if payload is None:
+            return None
+        try:
+            studio.check_upload(payload.path)
+        except UserError as error:
+            raise refusal(str(error)) from error
+        return payload.path
+
+    async def move_upload(path: str | Path | None) -> str | None:
+        if "://" in str(path):
+            raise refusal("Pictures are uploaded here, not fetched from an address.")
+        return await move(path)
+
+    vars(image).update(preprocess=preprocess, async_move_resource_to_block_cache=move_upload)
 
 
 def answer(item: Item, history: list[str]) -> list[Any]:
@@ -112,7 +122,7 @@ class Page:
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.visits = studio, Visits()
-        gradio.set_static_paths([studio.folder])  # its files are served where they are, not copied
+        gradio.set_static_paths([studio.objects])  # its files are served where they are, not copied
         with gradio.Blocks(
             title="Shapeloom", analytics_enabled=False, delete_cache=(600, 3600)
         ) as self.blocks:
@@ -147,8 +157,7 @@ class Page:
                         label=f"PNG or JPEG, {MAX_UPLOAD_BYTES >> 20} MB at most", type="filepath",
                         image_mode=None, sources=["upload", "clipboard"], height=200,
                     )  # fmt: skip
-                    # In place of Gradio's own, which would open whatever came.
-                    self.image.preprocess = uploaded_path  # type: ignore[method-assign]
+                    distrust(self.image, self.studio)
                 self.make = gradio.Button("Make it", variant="primary", elem_id="make")
             with gradio.Tab("Edit"):
                 self.change = gradio.Textbox(

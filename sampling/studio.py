@@ -50,8 +50,8 @@ class Order:
 
     prompt: object
     negative: object
-    image: str | None
-    """Path of an upload."""
+    image: object
+    """Path of an upload, or None."""
     seed: object
     steps: object
     guidance: object
@@ -82,12 +82,17 @@ class Item:
 
 
 class Studio:
-    """Makes objects, one at a time, and keeps the newest `capacity` of them in a folder."""
+    """Makes objects, one at a time, and keeps the newest `capacity` of them.
+
+    folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them.
+    """
 
     def __init__(
         self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100
     ) -> None:
-        self.pipeline, self.config, self.folder, self.capacity = pipeline, config, folder, capacity
+        self.pipeline, self.config, self.capacity = pipeline, config, capacity
+        self.objects, self.uploads = folder / "objects", folder / "uploads"
+        self.uploads.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, Item] = {}
         self._work = threading.Lock()
 
@@ -96,7 +101,7 @@ class Studio:
         prompt = _text(order.prompt, may_be_empty=order.image is not None)
         negative = _text(order.negative, may_be_empty=True)
         seed, steps, guidance = _numbers(order)
-        picture = None if order.image is None else check_upload(Path(order.image))
+        picture = None if order.image is None else self.check_upload(order.image)
         pixels = "" if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
 
         def shape() -> ShapeSample:
@@ -131,6 +136,15 @@ class Studio:
         """Returns an object by its key, if it is still kept."""
         return self._items.get(key)
 
+    def check_upload(self, path: object) -> Picture:
+        """Returns an uploaded picture; raises UserError for what isn't one, or is too large."""
+        # Before it is asked whether a file is there: that alone would tell of files elsewhere.
+        if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
+            raise UserError("Pictures are uploaded here; no other files are read.")
+        return load_image(
+            Path(path), name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS
+        )
+
     def find(self, key: str) -> Item:
         """Returns an object by its key; raises UserError if it isn't kept any more."""
         item = self.get(key)
@@ -148,11 +162,11 @@ class Studio:
             self._items[key] = item  # the newest comes last
             for old in list(self._items)[: -self.capacity]:
                 del self._items[old]
-                shutil.rmtree(self.folder / old)
+                shutil.rmtree(self.objects / old)
         return item
 
     def _write(self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep) -> Item:
-        with _folder(self.folder / key) as folder:
+        with _folder(self.objects / key) as folder:
             stem, table = file_stem(label, seed), self.config.turntable
             on_step(1, 2, "turntable")
             frames = shape.turntable(table.frames, table.size, samples=table.samples)
@@ -190,11 +204,6 @@ def obj_archive(mesh: TexturedMesh, stem: str) -> bytes:
             # A ZipInfo of its own has no time of day.
             archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     return data.getvalue()
-
-
-def check_upload(path: Path) -> Picture:
-    """Returns an uploaded picture; raises UserError for what isn't one, or is too large."""
-    return load_image(path, name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS)
 
 
 def _text(text: object, *, may_be_empty: bool = False) -> str:

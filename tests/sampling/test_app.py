@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from sampling.__main__ import SamplingConfig
-from sampling.app import MAX_BODY_BYTES, BodyLimit, main, serve
+from sampling.app import MAX_BODY_BYTES, Guard, main, serve
 from sampling.studio import KINDS, Cancelled, Edit, Order, Studio
 from shapeloom.config import UserError
 
@@ -43,7 +43,7 @@ def studio(pipeline, tmp_path, monkeypatch):
     # The small prior's latents have 4 tokens, fewer than its decoder's config says.
     half = torch.tensor([True, True, False, False])
     monkeypatch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
-    return Studio(pipeline, SMALL, tmp_path / "objects", capacity=2)
+    return Studio(pipeline, SMALL, tmp_path, capacity=2)
 
 
 # ---------------------------------------------------------------- without a browser
@@ -67,7 +67,7 @@ def test_the_same_order_is_answered_from_what_is_kept_and_old_objects_go(studio)
     studio.make(order(), quiet)  # asked for again: kept longer than the other
     studio.make(order(seed=5), quiet)
     assert studio.find(first.key) is first
-    assert len(list(studio.folder.iterdir())) == 2
+    assert len(list(studio.objects.iterdir())) == 2
     studio.make(order(seed=6), quiet)
     with pytest.raises(UserError, match="isn't kept any more"):
         studio.find(first.key)
@@ -89,7 +89,7 @@ def test_work_that_is_stopped_leaves_nothing(studio):
 
         with pytest.raises(Cancelled):
             studio.make(order(), stop)
-        assert not studio.folder.exists() or not list(studio.folder.iterdir())
+        assert not studio.objects.exists() or not list(studio.objects.iterdir())
     assert studio.make(order(), quiet).faces > 0
 
 
@@ -104,7 +104,7 @@ def test_work_that_is_stopped_leaves_nothing(studio):
 def test_orders_beyond_the_limits_are_refused(studio, wrong):
     with pytest.raises(UserError):
         studio.make(order(**wrong), quiet)
-    assert not studio.folder.exists()
+    assert not studio.objects.exists()
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,23 @@ def test_edits_beyond_the_limits_are_refused(studio, wrong):
         studio.edit(Edit(**asked | wrong), quiet)
 
 
-def test_pictures_that_claim_to_be_huge_are_refused_before_they_are_decoded(studio, tmp_path):
-    Image.new("1", (5000, 5000)).save(tmp_path / "bomb.png")
+def test_pictures_that_claim_to_be_huge_are_refused_before_they_are_decoded(studio):
+    Image.new("1", (5000, 5000)).save(studio.uploads / "bomb.png")
     with pytest.raises(UserError, match="The picture has 5000x5000 pixels"):
-        studio.make(order(image=str(tmp_path / "bomb.png")), quiet)
+        studio.make(order(image=str(studio.uploads / "bomb.png")), quiet)
+
+
+def test_a_picture_is_followed_but_none_from_outside_of_the_uploads(studio, pipeline):
+    picture = np.full((8, 8, 3), 200, np.uint8)
+    for folder in (studio.uploads, studio.uploads.parent):
+        Image.fromarray(picture).save(folder / "grey.png")
+    item = studio.make(order(prompt="", image=str(studio.uploads / "grey.png")), quiet)
+    (shape,) = pipeline("", image=picture, seed=3, steps=2, guidance_scale=3.0)
+    assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
+    (studio.uploads / "link.png").symlink_to(studio.uploads.parent / "grey.png")
+    for name in ("../grey.png", "link.png"):
+        with pytest.raises(UserError, match="no other files are read"):
+            studio.make(order(prompt="", image=str(studio.uploads / name)), quiet)
 
 
 def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
@@ -156,7 +169,7 @@ def site(pipeline, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         half = torch.tensor([True, True, False, False])
         patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
-        blocks = serve(Studio(pipeline, SMALL, folder / "objects"), port=free_port(), wait=False)
+        blocks = serve(Studio(pipeline, SMALL, folder), port=free_port(), wait=False)
         yield blocks.local_url.rstrip("/")
         blocks.close()
 
@@ -199,7 +212,7 @@ def test_no_file_but_the_pages_own_is_served_and_no_other_host_answered(site):
 
     assert status("/") == 200
     assert status("/", "evil.example") == 400
-    for path in ("/etc/passwd", f"{Path(__file__)}"):
+    for path in ("/etc/passwd", f"{Path(__file__)}", "http://example.com/", "HTTPS://example.com/"):
         assert status(f"/gradio_api/file={path}") in (403, 404)
 
 
@@ -213,7 +226,7 @@ def test_a_body_without_a_stated_size_is_cut_off():
     async def receive():
         return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
 
-    asyncio.run(BodyLimit(application)({"type": "http", "path": "/join", "headers": []}, receive, None))
+    asyncio.run(Guard(application)({"type": "http", "path": "/join", "headers": []}, receive, None))
     assert sum(told) <= MAX_BODY_BYTES
 
 
