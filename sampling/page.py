@@ -124,7 +124,7 @@ class Page:
         self.studio, self.visits = studio, Visits()
         gradio.set_static_paths([studio.objects])  # its files are served where they are, not copied
         with gradio.Blocks(
-            title="Shapeloom", analytics_enabled=False, delete_cache=(600, 3600)
+            title="Shapeloom", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
         ) as self.blocks:
             gradio.Markdown(
                 "# Shapeloom\nSay what to make, or show a picture; a textured model comes back.",
@@ -141,48 +141,51 @@ class Page:
 
     def _settings(self) -> None:
         config = self.studio.config
-        example = config.prompts[0] if config.prompts else "a red chair"
         with gradio.Tabs():
             with gradio.Tab("Make"):
-                self.prompt = gradio.Textbox(
-                    example,
-                    label="Prompt",
-                    max_length=MAX_PROMPT,
-                    lines=2,
-                    submit_btn=False,
-                    elem_id="prompt",
-                )
-                with gradio.Accordion("Follow a picture", open=False):
-                    self.image = gradio.Image(
-                        label=f"PNG or JPEG, {MAX_UPLOAD_BYTES >> 20} MB at most", type="filepath",
-                        image_mode=None, sources=["upload", "clipboard"], height=200,
-                    )  # fmt: skip
-                    distrust(self.image, self.studio)
-                self.make = gradio.Button("Make it", variant="primary", elem_id="make")
+                self._make_tab()
             with gradio.Tab("Edit"):
-                self.change = gradio.Textbox(
-                    label="Change the object that is shown into", max_length=MAX_PROMPT, lines=2,
-                    placeholder="a blue chair", elem_id="change",
-                )  # fmt: skip
-                self.layers = gradio.Radio(_CHANGES, value="all", label="What may change")
-                self.strength = gradio.Slider(0.05, 1, 0.6, step=0.05, label="How much (1: made anew)")
-                self.edit = gradio.Button("Change it", variant="primary", elem_id="edit")
-        with gradio.Row():
+                self._edit_tab()
+        with gradio.Row(equal_height=True):
             self.seed = gradio.Number(
                 config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, scale=2, min_width=120,
                 elem_id="seed",
             )  # fmt: skip
-            self.dice = gradio.Button("New seed", scale=1, min_width=90, elem_id="dice")
+            self.dice = gradio.Button("New seed", scale=1, min_width=110, size="md", elem_id="dice")
         with gradio.Accordion("Steps, guidance, negative prompt", open=False):
             steps = min(config.steps, MAX_STEPS)
             self.steps = gradio.Slider(1, MAX_STEPS, steps, step=1, label="Steps")
             self.guidance = gradio.Slider(0, MAX_GUIDANCE, config.guidance_scale, step=0.5, label="Guidance")
             self.negative = gradio.Textbox(
-                config.negative_prompt,
-                label="Negative prompt (what to keep away from)",
-                max_length=MAX_PROMPT,
+                config.negative_prompt, label="Negative prompt: what to keep away from", max_length=MAX_PROMPT
             )
-        self.cancel = gradio.Button("Cancel", elem_id="cancel")
+
+    def _make_tab(self) -> None:
+        prompts = self.studio.config.prompts
+        self.prompt = gradio.Textbox(
+            prompts[0] if prompts else "a red chair", label="Prompt", max_length=MAX_PROMPT, max_lines=4,
+            elem_id="prompt",
+        )  # fmt: skip
+        with gradio.Accordion("Follow a picture", open=False):
+            self.image = gradio.Image(
+                label=f"PNG or JPEG, {MAX_UPLOAD_BYTES >> 20} MB at most", type="filepath", image_mode=None,
+                sources=["upload", "clipboard"], height=200, elem_id="picture",
+            )  # fmt: skip
+            distrust(self.image, self.studio)
+        with gradio.Row():
+            self.make = gradio.Button("Make it", variant="primary", scale=3, min_width=120, elem_id="make")
+            self.cancel_make = gradio.Button("Cancel", scale=1, min_width=90, elem_id="cancel")
+
+    def _edit_tab(self) -> None:
+        self.change = gradio.Textbox(
+            label="Turn the object that is shown into", max_length=MAX_PROMPT, max_lines=4,
+            placeholder="a blue chair", elem_id="change",
+        )  # fmt: skip
+        self.layers = gradio.Radio(_CHANGES, value="all", label="What may change")
+        self.strength = gradio.Slider(0.05, 1, 0.6, step=0.05, label="How much (1: made anew)")
+        with gradio.Row():
+            self.edit = gradio.Button("Change it", variant="primary", scale=3, min_width=120, elem_id="edit")
+            self.cancel_edit = gradio.Button("Cancel", scale=1, min_width=90)
 
     def _view(self) -> None:
         self.view = gradio.HTML(
@@ -197,8 +200,8 @@ class Page:
                 for kind in KINDS
             ]  # fmt: skip
         self.strip = gradio.Gallery(
-            label="What you made", columns=6, rows=1, height=150, allow_preview=False, object_fit="contain",
-            buttons=[], elem_id="history",
+            label="What you made", columns=6, height="auto", allow_preview=False, object_fit="contain",
+            fit_columns=False, buttons=[], elem_id="history",
         )  # fmt: skip
 
     def _events(self) -> None:
@@ -207,12 +210,12 @@ class Page:
         made = gradio.on(
             [self.make.click, self.prompt.submit], self._make,
             [self.prompt, self.image, self.negative, *numbers, self.history], outputs, api_name="make",
-            concurrency_limit=1, concurrency_id="model", show_progress_on=self.view,
+            concurrency_limit=1, concurrency_id="model", show_progress_on=self.view, scroll_to_output=True,
         )  # fmt: skip
         edited = gradio.on(
             [self.edit.click, self.change.submit], self._edit,
             [self.key, self.change, self.layers, self.strength, *numbers, self.history], outputs,
-            api_name="edit", concurrency_id="model", show_progress_on=self.view,
+            api_name="edit", concurrency_id="model", show_progress_on=self.view, scroll_to_output=True,
         )  # fmt: skip
         chosen = self.strip.select(
             self._show, [self.history], outputs, queue=False, show_progress="hidden", api_visibility="private"
@@ -226,7 +229,10 @@ class Page:
             lambda: random.randrange(10**6), None, self.seed, queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        self.cancel.click(self._stop, queue=False, cancels=[made, edited], api_name="cancel")
+        gradio.on(
+            [self.cancel_make.click, self.cancel_edit.click], self._stop, None, None, queue=False,
+            cancels=[made, edited], api_name="cancel",
+        )  # fmt: skip
         self.blocks.unload(self._stop)
 
     def _make(

@@ -8,8 +8,9 @@ from shapeloom.viewer import CODE, library
 
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container main { max-width: none !important; }
 #title h1 { margin: 0; font-size: 24px; } #title p { margin: 2px 0 0; opacity: .7; }
-#view { padding: 0; }
+#view, #view > * { padding: 0 !important; margin: 0 !important; }
 .stage { position: relative; height: min(58vh, 520px); min-height: 300px; border-radius: 12px;
   overflow: hidden; border: 1px solid var(--border-color-primary);
   background: linear-gradient(#f6f8fb, #e6eaf1); }
@@ -24,7 +25,6 @@ CSS = """
 #downloads { gap: 8px; flex-wrap: wrap; } #downloads button { min-width: 64px; flex: 0 1 auto; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; } .stage { height: 74vw; }
-  #columns { flex-direction: column-reverse; }
 }
 """
 
@@ -36,7 +36,7 @@ STAGE = """
     <button type="button" data-look="wireframe" aria-pressed="false">Wireframe</button>
     <button type="button" data-look="turning" aria-pressed="true">Turn</button>
   </div>
-  <p class="note">What you make appears here.</p>
+  <p class="note">What you make appears here: drag to turn it, scroll or pinch to zoom.</p>
 </div>
 """
 
@@ -63,7 +63,7 @@ async function update() {
   if (!answer.ok) { note.textContent = 'This object is not kept any more.'; return; }
   viewer.show(await answer.arrayBuffer(), () => {
     press('turning', true);
-    note.textContent = title + '. Drag to turn, scroll or pinch to zoom.';
+    note.textContent = title;
     stage.dataset.state = 'shown';
     stage.dataset.key = key;
   }, error => { note.textContent = 'This model cannot be shown: ' + error; });
