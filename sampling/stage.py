@@ -58,7 +58,13 @@ async function update() {
   if (!props.value) return;
   const {url, title, key} = JSON.parse(props.value);
   if (!viewer) return;
-  if (!url) { note.textContent = title; return; }
+  if (!url) {  // no surface
+    viewer.clear();
+    note.textContent = title;
+    stage.dataset.state = 'empty';
+    stage.dataset.key = key;
+    return;
+  }
   const answer = await fetch(url);
   if (!answer.ok) { note.textContent = 'This object is not kept any more.'; return; }
   viewer.show(await answer.arrayBuffer(), () => {

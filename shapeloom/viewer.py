@@ -4,6 +4,7 @@
 element (three.js in the page comes first) and returns
 
     show(bytes, done, failed)   an ArrayBuffer of a GLB, framed and slowly turning until it is touched
+    clear()                     shows nothing
     set(what, on)               "texture", "wireframe" or "turning"
 
 It throws where the browser has no WebGL.
@@ -99,7 +100,11 @@ function shapeloomViewer(box, {moved} = {}) {
   new ResizeObserver(resize).observe(box);
   resize();
   draw();
-  return {show, set(what, on) { look[what] = on; dress(); }};
+  return {
+    show,
+    clear() { latest++; if (shown) forget(shown); shown = undefined; },
+    set(what, on) { look[what] = on; dress(); },
+  };
 }
 """
 

@@ -167,6 +167,7 @@ def site(pipeline, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes
         half = torch.tensor([True, True, False, False])
         patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
         blocks = serve(Studio(pipeline, SMALL, folder), port=free_port(), wait=False)
