@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         for strength in (0.3, 0.6, 0.9)
     ]
     repainted = vary(
-        pipe, shape, options.other, strength=1, layers="color", num_samples=2, steps=options.steps
+        pipe, shape, options.other, strength=1.0, layers="color", num_samples=2, steps=options.steps
     )
     reshaped = vary(
-        pipe, shape, options.other, strength=1, layers="geometry", num_samples=2, steps=options.steps
+        pipe, shape, options.other, strength=1.0, layers="geometry", num_samples=2, steps=options.steps
     )
     strips = {
         "vary": [shape, *noisier],

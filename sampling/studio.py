@@ -228,7 +228,7 @@ def _numbers(asked: Order | Edit) -> tuple[int, int, float]:
     return int(seed), int(steps), _number("Guidance", asked.guidance, 0, MAX_GUIDANCE)
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
+def _number(name: str, value: object, low: int | float, high: int | float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError(f"{name} must be a number from {low:g} to {high:,.15g}.")
     return float(value)

@@ -38,22 +38,27 @@ function shapeloomViewer(box, {moved} = {}) {
   controls.rotateSpeed = 2.5;
   controls.noPan = true;
   const look = {texture: true, wireframe: false, turning: true};
-  let shown, latest = 0;
+  let shown, latest = 0, stale = true;  // nothing is drawn again that hasn't changed
   function resize() {
     renderer.setSize(box.clientWidth, box.clientHeight);
     camera.aspect = box.clientWidth / Math.max(1, box.clientHeight);
     camera.updateProjectionMatrix();
     controls.handleResize();
+    stale = true;
   }
   function draw() {
     if (!box.isConnected) { renderer.dispose(); return; }
     requestAnimationFrame(draw);
-    if (shown && look.turning) shown.rotation.y += 0.008;
     controls.update();
+    if (shown && look.turning) { shown.rotation.y += 0.008; stale = true; }
+    if (!stale) return;
+    stale = false;
     light.position.copy(camera.position);
     renderer.render(scene, camera);
   }
+  controls.addEventListener('change', () => { stale = true; });
   function dress() {
+    stale = true;
     if (!shown) return;
     shown.traverse(part => {
       if (!part.isMesh) return;
@@ -102,7 +107,7 @@ function shapeloomViewer(box, {moved} = {}) {
   draw();
   return {
     show,
-    clear() { latest++; if (shown) forget(shown); shown = undefined; },
+    clear() { latest++; if (shown) forget(shown); shown = undefined; stale = true; },
     set(what, on) { look[what] = on; dress(); },
   };
 }
