@@ -52,6 +52,8 @@ COLUMNS: dict[Stage, dict[str, str]] = {
     "prior": {
         "r_at_1": "R@1", "seen_r_at_1": "R@1 seen", "held_out_r_at_1": "R@1 held out",
         "family_accuracy": "family", "colour_accuracy": "colour", "clip_score": "CLIP score",
+        "frechet": "Frechet", "mmd_cd": "MMD-CD", "cov_cd": "COV-CD", "one_nna_cd": "1-NNA-CD",
+        "memorised": "memorised",
     },
 }  # fmt: skip
 
@@ -257,6 +259,7 @@ def measure_prior(
     )  # fmt: skip
     if "skipped" in found:
         raise UserError(f"The priors' samples can't be judged: {found['skipped']}.")
+    found |= found.get("sets", {})
     for group in ("seen", "held_out"):
         found[f"{group}_r_at_1"] = (found[group] or {}).get("r_at_1")
     return {name: value for name, value in found.items() if value is None or isinstance(value, float)}
