@@ -75,7 +75,10 @@ def test_right_samples_are_retrieved_and_reported_by_seen_and_held_out_prompts(
     assert all(record["place"] == 1 and (tmp_path / record["picture"]).is_file() for record in records)
     # As many as there are held-out assets: their neighbours are named and drawn beneath.
     assert [("nearest" in record) for record in records] == [True] * 4 + [False] * 2
-    heights = [Image.open(tmp_path / record["picture"]).height for record in records]
+    heights = []
+    for record in records:
+        with Image.open(tmp_path / record["picture"]) as picture:
+            heights.append(picture.height)
     assert heights == [32] * 4 + [16] * 2
     sets = scores["sets"]
     assert sets["frechet"] < 0.5 * sets["training_frechet"]  # blue, which no training asset is, is met
