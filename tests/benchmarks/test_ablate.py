@@ -9,8 +9,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from benchmarks import ablate
 from benchmarks.ablate import TABLE, flatten, main, markdown, read_table, seconds_a_step
+from benchmarks.kill_training import write_latents
 from encoder.train import EncoderTrainConfig
+from prior.denoiser import load_prior
 from prior.train import PriorConfig
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, load_config
@@ -96,3 +99,29 @@ def test_seeds_share_a_row_and_unknown_scores_are_left_open() -> None:
     runs = [{"steps": 10, "cpu_seconds": None, "psnr": 20.0}, {"steps": 10, "cpu_seconds": 3.0, "psnr": 21.0}]
     row = markdown("encoder", {"tiny": runs}).splitlines()[2]
     assert row.startswith("| tiny | 2 | 10 | 3 | 20.50 (20 to 21) | – |")
+
+
+def test_a_prior_and_the_reference_s_recipe_are_trained_on_a_run_s_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_latents(tmp_path / "run" / "latents")
+    small = {
+        "network": {"width": 32, "depth": 1, "heads": 2},
+        "train": {"batch_size": 8, "checkpoint_every": 9},
+    }
+    variants = {
+        "ours": {"changes": small},
+        "reference": {"base": "configs/prior/reference_tiny.yaml", "changes": small},
+    }
+    spec = {**ENCODER, "base": "configs/prior/tiny.yaml", "changes": {}, "variants": variants}
+    table, out = tmp_path / "table.yaml", tmp_path / "out"
+    table.write_text(yaml.safe_dump({"prior": spec}))
+    # What a judge says of samples is tests/eval's matter.
+    monkeypatch.setattr(ablate, "measure_prior", lambda *_: {"r_at_1": 0.5})
+    arguments = ["prior", "--run", str(tmp_path / "run"), "--out", str(out), "--table", str(table)]
+    main([*arguments, "--seconds", "0.2"])
+    assert (out / "table.md").read_text().count(" 0.5000 ") == 2
+    priors = {name: load_prior(out / f"{name}_seed0" / "prior") for name in variants}
+    assert priors["reference"].diffusion.target == "x0"
+    assert (priors["reference"].network.standard_std == 1).all()
+    assert not (priors["ours"].network.standard_std == 1).any()
