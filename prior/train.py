@@ -57,6 +57,9 @@ class PriorConfig(Config):
     )
     network: NetworkConfig = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    standardise: bool = Field(
+        default=True, description="learn latents of zero mean and unit variance each; false: as encoded"
+    )
     mixture: MixtureConfig = MixtureConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     encoder: Path | None = Field(
@@ -198,13 +201,14 @@ class PriorTask:
 
 
 def new_model(latents: Latents, config: PriorConfig) -> Denoiser:
-    """A fresh network that knows the latents' statistics."""
+    """A fresh network that knows the latents' statistics, or of zero mean and unit variance without them."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
         model = Denoiser(latents.shapes, config.network)
-    mean, std = standardisation(latents.latent)
-    model.standard_mean.copy_(mean)
-    model.standard_std.copy_(std)
+    if config.standardise:
+        mean, std = standardisation(latents.latent)
+        model.standard_mean.copy_(mean)
+        model.standard_std.copy_(std)
     return model
 
 
