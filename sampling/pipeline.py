@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from prior.conditions import Condition
 from prior.denoiser import Prior, load_prior
-from sampling.guidance import GuidanceConfig, steered
+from sampling.guidance import GuidanceConfig, prior_sigmas, steered
 from sampling.hub import Parts, fetch_package, upload_package, write_package
-from sampling.shape import ShapeSample
+from sampling.shape import ShapeSample, read_latent
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
+from shapeloom.diffusion.steps import StepChoice, karras_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
@@ -182,7 +182,7 @@ class ShapePipeline:
             negative = self._prompted(negative_prompt, len(texts))
         others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
-        sigmas = make_sigmas(step_choice, steps)
+        sigmas = prior_sigmas(self.prior, steps, step_choice)
         x0 = sample(
             steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
             initial_noise(noise, sigmas),
@@ -233,14 +233,7 @@ class ShapePipeline:
 
     def load_latent(self, path: str | Path) -> ShapeSample:
         """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts, latent = file.metadata() or {}, file.get_tensor("latent").float()
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
-        if facts.get("encoder") != self.decoder.digest or tuple(latent.shape) != self.prior.shape:
-            raise UserError(f"The latent in {path} was made with another encoder: this one can't decode it.")
-        return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), self.decoder)
+        return read_latent(path, self.decoder)
 
 
 def check_seeds(
