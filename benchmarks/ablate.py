@@ -43,7 +43,7 @@ TABLE = Path(__file__).with_name("ablations.yaml")
 PROBE_STEPS, WARM_UP = 14, 3
 
 Stage = Literal["encoder", "prior"]
-Scores = dict[str, float | None]
+Scores = dict[str, Any]
 COLUMNS: dict[Stage, dict[str, str]] = {
     "encoder": {
         "psnr": "PSNR", "iou": "IoU", "train_psnr": "PSNR held in", "train_iou": "IoU held in",
@@ -206,7 +206,10 @@ def inputs(stage: Stage, run: Path) -> list[str]:
 def train_and_measure(
     stage: Stage, planned: Planned, table: Ablation, *, run: Path, out: Path, world: distributed.World
 ) -> Scores:
-    """Returns a run's scores; trained, evaluated, or read if it was finished before."""
+    """Returns a run's scores; trained, evaluated, or read if it was finished before.
+
+    A training that fails has no scores but its `error`.
+    """
     folder = out / planned.folder
     path = folder / "scores.json"
     if path.is_file():
@@ -217,7 +220,13 @@ def train_and_measure(
     settings = [*inputs(stage, run), *planned.settings, *rare, f"train.steps={planned.steps}"]
     main = encoder.train.main if stage == "encoder" else prior.train.main
     fresh, start = not folder.exists(), time.process_time()
-    main(["--config", str(planned.preset), "--out", str(folder / stage), "--set", *settings])
+    try:
+        main(["--config", str(planned.preset), "--out", str(folder / stage), "--set", *settings])
+    except UserError as error:  # it has diverged: that is a result too, and the others go on
+        say(f"{planned.folder} failed: {error}")
+        scores = {"steps": planned.steps, "error": str(error)}
+        write_atomic(path, json.dumps(scores, indent=1))
+        return scores
     # What an earlier process took of a run that was killed is not known.
     took = round(time.process_time() - start, 1) if fresh else None
     scores = {"steps": planned.steps, "cpu_seconds": took}

@@ -10,7 +10,17 @@ import yaml
 from torch import Tensor, nn
 
 from benchmarks import ablate
-from benchmarks.ablate import TABLE, flatten, main, markdown, read_table, seconds_a_step
+from benchmarks.ablate import (
+    TABLE,
+    Ablation,
+    Planned,
+    flatten,
+    main,
+    markdown,
+    read_table,
+    seconds_a_step,
+    train_and_measure,
+)
 from benchmarks.kill_training import write_latents
 from encoder.train import EncoderTrainConfig
 from prior.denoiser import load_prior
@@ -125,3 +135,18 @@ def test_a_prior_and_the_reference_s_recipe_are_trained_on_a_run_s_latents(
     assert priors["reference"].diffusion.target == "x0"
     assert (priors["reference"].network.standard_std == 1).all()
     assert not (priors["ours"].network.standard_std == 1).any()
+
+
+def test_a_training_that_diverges_leaves_its_row_open_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(argv: list[str]) -> None:
+        raise UserError("The loss was not finite for 10 steps on end.")
+
+    monkeypatch.setattr("encoder.train.main", diverge)
+    table = Ablation.model_validate(ENCODER)
+    planned = Planned("smoke", 0, Path("configs/encoder/smoke.yaml"), [], steps=7, seconds_a_step=1.0)
+    world = distributed.start()
+    scores = train_and_measure("encoder", planned, table, run=tmp_path, out=tmp_path, world=world)
+    assert scores == {"steps": 7, "error": "The loss was not finite for 10 steps on end."}
+    assert markdown("encoder", {"smoke": [scores]}).splitlines()[2].startswith("| smoke | 1 | 7 | – | – |")
