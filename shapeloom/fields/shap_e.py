@@ -182,18 +182,16 @@ class ShapEField(nn.Module):
     def forward(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> tuple[Geometry, Color]:
-        """Returns everything at points of our frame."""
-        return self.geometry(weights, points), self.color(weights, points, directions)
+        """Returns everything at points of our frame, from one pass."""
+        raw = self._chunked(weights, points, slice(0, 12))
+        return _geometry(raw, points), _color(raw)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density (the fine one) and signed distance at points of our frame.
 
         Beyond the official box, where the field was never trained, there is nothing.
         """
-        raw = self._chunked(weights, points, GEOMETRY)
-        beyond = points.abs().amax(dim=-1) - ASSET_HALF_SIZE
-        density = raw[..., 2].relu() / ASSET_HALF_SIZE * (beyond <= 0)
-        return Geometry(density=density, sdf=torch.maximum(-ASSET_HALF_SIZE * raw[..., 0].tanh(), beyond))
+        return _geometry(self._chunked(weights, points, GEOMETRY), points)
 
     def color(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
@@ -202,8 +200,7 @@ class ShapEField(nn.Module):
 
         Directions make no difference: the reference's pictures are drawn without, and so are these.
         """
-        raw = self._chunked(weights, points, slice(0, 12))
-        return Color(rgb=raw[..., FINE_RGB].sigmoid(), texture=raw[..., TEXTURE].sigmoid())
+        return _color(self._chunked(weights, points, slice(0, 12)))
 
     def sdf_gradient(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
@@ -223,3 +220,13 @@ class ShapEField(nn.Module):
             self.raw(weights, part, outputs=outputs).float() for part in official.split(POINTS_IN_CACHE, 1)
         ]
         return torch.cat(parts, dim=1)
+
+
+def _geometry(raw: Tensor, points: Tensor) -> Geometry:
+    beyond = points.abs().amax(dim=-1) - ASSET_HALF_SIZE
+    density = raw[..., 2].relu() / ASSET_HALF_SIZE * (beyond <= 0)
+    return Geometry(density=density, sdf=torch.maximum(-ASSET_HALF_SIZE * raw[..., 0].tanh(), beyond))
+
+
+def _color(raw: Tensor) -> Color:
+    return Color(rgb=raw[..., FINE_RGB].sigmoid(), texture=raw[..., TEXTURE].sigmoid())
