@@ -67,4 +67,6 @@ def test_a_mixture_s_score_is_learnt(name: ScheduleName, target: Target):
     distance = torch.cdist(made, CENTRES).min(dim=1)
     shares = torch.bincount(distance.indices, minlength=3) / 3000
     torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
-    assert float(distance.values.square().mean()) == pytest.approx(2 * SPREAD**2, rel=0.5)  # small errors widen clusters
+    assert float(distance.values.square().mean()) == pytest.approx(
+        2 * SPREAD**2, rel=0.5
+    )  # small errors widen clusters
