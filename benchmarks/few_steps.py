@@ -6,8 +6,8 @@ Two questions, of a trained prior:
   noise (root mean square over all numbers)? Stochastic samplers draw new noise at each level, so theirs stays
   as large as two draws' difference.
 - What does that cost? The Frechet distance between the judge's features of rendered samples and of rendered
-  training latents, whose captions are the prompts; for the best samplers at 16 and at 256 evaluations, and for
-  a distilled prior (`--distilled`). `--num 0` leaves this out; it needs RUN/eval/judge and RUN/latents.
+  training latents, whose captions are the prompts; for the best samplers at 16 and at 256 evaluations, and
+  for a distilled prior (`--distilled`). `--num 0` leaves this out; it needs RUN/eval/judge and RUN/latents.
 
 An evaluation is one guided step: two network calls, but one of a distilled prior. Writes table.md,
 figures.json and curve.svg.
@@ -127,11 +127,6 @@ def frechet_rows(
 ) -> list[tuple[str, int, float]]:
     """(sampler, evaluations, Frechet distance to rendered training latents of the same captions)."""
     run = Path(arguments.model)
-    if not (run / "eval" / "judge").is_dir() or not (run / "latents").is_dir():
-        raise UserError(
-            f"Frechet distances need {run}/latents and {run}/eval/judge: run `python -m eval` first, or "
-            "leave them out with --num 0."
-        )
     judge, shards = load_clip(run / "eval" / "judge"), LatentShards(run / "latents", "train")
     known = [(row.captions[0], i) for i, row in enumerate(shards.rows) if row.captions][: arguments.num]
     if len(known) < 2:
@@ -218,6 +213,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.few not in arguments.evaluations:
         raise UserError(f"--few {arguments.few} must be one of --evaluations {arguments.evaluations}.")
+    run = Path(arguments.model)
+    if arguments.num and not ((run / "eval" / "judge").is_dir() and (run / "latents").is_dir()):
+        raise UserError(
+            f"Frechet distances need {run}/latents and {run}/eval/judge: run `python -m eval` first, or "
+            "leave them out with --num 0."
+        )
     pipeline = ShapePipeline.from_pretrained(arguments.model)
     rows = error_rows(pipeline, arguments)
     distances = frechet_rows(pipeline, rows, arguments) if arguments.num else []

@@ -83,13 +83,6 @@ def straight_x0(
     return (x_end - share * x) / (1 - share)
 
 
-def teachers_part(
-    denoise: Denoise[Condition], x: Tensor, sigmas: Float[Tensor, " levels"], condition: Condition
-) -> Tensor:
-    """Where the teacher's ODE leads from x at sigmas[0], at sigmas[-1]."""
-    return sample(denoise, x, sigmas, condition, method="dpmpp_2m")
-
-
 @torch.no_grad()
 def ends(
     teacher: Denoise[Condition], student: Denoise[Condition], method: Method,
@@ -105,7 +98,7 @@ def ends(
         for first in place.unique().tolist():
             rows = torch.nonzero(place == first)[:, 0]
             levels = sigmas[first : first + substeps + 1]
-            x_end[rows] = teachers_part(teacher, x[rows], levels, select(condition, rows)).to(x.dtype)
+            x_end[rows] = sample(teacher, x[rows], levels, select(condition, rows), method="dpmpp_2m")
         return x_end
     level, following = sigmas[place].to(x), sigmas[place + 1].to(x)
     end = sigmas[(place // substeps + 1) * substeps].to(x)
@@ -146,10 +139,11 @@ class DistillTask(PriorTask):
         self._wanted: Tensor | None = None
         self._unaided = 0.0
 
-    def _guided(self, condition: Condition) -> Denoise[Condition]:
-        """The teacher under the guidance that is baked in."""
+    def _guided(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The teacher under the guidance that is baked in; `denoise` for rows of any batch."""
         scale = self._distill.guidance_scale
-        return classifier_free(self._teacher.denoise, condition.without(), scale=scale)
+        steered = classifier_free(self._teacher.denoise, condition.without(), scale=scale)
+        return steered(x, sigma, condition)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the network's target that says the wanted x_0."""
@@ -165,7 +159,7 @@ class DistillTask(PriorTask):
         eps = normal(batch["seed"], tuple(x0.shape[1:]), stream="noise").to(x0)
         x = x0 + level[:, None, None] * eps
         x_end = ends(
-            self._guided(condition), self._student(model), config.method, x, place, sigmas,
+            self._guided, self._student(model), config.method, x, place, sigmas,
             config.substeps, condition,
         )  # fmt: skip
         diffusion = self._teacher.diffusion
@@ -190,9 +184,10 @@ class DistillTask(PriorTask):
         x = x.to(device)
         few = self.few_sigmas
         if self._wanted is None:
-            teacher = self._guided(condition)
-            self._wanted = sample(teacher, x, sigmas, condition, method="dpmpp_2m")
-            self._unaided = _distance(sample(teacher, x, few, condition, method="dpmpp_2m"), self._wanted)
+            self._wanted = sample(self._guided, x, sigmas, condition, method="dpmpp_2m")
+            self._unaided = _distance(
+                sample(self._guided, x, few, condition, method="dpmpp_2m"), self._wanted
+            )
         found = sample(self._student(model), x, few, condition, method="euler")
         return {
             "held_out/distance": _distance(found, self._wanted),
@@ -222,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = load_prior(config.teacher, world.device)
     if teacher.distilled is not None:
         raise UserError(f"{config.teacher} is distilled already; name the prior that it was made from.")
+    if teacher.predicts != "latents":
+        raise UserError(f"{config.teacher} was trained with predict=views; priors of latents are distilled.")
     shards = LatentShards(config.latents, config.split)
     header = shards.header
     inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
@@ -231,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("%s already holds a finished prior", out)
         return
     data = PriorConfig(
-        predict=teacher.predicts, network=teacher.network.config, diffusion=teacher.diffusion,
+        network=teacher.network.config, diffusion=teacher.diffusion,
         mixture=config.mixture, train=config.train,
     )  # fmt: skip
     task = DistillTask(teacher, config, data, run, header)
@@ -241,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "shapes": asdict(teacher.shapes),
             "network": data.network.model_dump(),
             "diffusion": data.diffusion.model_dump(),
-            "predict": teacher.predicts,
+            "predict": "latents",
             "distilled": asdict(Distilled(tuple(few), config.guidance_scale)),
         }
         write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))

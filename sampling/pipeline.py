@@ -58,6 +58,8 @@ class ShapePipeline:
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         self.prior, self.decoder, self.clip = prior, decoder, clip
         self.parts, self.view_prior, self.weaker = parts, view_prior, weaker
+        if any(other is not None and other.distilled is not None for other in (view_prior, weaker)):
+            raise UserError("view_prior and weaker are asked at any noise level: name undistilled ones.")
         if weaker is not None:
             weaker.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         if view_prior is None:
