@@ -14,14 +14,14 @@ Fields: `python -m benchmarks.decode --shap-e`. Fine-tuning: `python -m benchmar
 """
 
 import argparse
-import contextlib
-import copy
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -72,15 +72,9 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1) @ value
 
 
-@contextlib.contextmanager
-def plainly() -> Iterator[None]:
+def plainly() -> AbstractContextManager[object]:
     """Every attention is `plain_attention`."""
-    fused = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = plain_attention
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = fused
+    return mock.patch.object(functional, "scaled_dot_product_attention", plain_attention)
 
 
 def plain_view_tokens(encoder: ShapEEncoder, inputs: ShapEInputs) -> Tensor:
@@ -129,10 +123,8 @@ def compare_encoders(*, quick: bool) -> Iterator[str]:
         f"float32: {seconds:.1f} s, and {folding:.1f} s once a model; "
         f"{gigabytes():.2f} GiB held at most, {before:.2f} before"
     )
-    plain_encoder = copy.copy(encoder)
-    plain_encoder.view_tokens = lambda some: plain_view_tokens(encoder, some)  # type: ignore[method-assign]
-    with plainly():
-        plain, truth = cpu_seconds(lambda: plain_encoder(inputs))
+    with plainly(), mock.patch.object(ShapEEncoder, "view_tokens", plain_view_tokens):
+        plain, truth = cpu_seconds(lambda: encoder(inputs))
     yield f"plain: {plain:.1f} s, {plain / seconds:.1f} times more; difference {_relative(latent, truth):.1e}"
     half = ShapEAutoencoder(encoder, decoder)
     half.use_bf16()
