@@ -22,6 +22,8 @@ CSS = """
   border: 1px solid #d0d5dd; background: #fffc; color: #475467; }
 .stage .tools button[aria-pressed=true] { background: #1d4ed8; border-color: #1d4ed8; color: #fff; }
 .stage[data-state=empty] .tools { display: none; }
+#history, #history .grid-wrap { min-height: 0 !important; } #history .grid-wrap { padding-top: 26px; }
+#history .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important; }
 #downloads { gap: 8px; flex-wrap: wrap; } #downloads button { min-width: 64px; flex: 0 1 auto; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; } .stage { height: 74vw; }
