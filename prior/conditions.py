@@ -63,5 +63,5 @@ def from_batch(batch: dict[str, Tensor]) -> Condition:
 
 def select(condition: Condition, rows: Int64[Tensor, " chosen"]) -> Condition:
     """Those rows of a batch's condition."""
-    parts = {field.name: getattr(condition, field.name) for field in fields(condition)}
+    parts: dict[str, Any] = {field.name: getattr(condition, field.name) for field in fields(condition)}
     return Condition(**{name: None if part is None else part[rows] for name, part in parts.items()})
