@@ -26,7 +26,7 @@ from encoder.losses import LossConfig, point_losses, ray_losses, total_loss
 from encoder.model import EncoderConfig
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, points_at_once
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import FieldConfig, TrunkConfig, own_shapes
+from shapeloom.fields.mlp import Directions, FieldConfig, TrunkConfig, own_shapes
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.metrics import psnr
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
@@ -51,9 +51,9 @@ class CountingDecoder(Decoder):
         self.num_geometry += points.shape[0] * points.shape[1]
         return super().geometry(weights, points)
 
-    def color(self, weights: FieldWeights, points: Tensor) -> Color:
+    def color(self, weights: FieldWeights, points: Tensor, directions: Directions = None) -> Color:
         self.num_color += points.shape[0] * points.shape[1]
-        return super().color(weights, points)
+        return super().color(weights, points, directions)
 
 
 def fit(
@@ -176,7 +176,7 @@ def compare_surfaces(decoder: CountingDecoder, weights: FieldWeights, resolution
 
     dense, truth = cpu_seconds(lambda: surface(resolution), 1)
     decoder.num_geometry = 0
-    sparse, found = cpu_seconds(lambda: surface(16), repeats)
+    sparse, found = cpu_seconds(lambda: surface(min(32, resolution // 2)), repeats)
     cells = surface_cells(truth)
     missed = int((cells & ~surface_cells(found)).sum())
     num = int(cells.sum())

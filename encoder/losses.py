@@ -36,6 +36,9 @@ class LossConfig(Config):
     texture: float = Key(0.5, ge=0)
     sdf: float = Key(2.0, ge=0)
     occupancy: float = Key(1.0, ge=0)
+    eikonal: float = Key(
+        0.0, ge=0
+    )  # distances' slope of one (Gropp et al. 2020), at the points off the surface
     occupancy_softness: float = Key(0.03, gt=0)  # distance at which a point is nearly surely in or out
 
 
@@ -86,7 +89,8 @@ def _see(
     t, edges = batch["ray_t"], batch["ray_edges"]
     if not config.guided:
         t, edges = _with_important(decoder, weights, batch, config.surface_samples)
-    geometry, paint = decoder.query(weights, _ray_points(batch, t))
+    directions = batch["ray_directions"][:, :, None].expand(*t.shape, 3).flatten(1, 2)
+    geometry, paint = decoder.query(weights, _ray_points(batch, t), directions)
     seen = composite(geometry.density.reshape(t.shape), paint.rgb.reshape(*t.shape, 3), t, edges)
     return torch.cat([seen.rgb, seen.alpha[..., None]], dim=-1)
 
@@ -153,11 +157,14 @@ def point_losses(
     error = torch.cat([at_surface.abs(), importance * (sdf - truth).abs()], dim=1)
     softness = config.occupancy_softness
     inside = torch.sigmoid(-truth / softness)
-    return {
+    parts = {
         "texture": (texture - batch["surface_rgb"]).abs().mean(),
         "sdf": error.mean(),
         "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
     }
+    if config.eikonal:
+        parts["eikonal"] = (decoder.sdf_gradient(weights, points).norm(dim=-1) - 1).square().mean()
+    return parts
 
 
 def standard_divergence(mean: Float[Tensor, "*batch"], log_std: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_shapes
+from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
 from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
@@ -88,18 +88,32 @@ class Decoder(nn.Module):
         matrices: FieldWeights = self.projection(latent)
         return matrices
 
-    def query(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> tuple[Geometry, Color]:
-        """Returns all that the fields say of points in [-1, 1]^3."""
-        values: tuple[Geometry, Color] = self.field(weights, points)
+    def query(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
+    ) -> tuple[Geometry, Color]:
+        """Returns all that the fields say of points in [-1, 1]^3; directions: see `color`."""
+        values: tuple[Geometry, Color] = self.field(weights, points, directions)
         return values
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density and signed distance at points in [-1, 1]^3."""
         return self.field.geometry(weights, points)
 
-    def color(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Color:
-        """Returns the colours at points in [-1, 1]^3."""
-        return self.field.color(weights, points)
+    def color(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
+    ) -> Color:
+        """Returns the colours at points in [-1, 1]^3.
+
+        directions: unit vectors from the camera, which fields with `directional` colours heed. Without them
+        these say what their colours have in common from all sides, as a mesh needs.
+        """
+        return self.field.color(weights, points, directions)
+
+    def sdf_gradient(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+    ) -> Float[Tensor, "batch points 3"]:
+        """Returns the signed distance's gradient at points in [-1, 1]^3, in closed form."""
+        return self.field.sdf_gradient(weights, points)
 
     @torch.no_grad()
     def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
@@ -179,8 +193,10 @@ class Decoder(nn.Module):
             density = torch.cat([density, fine_density], dim=-1).gather(-1, order)
             edges = edges_from_samples(t, t_near, t_far)
         visible = ray_weights(density, edges.diff(dim=-1)) > VISIBLE / t.shape[-1]
-        points = _along(rays, t).flatten(1, 2)
-        rgb = _where(visible.flatten(1), points, lambda some: self.color(weights, some).rgb, 3)
+        points = torch.cat([_along(rays, t), rays[..., None, 3:].expand(*t.shape, 3)], dim=-1).flatten(1, 2)
+        rgb = _where(
+            visible.flatten(1), points, lambda some: self.color(weights, some[..., :3], some[..., 3:]).rgb, 3
+        )
         values = composite(density, rgb.reshape(*t.shape, 3), t, edges)
         return torch.cat([values.rgb, values.alpha[..., None], values.distance[..., None]], dim=-1)
 

@@ -67,3 +67,15 @@ def encode(
     with torch.autocast(points.device.type, enabled=False):
         angles = points.float() @ frequencies.transpose(0, 1)
     return torch.cat([torch.ones_like(points[..., :1]), points, angles.sin(), angles.cos()], dim=-1)
+
+
+def encoding_gradient(
+    gradient: Float[Tensor, "*batch encoded"],
+    encoded: Float[Tensor, "*batch encoded"],
+    frequencies: Float[Tensor, "num_frequencies 3"],
+) -> Float[Tensor, "*batch 3"]:
+    """Returns the gradient by position of what has `gradient` by the encoded position."""
+    num = len(frequencies)
+    _, direct, of_sines, of_cosines = gradient.float().split([1, 3, num, num], dim=-1)
+    _, sines, cosines = encoded.split([4, num, num], dim=-1)
+    return direct + (of_sines * cosines - of_cosines * sines) @ frequencies

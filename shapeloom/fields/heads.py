@@ -3,7 +3,9 @@
 Density is derived from the signed distance with a learned offset and sharpness (VolSDF, eq. 2-3, with a
 logistic in place of the Laplace distribution): density = sigmoid((offset - sdf) / beta) / beta. So volume
 renders and meshes agree by construction, and samples of signed distance shape both. For the same reason the
-NeRF colour is the texture colour with a learned difference (its shading), added before the sigmoid.
+NeRF colour is the texture colour with a learned difference (its shading), added before the sigmoid. Where
+colours depend on the direction of view, the shading has a part of spherical harmonics of it (Yu et al. 2021,
+"PlenOctrees", section 4.1), whose mean over all directions is none.
 """
 
 import math
@@ -54,14 +56,35 @@ class GeometryHead(nn.Module):
         return Geometry(density=torch.sigmoid((offset - sdf) / beta) / beta, sdf=sdf)
 
 
+NUM_HARMONICS = 8
+
+
+def harmonics(directions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 8"]:
+    """Returns the real spherical harmonics of degrees 1 and 2 of unit vectors; mean 0, mean square 1."""
+    x, y, z = directions.unbind(-1)
+    first = [math.sqrt(3) * value for value in (x, y, z)]
+    second = [math.sqrt(15) * value for value in (x * y, y * z, x * z, 0.5 * (x**2 - y**2))]
+    return torch.stack([*first, *second, math.sqrt(5) / 2 * (3 * z**2 - 1)], dim=-1)
+
+
 class ColorHead(nn.Module):
     """Features to colours."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, directional: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 6)
+        self.shine = nn.Linear(width, 3 * NUM_HARMONICS, bias=False) if directional else None
+        if self.shine is not None:
+            nn.init.zeros_(self.shine.weight)
 
-    def forward(self, features: Float[Tensor, "batch points width"]) -> Color:
-        """Returns colours in float32."""
+    def forward(
+        self,
+        features: Float[Tensor, "batch points width"],
+        directions: Float[Tensor, "batch points 3"] | None = None,
+    ) -> Color:
+        """Returns colours in float32. directions: unit vectors from the camera; none: what they share."""
         shading, texture = self.linear(features).float().split(3, dim=-1)
+        if self.shine is not None and directions is not None:
+            shine = self.shine(features).float().unflatten(-1, (3, NUM_HARMONICS))
+            shading = shading + (shine @ harmonics(directions.float())[..., None])[..., 0]
         return Color(rgb=torch.sigmoid(texture + shading), texture=torch.sigmoid(texture))

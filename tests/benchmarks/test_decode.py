@@ -13,7 +13,7 @@ def test_fast_decoding_agrees_with_dense(
 ) -> None:
     cache = tmp_path / "field.safetensors"
     arguments = ["--data", str(ball_dataset), "--cache", str(cache), "--width", "32", "--steps", "60"]
-    small = ["--size", "24", "--resolution", "32", "--repeats", "1"]
+    small = ["--size", "24", "--resolution", "64", "--repeats", "1"]
     main([*arguments, *small])
     report = capsys.readouterr().out
     decibels = [float(found) for found in re.findall(r"([\d.]+) dB to dense", report)]

@@ -24,10 +24,10 @@ class Shifted(Decoder):
         sdf = torch.cat([sdf[:, :-4], sdf[:, -4:] + self.shift], dim=1)
         return Geometry(density=torch.sigmoid(-sdf / 0.01) / 0.01, sdf=sdf)
 
-    def query(self, weights, points):
+    def query(self, weights, points, directions=None):
         return self.geometry(weights, points), self.color(weights, points)
 
-    def color(self, weights, points):
+    def color(self, weights, points, directions=None):
         grey = torch.full_like(points, 0.5)
         return Color(rgb=grey, texture=grey)
 

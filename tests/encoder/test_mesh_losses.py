@@ -30,7 +30,7 @@ class Balls(Decoder):
         sdf = points.norm(dim=-1) - weights[0][:, 0]
         return Geometry(density=sdf, sdf=sdf)
 
-    def color(self, weights, points):
+    def color(self, weights, points, directions=None):
         grey = self.grey.expand_as(points)
         return Color(rgb=grey, texture=grey)
 

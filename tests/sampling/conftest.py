@@ -33,7 +33,7 @@ class BallDecoder(Decoder):
         sdf = points.norm(dim=-1) - radius[:, None]
         return Geometry(100 * (sdf < 0).float(), sdf)
 
-    def color(self, weights, points):
+    def color(self, weights, points, directions=None):
         colour = (points / 2 + 0.5).clamp(0, 1)
         return Color(colour, colour)
 

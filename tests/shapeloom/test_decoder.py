@@ -26,7 +26,7 @@ class Ball(Decoder):
         sdf = points.norm(dim=-1) - weights[0][:, :1, 0]
         return Geometry(density=torch.sigmoid(-sdf / 0.0005) / 0.0005, sdf=sdf)
 
-    def color(self, weights: FieldWeights, points: torch.Tensor) -> Color:
+    def color(self, weights: FieldWeights, points: torch.Tensor, directions: object = None) -> Color:
         rgb = (0.5 + 0.5 * points).clamp(0, 1)
         return Color(rgb=rgb, texture=rgb)
 
@@ -95,7 +95,7 @@ def test_colour_is_asked_for_only_where_it_shows() -> None:
     asked: list[torch.Tensor] = []
 
     class Counting(Ball):
-        def color(self, weights: FieldWeights, points: torch.Tensor) -> Color:
+        def color(self, weights: FieldWeights, points: torch.Tensor, directions: object = None) -> Color:
             asked.append(points)
             return super().color(weights, points)
 

@@ -1,4 +1,4 @@
-"""python -m benchmarks.train_prior: kills the prior's training; compares ZeRO stages and world sizes.
+"""python -m benchmarks.kill_training [encoder|prior]: kills a training; compares ZeRO stages and world sizes.
 
 A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again
 until it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to
@@ -19,13 +19,37 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.build import prepare
+from data_prep.pipeline import DataConfig
+from data_prep.procedural import ProceduralConfig
 from shapeloom.shards import finish_dataset, write_shard
 
-SETTINGS = (
-    "network={width: 64, depth: 2, heads: 2}", "mixture.max_views=2",
+TRAIN = (
     "train={batch_size: 8, warmup_steps: 5, precision: fp32, log_every: 1, checkpoint_every: 5, "
-    "ema_extra: [0.9]}",
-)  # fmt: skip
+    "ema_extra: [0.9]}"
+)
+SETTINGS = {
+    "prior": ("network={width: 64, depth: 2, heads: 2}", "mixture.max_views=2", TRAIN),
+    "encoder": (
+        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8, grid_channels: 8}",
+        "decoder.projection={num_tokens: 16, channels: 8, rank: 32}",
+        "losses={num_rays: 32, num_surface_points: 32, num_sdf_points: 64}", TRAIN,
+    ),
+}  # fmt: skip
+DATA_KEY = {"prior": "latents", "encoder": "data"}
+
+
+def write_data(stage: str, folder: Path) -> Path:
+    """What the stage reads: random latents and conditions, or a few prepared assets."""
+    return write_latents(folder) if stage == "prior" else prepare_assets(folder)
+
+
+def prepare_assets(folder: Path) -> Path:
+    """Procedural ones, small."""
+    few = ProceduralConfig(num_train=12, num_val=2, num_test=1, num_judge=1)
+    config = DataConfig(procedural=few, num_views=4, resolution=16, num_points=512, num_sdf=512, workers=0)
+    prepare(config, folder)
+    return folder
 
 
 def write_latents(folder: Path, *, num_assets: int = 64) -> Path:
@@ -43,13 +67,16 @@ def write_latents(folder: Path, *, num_assets: int = 64) -> Path:
     return folder
 
 
-def command(latents: Path, out: Path, steps: int, *, processes: int = 1, zero_stage: int = 0) -> list[str]:
+def command(
+    stage: str, data: Path, out: Path, steps: int, *, processes: int = 1, zero_stage: int = 0
+) -> list[str]:
     """The training, through torchrun for more than one process."""
     launch = [sys.executable, "-m"]
     if processes > 1:
         launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    settings = [f"latents={latents}", *SETTINGS, f"train.steps={steps}", f"train.zero_stage={zero_stage}"]
-    return [*launch, "prior.train", "--out", str(out), "--set", *settings]
+    settings = [f"{DATA_KEY[stage]}={data}", *SETTINGS[stage], f"train.steps={steps}"]
+    settings.append(f"train.zero_stage={zero_stage}")
+    return [*launch, f"{stage}.train", "--out", str(out), "--set", *settings]
 
 
 def run(arguments: list[str]) -> None:
@@ -64,12 +91,12 @@ def curve(out: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def kill_and_compare(folder: Path, *, kills: int, steps: int, seed: int = 0) -> str:
+def kill_and_compare(stage: str, folder: Path, *, kills: int, steps: int, seed: int = 0) -> str:
     """A line on what was found; AssertionError if a killed run differs from one left alone."""
-    rng, latents = random.Random(seed), write_latents(folder / "latents")
+    rng, data = random.Random(seed), write_data(stage, folder / "data")
     whole, killed = folder / "whole", folder / "killed"
-    run(command(latents, whole, steps))
-    arguments, done, ends = command(latents, killed, steps), 0, []
+    run(command(stage, data, whole, steps))
+    arguments, done, ends = command(stage, data, killed, steps), 0, []
     while done < kills:
         before = len(curve(killed)) if (killed / "metrics.jsonl").is_file() else 0
         if before >= steps - 1:
@@ -94,17 +121,17 @@ def kill_and_compare(folder: Path, *, kills: int, steps: int, seed: int = 0) -> 
     return f"{done} kills, after {ends} lines: {steps} losses and all weights the same bit for bit"
 
 
-def compare_worlds(folder: Path, *, steps: int) -> list[str]:
+def compare_worlds(stage: str, folder: Path, *, steps: int) -> list[str]:
     """A line each on ZeRO stages and numbers of processes; AssertionError beyond a relative 1e-3."""
-    latents, lines, first = write_latents(folder / "latents"), [], None
+    data, lines, first = write_data(stage, folder / "data"), [], None
     for processes in (1, 2):
-        for stage in range(4):
-            out = folder / f"{processes}_{stage}"
-            run(command(latents, out, steps, processes=processes, zero_stage=stage))
+        for zero in range(4):
+            out = folder / f"{processes}_{zero}"
+            run(command(stage, data, out, steps, processes=processes, zero_stage=zero))
             losses = np.array(list(curve(out).values()))
             first = losses if first is None else first
             difference = float((np.abs(losses - first) / first).max())
-            lines.append(f"ZeRO {stage}, {processes} process(es): largest difference {difference:.1e}")
+            lines.append(f"ZeRO {zero}, {processes} process(es): largest difference {difference:.1e}")
             # Sums in another order; differences grow with the steps.
             assert difference < 1e-3, lines[-1]
     return lines
@@ -112,15 +139,18 @@ def compare_worlds(folder: Path, *, steps: int) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what was found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_prior", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_training", description=__doc__)
+    parser.add_argument("stage", choices=sorted(SETTINGS))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
-        text = kill_and_compare(Path(folder, "kills"), kills=arguments.kills, steps=arguments.steps)
+        text = kill_and_compare(
+            arguments.stage, Path(folder, "kills"), kills=arguments.kills, steps=arguments.steps
+        )
         sys.stdout.write(text + "\n")
-        for line in compare_worlds(Path(folder, "worlds"), steps=20):
+        for line in compare_worlds(arguments.stage, Path(folder, "worlds"), steps=20):
             sys.stdout.write(line + "\n")
 
 

@@ -1,0 +1,103 @@
+"""Colours that depend on the direction, and the signed distance's gradient."""
+
+import numpy as np
+import torch
+
+from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig
+from shapeloom.fields.heads import ColorHead, harmonics
+from shapeloom.fields.mlp import FieldConfig, TrunkConfig
+from shapeloom.fields.projection import ProjectionConfig
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+
+
+def decoder(**field: object) -> Decoder:
+    torch.manual_seed(0)
+    trunks = {"geometry": TrunkConfig(width=32, num_layers=3), "color": TrunkConfig(width=32, num_layers=2)}
+    config = FieldConfig.model_validate({**trunks, **field})
+    return Decoder(
+        DecoderConfig(projection=ProjectionConfig(num_tokens=8, channels=4, rank=16), field=config)
+    )
+
+
+def unit_vectors(num: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(num, 3, generator=generator), dim=-1)
+
+
+def test_harmonics_are_orthonormal_on_the_sphere():
+    values = harmonics(unit_vectors(200_000)).double()
+    np.testing.assert_allclose(values.mean(0), np.zeros(8), atol=0.02)
+    np.testing.assert_allclose(values.T @ values / len(values), np.eye(8), atol=0.03)
+
+
+def test_directions_change_nothing_at_first_and_nothing_of_a_texture_ever():
+    made = decoder(directional=True)
+    weights, points, directions = made.weights(torch.rand(2, 8, 4)), torch.rand(2, 50, 3), unit_vectors(50)
+    directions = directions.expand(2, -1, -1)
+    plain, seen = made.color(weights, points), made.color(weights, points, directions)
+    torch.testing.assert_close(seen.rgb, plain.rgb)
+    torch.nn.init.normal_(made.field.color_head.shine.weight)
+    shiny = made.color(weights, points, directions)
+    assert (shiny.rgb - plain.rgb).abs().max() > 0.05
+    torch.testing.assert_close(shiny.texture, plain.texture)
+    torch.testing.assert_close(made.color(weights, points).rgb, plain.rgb)
+
+
+def test_a_highlight_is_learnt_that_one_colour_for_all_directions_cannot_show():
+    directions = unit_vectors(512)
+    truth = (0.5 + 0.3 * directions[:, 2:]).expand(-1, 3)  # brighter from above, the same at every point
+    features = torch.ones(1, 512, 16)
+    errors = {}
+    for directional in (False, True):
+        torch.manual_seed(0)
+        head = ColorHead(16, directional=directional)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.03)
+        for _ in range(150):
+            loss = (head(features, directions[None]).rgb[0] - truth).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        errors[directional] = float(loss.detach())
+    assert errors[True] < 0.1 * errors[False]
+
+
+def test_a_render_shows_the_direction():
+    """From the opposite side a field that shines along +x looks different."""
+    made = decoder(directional=True).eval()
+    with torch.no_grad():
+        made.field.color_head.linear.weight.zero_()
+        made.field.color_head.linear.bias.zero_()
+        made.field.geometry_head.linear.weight.zero_()
+        made.field.geometry_head.linear.bias[1] = -0.5  # solid everywhere
+        made.field.color_head.shine.weight.zero_()
+        # The colour trunk's features are positive in sum, so that their mean can carry a coefficient.
+        made.field.color_head.shine.weight[0] = 1.0
+    weights = made.weights(torch.rand(1, 8, 4))
+    poses = ring(2, elevation_degrees=0.0, distance=fitting_distance(0.7))[None]
+    matrices = intrinsics(0.7, 8, 8).expand(1, 2, 3, 3)
+    rgb = made.render(weights, poses, matrices, 8, 8, samples=RenderConfig(coarse=16, fine=8)).rgb[0]
+    middle = rgb[:, 4, 4]
+    assert (middle[0, 0] - middle[1, 0]).abs() > 0.02
+    torch.testing.assert_close(middle[0, 1:], middle[1, 1:])
+
+
+def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences():
+    made = decoder()
+    weights, points = made.weights(torch.rand(2, 8, 4)), (2 * torch.rand(2, 40, 3) - 1).requires_grad_()
+    (expected,) = torch.autograd.grad(made.geometry(weights, points).sdf.sum(), points, create_graph=True)
+    found = made.sdf_gradient(weights, points)
+    torch.testing.assert_close(found, expected)
+    step = 1e-3 * torch.eye(3)
+    differences = [
+        (made.geometry(weights, points + step[i]).sdf - made.geometry(weights, points - step[i]).sdf) / 2e-3
+        for i in range(3)
+    ]
+    torch.testing.assert_close(found, torch.stack(differences, -1), atol=5e-3, rtol=5e-3)
+
+
+def test_the_gradient_can_be_trained_on():
+    made = decoder()
+    weights = made.weights(torch.rand(1, 8, 4))
+    (made.sdf_gradient(weights, torch.rand(1, 20, 3)).norm(dim=-1) - 1).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in made.field.geometry_trunk.parameters() if p.grad is not None)
+    assert made.field.geometry_head.linear.weight.grad[1].abs().sum() > 0
