@@ -1,6 +1,7 @@
 """What a prior may be told of a shape: a caption, pictures, a class, any mixture of them, or nothing."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
