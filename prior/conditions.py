@@ -64,5 +64,8 @@ def from_batch(batch: dict[str, Tensor]) -> Condition:
 
 def select(condition: Condition, rows: Int64[Tensor, " chosen"]) -> Condition:
     """Those rows of a batch's condition."""
-    parts: dict[str, Any] = {field.name: getattr(condition, field.name) for field in fields(condition)}
-    return Condition(**{name: None if part is None else part[rows] for name, part in parts.items()})
+    parts: dict[str, Any] = {}
+    for field in fields(condition):
+        part = getattr(condition, field.name)
+        parts[field.name] = None if part is None else part[rows]
+    return Condition(**parts)
