@@ -112,8 +112,9 @@ def report(metrics: str) -> None:
     """Prints the losses, the CPU seconds from step to step and the memory."""
     lines = [json.loads(line) for line in metrics.splitlines() if "train/loss" in line]
     for i, line in enumerate(lines):
-        seconds = line["train/cpu_seconds"] - lines[i - 1]["train/cpu_seconds"] if i else float("nan")
-        sys.stdout.write(f"step {line['step']}: loss {line['train/loss']:.5f}, {seconds:.1f} CPU seconds\n")
+        since = line["train/cpu_seconds"] - lines[i - 1]["train/cpu_seconds"]
+        took = f", {since:.1f} CPU seconds since the last" if i else ""
+        sys.stdout.write(f"step {line['step']}: loss {line['train/loss']:.5f}{took}\n")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(f"most memory held: {peak:.2f} GiB\n")
 

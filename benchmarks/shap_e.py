@@ -14,19 +14,19 @@ Fields: `python -m benchmarks.decode --shap-e`. Fine-tuning: `python -m benchmar
 """
 
 import argparse
-import contextlib
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from data_prep.build import prepare
@@ -75,15 +75,9 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1) @ value
 
 
-@contextlib.contextmanager
-def plainly() -> Iterator[None]:
+def plainly() -> AbstractContextManager[object]:
     """Every attention is `plain_attention`."""
-    fused = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = fused
+    return mock.patch.object(functional, "scaled_dot_product_attention", plain_attention)
 
 
 def plain_view_tokens(encoder: ShapEEncoder, inputs: ShapEInputs) -> Tensor:
@@ -97,13 +91,14 @@ def plain_view_tokens(encoder: ShapEEncoder, inputs: ShapEInputs) -> Tensor:
 
 
 def plain_point_conv(
-    encoder: ShapEEncoder, xyz: Tensor, tokens: Tensor, num_centres: int, _permutations: None
+    module: nn.Module, xyz: Tensor, tokens: Tensor, num_centres: int, _permutations: None
 ) -> Tensor:
     """Both convolutions over every neighbour of every centre."""
     neighbours = ball_query(xyz, xyz[:, :num_centres])[0]
     offset = xyz[0, neighbours] - xyz[0, :num_centres, None]
     x = torch.cat([offset, tokens[0, neighbours]], dim=-1).permute(2, 1, 0)[None]
-    for convolution in encoder.point_conv.mlp_convs:
+    assert isinstance(module.mlp_convs, nn.ModuleList)
+    for convolution in module.mlp_convs:
         x = functional.silu(convolution(functional.pad(x, (0, 0, 4, 4), mode="circular")))
     return x.mean(dim=2).transpose(1, 2)
 
@@ -147,12 +142,12 @@ def compare_encoders(*, quick: bool) -> Iterator[str]:
         f"float32: {seconds:.1f} s, and {folding:.1f} s once a model; "
         f"{gigabytes():.2f} GiB held at most, {before:.2f} before"
     )
-    fast = encoder.view_tokens, encoder.point_conv.forward
-    encoder.view_tokens = partial(plain_view_tokens, encoder)  # type: ignore[method-assign]
-    encoder.point_conv.forward = partial(plain_point_conv, encoder)  # type: ignore[method-assign]
-    with plainly():
+    with (
+        plainly(),
+        mock.patch.object(ShapEEncoder, "view_tokens", plain_view_tokens),
+        mock.patch.object(type(encoder.point_conv), "forward", plain_point_conv),
+    ):
         plain, truth = cpu_seconds(lambda: encoder(inputs))
-    encoder.view_tokens, encoder.point_conv.forward = fast  # type: ignore[method-assign]
     yield f"plain: {plain:.1f} s, {plain / seconds:.1f} times more; difference {_relative(latent, truth):.1e}"
     half = ShapEAutoencoder(encoder, decoder)
     half.use_bf16()

@@ -123,7 +123,7 @@ def _generation(
         return {"skipped": str(error)}, []
     run.save_progress()
     summary, records = evaluate_generation(
-        config.folder("data"), model.decoder, lambda: _sampler(config, world.device), judge,
+        config.folder("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, run.folder / "generation",
     )  # fmt: skip
     if "skipped" not in summary:
@@ -134,7 +134,8 @@ def _generation(
     return summary, records
 
 
-def _sampler(config: EvalConfig, device: torch.device) -> Sampler:
+def make_sampler(config: EvalConfig, device: torch.device) -> Sampler:
+    """Returns what turns prompts into latents: the run's prior, with the evaluation's settings."""
     pipeline = ShapePipeline.load(
         prior=config.folder("prior"),
         encoder=config.folder("encoder"),

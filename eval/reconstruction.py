@@ -67,10 +67,11 @@ def held_out_views(num_stored: int, num_encoder: int, num_wanted: int) -> list[i
 
 
 def evaluate_reconstruction(
-    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path
+    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True
 ) -> tuple[Record, list[Record]]:
     """Returns the summary and each asset's record; records and pictures are kept in `folder`.
 
+    nearest: whether to find and score the nearest training assets too, a good part of the cost.
     Raises UserError if the data has none of the splits.
     """
     available = AssetShards(data).header["splits"]
@@ -90,7 +91,7 @@ def evaluate_reconstruction(
         for number, batch in enumerate(batches):
             path = folder / f"part_{number:03d}.json"
             if not path.is_file():
-                if training is None and available.get("train"):
+                if nearest and training is None and available.get("train"):
                     training = TrainingAssets(AssetShards(data, "train"))
                 wanted = [(readers[split], i, (split, i) in drawn) for split, i in batch]
                 write_atomic(path, json.dumps(_evaluate_batch(wanted, model, training, config, folder)))

@@ -1,7 +1,7 @@
 """From a prompt to files: python examples/objects.py MODEL OUT [--prompt "a red chair"] [--steps 32]
 
 MODEL is a run folder, a saved pipeline, or a hub's owner/name. OUT gets a GLB, an OBJ, a picture with alpha,
-the latent, edits of the shape in one picture, and the pipeline itself as others would load it.
+the latent, and the pipeline itself as others would load it.
 """
 
 import argparse
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from sampling.edit import morph, strip, vary
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
 
@@ -20,7 +19,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--prompt", default="a red chair")
-    parser.add_argument("--other", default="a blue table")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--resolution", type=int, default=128, help="of the isosurface")
     parser.add_argument("--size", type=int, default=128, help="of pictures, in pixels")
@@ -32,11 +30,6 @@ def main(argv: list[str] | None = None) -> None:
         shape.save(options.out / f"object{suffix}", mesh=fine)
     rgba = shape.render(height=options.size, width=options.size, alpha=True)[0]
     Image.fromarray(rgba).save(options.out / "object.png")
-    repainted = vary(pipe, shape, options.other, strength=1.0, layers="color", steps=options.steps)
-    reshaped = vary(pipe, shape, options.other, strength=1.0, layers="geometry", steps=options.steps)
-    walk = morph(pipe, (options.prompt, options.other), seeds=(0, 1), num_samples=3, steps=options.steps)
-    row = strip([shape, *repainted, *reshaped, *walk], size=options.size)
-    Image.fromarray(row).save(options.out / "edits.png")
     if pipe.parts is not None:
         pipe.save_pretrained(options.out / "pipeline", licence="Apache-2.0")
 

@@ -14,6 +14,7 @@ Tokens of their own stand before the latent's in every self-attention (Shap-E's 
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,6 +239,21 @@ def predict_x0(
     return to_x0(diffusion.target, schedule, prediction, x_t, t)
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """How a distilled prior has to be sampled: it knows no other noise levels and takes no guidance."""
+
+    sigmas: tuple[float, ...]
+    """Levels of a sample, falling to 0; a network call each but the last."""
+    guidance_scale: float
+    """Of the teacher, baked in."""
+
+    @property
+    def steps(self) -> int:
+        """Network calls of a sample."""
+        return len(self.sigmas) - 1
+
+
 class Prior:
     """A trained prior. Make it with `load_prior`.
 
@@ -248,6 +264,7 @@ class Prior:
         encoder_digest, clip_digest: of the decoder and the CLIP that its latents and conditions came from.
         shape: (tokens, channels) of a latent.
         predicts: "latents", or "views": pictures' CLIP vectors in place of latents.
+        distilled: how to sample it, if it was distilled.
     """
 
     def __init__(
@@ -257,7 +274,8 @@ class Prior:
         self.shapes, self.diffusion = shapes, diffusion
         self.digest, self.encoder_digest = str(facts["digest"]), str(facts["encoder"])
         self.clip_digest = str(facts["clip"])
-        self.predicts = str(facts.get("predict", "latents"))
+        self.predicts: Literal["latents", "views"] = facts.get("predict", "latents")
+        self.distilled: Distilled | None = facts.get("distilled")
         self.device = next(network.parameters()).device
         self.bf16 = False
 
@@ -396,6 +414,9 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
         network.standard_mean = torch.zeros(shapes.tokens, shapes.channels)
         network.standard_std = torch.ones(shapes.tokens, shapes.channels)
     facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": file_digest(weights)}
+    if "distilled" in saved:
+        levels, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
+        facts["distilled"] = Distilled(tuple(levels), scale)
     return Prior(network.to(device), shapes, DiffusionConfig(**saved["diffusion"]), facts)
 
 

@@ -57,6 +57,9 @@ class PriorConfig(Config):
     )
     network: NetworkConfig = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    standardise: bool = Field(
+        default=True, description="learn latents of zero mean and unit variance each; false: as encoded"
+    )
     mixture: MixtureConfig = MixtureConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     encoder: Path | None = Field(
@@ -207,15 +210,14 @@ class PriorTask:
 
 
 def new_model(latents: Latents, config: PriorConfig) -> Network:
-    """A fresh network that knows the latents' statistics."""
+    """A fresh network that knows the latents' statistics, or of zero mean and unit variance without them."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
         model = make_network(latents.shapes, config.network)
-    if model.published:  # made for latents as they are
-        return model
-    mean, std = standardisation(latents.latent)
-    model.standard_mean.copy_(mean)
-    model.standard_std.copy_(std)
+    if config.standardise and not model.published:  # published ones were made for latents as they are
+        mean, std = standardisation(latents.latent)
+        model.standard_mean.copy_(mean)
+        model.standard_std.copy_(std)
     return model
 
 

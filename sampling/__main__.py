@@ -127,8 +127,7 @@ class Album:
         if record is not None:
             return str(record["name"])
         number = 1 + max((int(record["name"].split("_")[0]) for record in self.records), default=-1)
-        slug = re.sub(r"[^a-z0-9]+", "-", wish.label.lower()).strip("-")[:48].rstrip("-") or "object"
-        return f"{number:03d}_{slug}_seed{wish.seed}"
+        return f"{number:03d}_{file_stem(wish.label, wish.seed)}"
 
     def add(self, record: Record) -> None:
         """Adds or replaces a record, and saves."""
@@ -152,6 +151,12 @@ class Album:
     def _picture(self, record: Record) -> Path | None:
         names = (record["files"].get(kind) for kind in ("png", "apng", "gif"))
         return next((self.folder / n for n in names if n is not None and (self.folder / n).is_file()), None)
+
+
+def file_stem(label: str, seed: int) -> str:
+    """Returns a file name's stem of small letters, digits and dashes, whatever the label holds."""
+    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:48].rstrip("-") or "object"
+    return f"{slug}_seed{seed}"
 
 
 def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:

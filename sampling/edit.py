@@ -4,7 +4,7 @@ All of it goes through the one seam, `denoise(x, sigma, condition) -> x0`. Laten
 the prior sees them; shapes come as `ShapeSample`s: sampled ones, or read by `ShapePipeline.load_latent`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ def vary(
     steps: int = 32,
     guidance_scale: float = 3.0,
     sampler: SamplerName = "heun",
+    on_step: Callable[[int], None] | None = None,
 ) -> list[ShapeSample]:
     """Returns `num_samples` variations of a shape that follow `prompt` (SDEdit, Meng et al. 2022).
 
@@ -45,6 +46,7 @@ def vary(
     layers: which tokens change. "color" keeps the shape's surface exactly and changes its look, "geometry"
         the other way round; what is kept guides what changes.
     seed: of the first one; the next have seed + 1, ...
+    on_step: called with 0, 1, ... as the steps are taken.
 
     The kept tokens are answered with their known values at every level. On the sampler's path they are then
     x_0 + sigma eps throughout, just as the network saw them in training (without churn this is exact).
@@ -68,6 +70,7 @@ def vary(
         sigmas,
         condition,
         method=sampler,
+        on_step=on_step,
     )
     return _shapes(pipe, x0, text, seeds.tolist())
 

@@ -20,28 +20,38 @@ FRAMES_PER_SECOND = 12
 LABEL_HEIGHT = 16
 
 
-def load_image(path: Path) -> UInt8[np.ndarray, "side side 3"]:
+def load_image(
+    path: Path,
+    *,
+    name: str = "",
+    max_bytes: int = MAX_IMAGE_BYTES,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> UInt8[np.ndarray, "side side 3"]:
     """Returns a PNG or JPEG upright, on white and padded with white to a square.
 
-    Raises UserError for files that are missing, too large (64 MB, 64 megapixels) or not such a picture.
+    name: what messages call the file; its path if empty.
+    Raises UserError for files that are missing, too large (64 MB and 64 megapixels unless stated otherwise,
+    found out before anything is decoded) or not such a picture.
     """
+    name = name or str(path)
     if not path.is_file():
-        raise UserError(f"The image {path} does not exist.")
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise UserError(f"{path} is larger than {MAX_IMAGE_BYTES >> 20} MB; scale it down first.")
+        raise UserError(f"The image {name} does not exist.")
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{name} is larger than {max_bytes >> 20} MB; scale it down first.")
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as opened:
             width, height = opened.size
-            if width * height > MAX_IMAGE_PIXELS:
+            if width * height > max_pixels:
                 raise UserError(
-                    f"{path} has {width}x{height} pixels; at most {MAX_IMAGE_PIXELS // 10**6} million "
+                    f"{name} has {width}x{height} pixels; at most {max_pixels // 10**6} million "
                     "are taken. Scale it down first."
                 )
             image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} can't be read as a PNG or JPEG picture ({error}).") from error
+        reason = str(error).replace(str(path), name)
+        raise UserError(f"{name} can't be read as a PNG or JPEG picture ({reason}).") from error
     side = max(image.size)
     square = Image.new("RGBA", (side, side), "white")
     square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from prior.conditions import Condition
-from prior.denoiser import Prior, load_prior
+from prior.denoiser import Distilled, Prior, load_prior
 from sampling.guidance import GuidanceConfig, prior_sigmas, steered
 from sampling.hub import Parts, fetch_package, upload_package, write_package
 from sampling.shape import ShapeSample, read_latent
@@ -58,6 +58,8 @@ class ShapePipeline:
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         self.prior, self.decoder, self.clip = prior, decoder, clip
         self.parts, self.view_prior, self.weaker = parts, view_prior, weaker
+        if any(other is not None and other.distilled is not None for other in (view_prior, weaker)):
+            raise UserError("view_prior and weaker are asked at any noise level: name undistilled ones.")
         if weaker is not None:
             weaker.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         if view_prior is None:
@@ -158,7 +160,9 @@ class ShapePipeline:
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
         guidance: its interval, rescaling, thresholds and more prompts.
         on_step: called with 0, 1, ... as the steps are taken.
-        Raises UserError for a prompt that is empty or too long, ValueError for numbers that don't fit.
+        A distilled prior takes its own number of steps, sampler=euler and guidance_scale=1, nothing else.
+        Raises UserError for a prompt that is empty or too long and for what a distilled prior doesn't take,
+        ValueError for numbers that don't fit.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
@@ -183,6 +187,12 @@ class ShapePipeline:
         others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
         sigmas = prior_sigmas(self.prior, steps, step_choice)
+        if self.prior.distilled is not None:
+            steering = bool(negative_prompt) or self.weaker is not None or guidance != DEFAULT_GUIDANCE
+            check_distilled(
+                self.prior.distilled, steps=steps, scale=guidance_scale, sampler=sampler, steering=steering
+            )
+            sigmas = torch.tensor(self.prior.distilled.sigmas, dtype=torch.float64)
         x0 = sample(
             steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
             initial_noise(noise, sigmas),
@@ -263,6 +273,18 @@ def check_seeds(
     if any(not 0 <= number <= MAX_SEED for number in numbers):
         raise UserError(f"A seed is a number from 0 to {MAX_SEED}, got {numbers}.")
     return numbers
+
+
+def check_distilled(
+    distilled: Distilled, *, steps: int, scale: float, sampler: SamplerName, steering: bool
+) -> None:
+    """Raises UserError for settings that a distilled prior can't follow."""
+    if (steps, scale, sampler in ("euler", "ddim"), steering) != (distilled.steps, 1, True, False):
+        raise UserError(
+            f"This prior was distilled to {distilled.steps} steps with guidance {distilled.guidance_scale:g} "
+            f"baked in: sample it with steps={distilled.steps} guidance_scale=1 sampler=euler, and without "
+            "negative_prompt, guidance or weaker. For other settings use the prior that it was made from."
+        )
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import viewer
 from eval.report import Folders, ReportConfig, build_report
 from shapeloom import page
 
@@ -102,12 +101,6 @@ def test_a_page_without_samples_says_so_and_carries_no_viewer(folders: Folders) 
 def test_models_beyond_the_limit_are_shown_as_pictures_alone(folders: Folders) -> None:
     html = build_report("run", folders, metrics(), [], [], ReportConfig(model_megabytes=0))
     assert "000_ball_seed0" in html and "model/gltf-binary" not in html
-
-
-def test_the_library_is_three_js_with_its_loader_and_ends_before_the_templates_own_code() -> None:
-    code = viewer.library()
-    assert code is not None
-    assert "GLTFLoader" in code and "TrackballControls" in code and "base64_data" not in code
 
 
 def test_a_curve_reaches_its_extremes_at_the_edges_of_its_plot() -> None:

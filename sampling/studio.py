@@ -1,0 +1,234 @@
+"""What the web page asks for, checked, made and kept. Knows nothing of browsers.
+
+Everything that comes in is taken for hostile: numbers out of range, long texts and pictures that aren't any
+are refused with a `UserError` that says why, and no name that came from outside is ever part of a path.
+"""
+
+import hashlib
+import io
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sampling.__main__ import SamplingConfig, file_stem
+from sampling.edit import Layers, vary
+from sampling.export import TexturedMesh
+from sampling.pictures import gif, load_image
+from sampling.pipeline import Picture, ShapePipeline, check_prompt
+from sampling.shape import ShapeSample
+from shapeloom.config import UserError
+from shapeloom.storage import write_atomic
+
+MAX_PROMPT = 300
+MAX_STEPS = 128
+MAX_GUIDANCE = 20.0
+# Larger numbers aren't exact in a browser.
+MAX_SEED = 2**53 - 1
+MAX_UPLOAD_BYTES = 10 * 2**20
+MAX_UPLOAD_PIXELS = 16_000_000
+MODELS = ("glb", "obj.zip", "ply", "stl", *(("usdz",) if find_spec("pxr") else ()))
+KINDS = (*MODELS, "gif", "safetensors")
+"""Suffixes of an object's files; USDZ where OpenUSD is installed."""
+
+OnStep = Callable[[int, int, str], None]
+"""Called with what is done, out of how much, and what comes next; may raise to stop the work."""
+
+
+class Cancelled(Exception):
+    """The visitor doesn't want it any more."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A new object: words, a picture or both. Whatever a browser or a script sent: nothing is checked yet."""
+
+    prompt: object
+    negative: object
+    image: object
+    """Path of an upload, or None."""
+    seed: object
+    steps: object
+    guidance: object
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of an object that is there; unchecked, as an `Order` is."""
+
+    source: str
+    """Its key."""
+    prompt: object
+    layers: object
+    strength: object
+    seed: object
+    steps: object
+    guidance: object
+
+
+@dataclass(frozen=True)
+class Item:
+    """An object with its files, by suffix. Without a surface it has a turntable and a latent alone."""
+
+    key: str
+    title: str
+    faces: int
+    files: dict[str, Path]
+
+
+class Studio:
+    """Makes objects, one at a time, and keeps the newest `capacity` of them.
+
+    folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them.
+    """
+
+    def __init__(
+        self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100
+    ) -> None:
+        self.pipeline, self.config, self.capacity = pipeline, config, capacity
+        self.objects, self.uploads = folder / "objects", folder / "uploads"
+        self.uploads.mkdir(parents=True, exist_ok=True)
+        self._items: dict[str, Item] = {}
+        self._work = threading.Lock()
+
+    def make(self, order: Order, on_step: OnStep) -> Item:
+        """Returns the object of an order: the same one for the same order."""
+        prompt = _text(order.prompt, may_be_empty=order.image is not None)
+        negative = _text(order.negative, may_be_empty=True)
+        seed, steps, guidance = _numbers(order)
+        picture = None if order.image is None else self.check_upload(order.image)
+        pixels = "" if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
+
+        def shape() -> ShapeSample:
+            return self.pipeline(
+                prompt, seed=seed, steps=steps, guidance_scale=guidance, sampler=self.config.sampler,
+                step_choice=self.config.step_choice, guidance=self.config.guidance,
+                negative_prompt=negative, image=picture,
+                on_step=lambda i: on_step(i + 1, steps + 1, f"step {i + 1} of {steps}"),
+            )[0]  # fmt: skip
+
+        identity = ("make", prompt, negative, pixels, seed, steps, guidance)
+        return self._answer(identity, prompt or "your picture", seed, shape, on_step)
+
+    def edit(self, edit: Edit, on_step: OnStep) -> Item:
+        """Returns an edited object."""
+        prompt, layers = _text(edit.prompt), _layers(edit.layers)
+        seed, steps, guidance = _numbers(edit)
+        strength = _number("Strength", edit.strength, 0.05, 1)
+        source = self.pipeline.load_latent(self.find(edit.source).files["safetensors"])
+
+        def shape() -> ShapeSample:
+            return vary(
+                self.pipeline, source, prompt, strength=strength, layers=layers, seed=seed, steps=steps,
+                guidance_scale=guidance, sampler=self.config.sampler,
+                on_step=lambda i: on_step(i + 1, steps + 1, f"step {i + 1}"),
+            )[0]  # fmt: skip
+
+        identity = ("edit", edit.source, prompt, layers, strength, seed, steps, guidance)
+        return self._answer(identity, prompt, seed, shape, on_step)
+
+    def get(self, key: str) -> Item | None:
+        """Returns an object by its key, if it is still kept."""
+        return self._items.get(key)
+
+    def check_upload(self, path: object) -> Picture:
+        """Returns an uploaded picture; raises UserError for what isn't one, or is too large."""
+        # Before it is asked whether a file is there: that alone would tell of files elsewhere.
+        if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
+            raise UserError("Pictures are uploaded here; no other files are read.")
+        return load_image(
+            Path(path), name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS
+        )
+
+    def find(self, key: str) -> Item:
+        """Returns an object by its key; raises UserError if it isn't kept any more."""
+        item = self.get(key)
+        if item is None:
+            raise UserError("That object isn't kept any more. The same prompt and seed make it again.")
+        return item
+
+    def _answer(
+        self, identity: tuple[object, ...], label: str, seed: int,
+        make_shape: Callable[[], ShapeSample], on_step: OnStep,
+    ) -> Item:  # fmt: skip
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:20]
+        with self._work:
+            item = self._items.pop(key, None) or self._write(key, label, seed, make_shape(), on_step)
+            self._items[key] = item  # the newest comes last
+            for old in list(self._items)[: -self.capacity]:
+                del self._items[old]
+                shutil.rmtree(self.objects / old)
+        return item
+
+    def _write(self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep) -> Item:
+        with _folder(self.objects / key) as folder:
+            stem, table = file_stem(label, seed), self.config.turntable
+            on_step(1, 2, "turntable")
+            frames = shape.turntable(table.frames, table.size, samples=table.samples)
+            on_step(3, 4, "mesh and texture")
+            mesh = shape.mesh(self.config.mesh)
+            kinds = KINDS if mesh.num_faces else ("gif", "safetensors")
+            files = {kind: folder / f"{stem}.{kind}" for kind in kinds}
+            write_atomic(files["gif"], gif(frames))
+            shape.save(files["safetensors"])
+            for kind in kinds:
+                if kind == "obj.zip":
+                    write_atomic(files[kind], obj_archive(mesh, stem))
+                elif kind in MODELS:
+                    mesh.save(files[kind])
+        return Item(key, f"{label} · seed {seed}", mesh.num_faces, files)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A new folder, gone again if what is to fill it fails."""
+    path.mkdir(parents=True)
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path)
+        raise
+
+
+def obj_archive(mesh: TexturedMesh, stem: str) -> bytes:
+    """Returns a zip of the OBJ, its MTL and its texture; the same bytes each time."""
+    data = io.BytesIO()
+    with TemporaryDirectory() as name, zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        mesh.save(Path(name, f"{stem}.obj"))
+        for path in sorted(Path(name).iterdir()):
+            # A ZipInfo of its own has no time of day.
+            archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return data.getvalue()
+
+
+def _text(text: object, *, may_be_empty: bool = False) -> str:
+    if not isinstance(text, str):
+        raise UserError("A prompt is text.")
+    if len(text) > MAX_PROMPT:
+        raise UserError(f"Prompts on this page have at most {MAX_PROMPT} characters, not {len(text):,}.")
+    return check_prompt(text, may_be_empty=may_be_empty)
+
+
+def _layers(layers: object) -> Layers:
+    match layers:
+        case "all" | "geometry" | "color":
+            return layers
+    raise UserError("What changes is all, geometry or color.")
+
+
+def _numbers(asked: Order | Edit) -> tuple[int, int, float]:
+    """Returns seed, steps and guidance."""
+    seed = _number("The seed", asked.seed, 0, MAX_SEED)
+    steps = _number("The number of steps", asked.steps, 1, MAX_STEPS)
+    return int(seed), int(steps), _number("Guidance", asked.guidance, 0, MAX_GUIDANCE)
+
+
+def _number(name: str, value: object, low: int | float, high: int | float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UserError(f"{name} must be a number from {low:g} to {high:,.15g}.")
+    return float(value)
