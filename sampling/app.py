@@ -96,7 +96,7 @@ def serve(studio: Studio, *, host: str = LOCAL[0], port: int = 7860, wait: bool 
         # So that no other site can reach this one under a name of its own.
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL)))
     blocks = Page(studio).blocks
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         blocks.launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=not wait,
