@@ -18,11 +18,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill sample eval demo serve test lint bench overfit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior sample eval demo serve test lint bench overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill sample eval demo serve test lint bench overfit clean"
 
 setup: $(STAMP)
 
@@ -48,6 +48,11 @@ encode: $(STAMP)
 
 train-prior: $(STAMP)
 	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out $(RUN)/prior --set latents=$(RUN)/latents
+
+# The prior in a few steps, beside it: sample with --config configs/sampling/distilled.yaml --set prior=$(RUN)/few
+distill: $(STAMP)
+	CPU_NPROC=1 $(LAUNCH) prior.distill --config configs/prior/distill_$(CONFIG).yaml --out $(RUN)/few \
+	    --set teacher=$(RUN)/prior latents=$(RUN)/latents
 
 sample: $(STAMP)
 	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out $(RUN)/samples \

@@ -1,7 +1,8 @@
 """python -m benchmarks.decode --data RUN/data: a field of Shap-E's size to pixels and surface.
 
-Fits a field 256 wide (6 hidden layers and a head for geometry, 3 for colour) to one asset of a data_prep run,
-from its rays, surface points and signed distances, and keeps it in --cache. Then, in fp32 on one thread:
+Fits a field 256 wide (6 hidden layers and a head for geometry, 3 for colour; --shap-e: the published models'
+own) to one asset of a data_prep run, from its rays, surface points and signed distances, and keeps it in
+--cache. Then, in fp32 on one thread:
 
 - view: every sample evaluated (64 coarse ones for density, then 64 + 128 for density and colour), against
   `Decoder.render`; PSNR between the two pictures.
@@ -28,6 +29,7 @@ from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, points_at_on
 from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import Directions, FieldConfig, TrunkConfig, own_shapes
 from shapeloom.fields.projection import FieldWeights
+from shapeloom.fields.shap_e import POINT_OCTAVES, ShapEFieldConfig
 from shapeloom.metrics import psnr
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
 from shapeloom.rendering.isosurface import grid_values, surface_cells, triangulate
@@ -57,17 +59,24 @@ class CountingDecoder(Decoder):
 
 
 def fit(
-    data: Path, asset: int, cache: Path, *, width: int, steps: int
+    data: Path, asset: int, cache: Path, *, width: int, steps: int, shap_e: bool = False
 ) -> tuple[CountingDecoder, FieldWeights]:
     """Returns a decoder and the weights of its field of one asset, fitted or from `cache`."""
     torch.manual_seed(0)
-    trunks = {
-        "geometry": TrunkConfig(width=width, num_layers=6),
-        "color": TrunkConfig(width=width, num_layers=3),
-    }
-    decoder = CountingDecoder(DecoderConfig(field=FieldConfig(**trunks)))
-    shapes = own_shapes(decoder.config.field)
+    if shap_e:
+        size = ShapEFieldConfig(width=width, channels=1)
+        config, shapes = DecoderConfig(shap_e=size), [(width, columns) for columns in size.row_lengths]
+    else:
+        geometry, color = TrunkConfig(width=width, num_layers=6), TrunkConfig(width=width, num_layers=3)
+        config = DecoderConfig(field=FieldConfig(geometry=geometry, color=color))
+        shapes = own_shapes(config.field)
+    decoder = CountingDecoder(config)
     weights = [nn.Parameter(torch.randn(1, *shape) * (2 / shape[1]) ** 0.5) for shape in shapes]
+    if shap_e:
+        # The published encoding reaches 16,384 radians a unit, which trained fields don't answer to.
+        octaves = torch.arange(POINT_OCTAVES).repeat_interleave(3)
+        quiet = (4 / 2.0**octaves).clamp(max=1)
+        weights[0].data *= torch.cat([torch.ones(3), quiet, quiet])
     own = nn.ParameterList(weights)
     field = nn.ModuleDict({"field": decoder.field, "own": own})
     if cache.exists():
@@ -120,8 +129,8 @@ def dense_view(decoder: Decoder, weights: FieldWeights, pose: Tensor, matrix: Te
         fine = importance_samples(edges, ray_weights(density, edges.diff(dim=-1)), DENSE.fine)
         t = torch.cat([t, fine], dim=-1).sort(dim=-1).values
         points = _points(o, d, t)
-        density = decoder.geometry(weights, points).density.reshape(t.shape)
-        rgb = decoder.color(weights, points).rgb.reshape(*t.shape, 3)
+        geometry, color = decoder.query(weights, points)
+        density, rgb = geometry.density.reshape(t.shape), color.rgb.reshape(*t.shape, 3)
         seen = composite(density, rgb, t, edges_from_samples(t, t_near, t_far))
         parts.append(seen.rgb + (1 - seen.alpha[..., None]))
     return torch.cat(parts, dim=1).reshape(size, size, 3)
@@ -194,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="a data_prep run")
     parser.add_argument("--asset", type=int, default=0, help="which of its assets")
     parser.add_argument("--cache", type=Path, default=Path("runs/decode/field.safetensors"))
+    parser.add_argument("--shap-e", action="store_true", help="the published models' field in place of ours")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=128, help="pixels a side of the view")
@@ -202,7 +212,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     decoder, weights = fit(
-        options.data, options.asset, options.cache, width=options.width, steps=options.steps
+        options.data,
+        options.asset,
+        options.cache,
+        width=options.width,
+        steps=options.steps,
+        shap_e=options.shap_e,
     )
     fast = [RenderConfig(coarse=coarse, fine=fine) for coarse, fine in ((48, 32), (48, 16), (32, 12))]
     compare_views(decoder, weights, options.size, fast, options.repeats)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field as Key
 
-from encoder.model import Autoencoder, load_encoder, read_for_encoding
+from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import RenderConfig, load_decoder
@@ -67,7 +67,7 @@ class ShardTask:
 
 
 @lru_cache(1)
-def _tools(config: EncodeConfig, device: str) -> tuple[Autoencoder, Clip, AssetShards]:
+def _tools(config: EncodeConfig, device: str) -> tuple[AnyAutoencoder, Clip, AssetShards]:
     """What a worker keeps from one shard to the next."""
     model, clip = load_encoder(config.encoder, device), load_clip(config.clip, device)
     return model, clip, AssetShards(config.data)
@@ -85,7 +85,7 @@ def encode_shard(task: ShardTask, report: Callable[[int], None]) -> None:
 
 
 def encode_batch(
-    shards: AssetShards, indices: Sequence[int], model: Autoencoder, clip: Clip, config: EncodeConfig
+    shards: AssetShards, indices: Sequence[int], model: AnyAutoencoder, clip: Clip, config: EncodeConfig
 ) -> list[dict[str, Any]]:
     """Returns one latent-shard sample an asset."""
     samples = [read_for_encoding(shards, i, model.encoder.config) for i in indices]
@@ -127,7 +127,7 @@ def encode_batch(
 
 
 def _fidelity(
-    model: Autoencoder, latents: torch.Tensor, shards: AssetShards, indices: Sequence[int], size: int
+    model: AnyAutoencoder, latents: torch.Tensor, shards: AssetShards, indices: Sequence[int], size: int
 ) -> list[dict[str, float]]:
     """Returns PSNR (dB, on white) and mask IoU of each asset's first view, at `size` pixels squared."""
     truth = [read_views(shards, index, [0], size=size) for index in indices]
@@ -169,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for shard, indices in members.items()
     ]
     _run_shards(tasks, config, run)
-    projection = decoder.config.projection
-    facts = {"tokens": projection.num_tokens, "channels": projection.channels, **inputs}
+    tokens, channels = decoder.latent_shape
+    facts = {"tokens": tokens, "channels": channels, **inputs}
     facts["layers"] = decoder.projection.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encoder.shap_e import ShapEAutoencoder, ShapEEncoderConfig, load_shap_e
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
@@ -122,7 +123,9 @@ class Autoencoder(nn.Module):
         return latent
 
 
-def read_for_encoding(shards: AssetShards, index: int, config: EncoderConfig) -> AssetSample:
+def read_for_encoding(
+    shards: AssetShards, index: int, config: EncoderConfig | ShapEEncoderConfig
+) -> AssetSample:
     """Reads what the encoder needs of asset `index`: its points and its first `num_views` views."""
     views = range(config.num_views)
     return shards.read(index, views=views, depth=bool(views), points=True)
@@ -156,9 +159,14 @@ def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays if array is not None])
 
 
-def load_encoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+AnyAutoencoder = Autoencoder | ShapEAutoencoder
+
+
+def load_encoder(folder: Path, device: torch.device | str = "cpu") -> AnyAutoencoder:
     """Returns a finished encoder run's autoencoder in eval mode; UserError if `folder` isn't one."""
     decoder = load_decoder(folder, device)  # checks the run and the weights' digest
+    if decoder.config.shap_e is not None:
+        return load_shap_e(folder, decoder)
     model = Autoencoder(load_config(EncoderConfig, folder / "encoder.yaml"), decoder.config)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     model.decoder.digest = decoder.digest

@@ -116,6 +116,8 @@ def starting_weights(config: EncoderTrainConfig) -> Autoencoder | None:
     if config.start is None:
         return None
     model = load_encoder(config.start)
+    if not isinstance(model, Autoencoder):
+        raise UserError(f"start={config.start} holds Shap-E's encoder, which this trainer doesn't train.")
     for name, asked, found in (
         ("encoder", config.encoder, model.encoder.config), ("decoder", config.decoder, model.decoder.config)
     ):  # fmt: skip

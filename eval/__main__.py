@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from encoder.model import Autoencoder, load_encoder
+from encoder.model import AnyAutoencoder, load_encoder
 from eval.generation import GenerationConfig, Sampler, evaluate_generation
 from eval.judge import JudgeConfig, NoJudge, make_judge
 from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    config: EvalConfig, run: Run, model: Autoencoder, conditioner: str, world: distributed.World
+    config: EvalConfig, run: Run, model: AnyAutoencoder, conditioner: str, world: distributed.World
 ) -> None:
     """Runs the parts one after the other; each keeps what it has made."""
     out, data = run.folder, config.folder("data")
@@ -112,7 +112,7 @@ def measure(
 
 
 def _generation(
-    config: EvalConfig, run: Run, model: Autoencoder, conditioner: str, world: distributed.World
+    config: EvalConfig, run: Run, model: AnyAutoencoder, conditioner: str, world: distributed.World
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         judge = make_judge(
@@ -123,7 +123,7 @@ def _generation(
         return {"skipped": str(error)}, []
     run.save_progress()
     summary, records = evaluate_generation(
-        config.folder("data"), model.decoder, lambda: _sampler(config, world.device), judge,
+        config.folder("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, run.folder / "generation",
     )  # fmt: skip
     if "skipped" not in summary:
@@ -134,7 +134,8 @@ def _generation(
     return summary, records
 
 
-def _sampler(config: EvalConfig, device: torch.device) -> Sampler:
+def make_sampler(config: EvalConfig, device: torch.device) -> Sampler:
+    """Returns what turns prompts into latents: the run's prior, with the evaluation's settings."""
     pipeline = ShapePipeline.load(
         prior=config.folder("prior"),
         encoder=config.folder("encoder"),

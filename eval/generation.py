@@ -2,7 +2,8 @@
 
 Each sample's NeRF is rendered from four fixed views; the judge looks for the sample's own prompt among all of
 them. Beside the scores stand chance, the judge's own scores on true held-out views (the ceiling), and the
-share of right families and main colours by probes. Batches are cached, so that a killed evaluation goes on.
+share of right families and main colours by probes; then how samples do as a set (`eval.sets`). Batches are
+cached, so that a killed evaluation goes on.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
+from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets, frechet_distance
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.log import progress
@@ -50,6 +52,7 @@ class GenerationConfig(Config):
     size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
     samples: RenderConfig = RenderConfig(coarse=40, fine=24)
     seed: int = 0
+    sets: SetsConfig = SetsConfig()
 
 
 def evaluate_generation(
@@ -65,17 +68,36 @@ def evaluate_generation(
     prompts = choose_prompts(shards.rows, config.num_prompts, seed=config.seed)
     if len(prompts) < 2:
         return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, []
-    pictures = sample_pictures(shards, decoder, sampler, prompts, config, folder)
+    latents, pictures = make_samples(shards, decoder, sampler, prompts, config, folder)
     of_prompt = np.tile(np.arange(len(prompts)), config.samples_per_prompt)
     embeddings = judge.embed(pictures)
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
     similarity = (pooled(embeddings) @ text.T).numpy()
-    scores = retrieval_scores(similarity, of_prompt)
+    scores = judged_scores(judge, embeddings, similarity, prompts, of_prompt)
+    scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
+    scores["chance"] = 1 / len(prompts)
+    scores |= ceiling(data, judge, prompts, text, config)
+    neighbours: list[Neighbour] = []
+    if config.sets.max_samples:
+        scores["sets"], neighbours = evaluate_sets(
+            data, decoder, latents, config.sets, folder, seed=config.seed
+        )
+        scores["sets"] |= frechet_scores(data, judge, embeddings, config)
+    records = _records(prompts, of_prompt, similarity)
+    _add_pictures(records, pictures, neighbours, data, config, folder)
+    return scores, records
+
+
+def judged_scores(
+    judge: Judge, embeddings: Float[Tensor, "samples views embed"],
+    similarity: Float[ndarray, "samples prompts"], prompts: Sequence[Prompt], of_prompt: ndarray,
+) -> Summary:  # fmt: skip
+    """Returns retrieval and attribute scores of all samples, and of those of seen and of held-out prompts."""
     truth = {
         "family": np.array([prompts[i].family for i in of_prompt]),
         "colour": np.array([prompts[i].colour for i in of_prompt]),
     }
-    scores |= attribute_scores(judge, embeddings, truth)
+    scores = retrieval_scores(similarity, of_prompt) | attribute_scores(judge, embeddings, truth)
     seen = np.array([prompt.seen for prompt in prompts])[of_prompt]
     for name, chosen in (("seen", seen), ("held_out", ~seen)):
         scores[name] = None
@@ -83,24 +105,71 @@ def evaluate_generation(
             scores[name] = retrieval_scores(similarity[chosen], of_prompt[chosen])
             of_group = {attribute: values[chosen] for attribute, values in truth.items()}
             scores[name] |= attribute_scores(judge, embeddings[torch.from_numpy(chosen)], of_group)
-    scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
-    scores["chance"] = 1 / len(prompts)
-    scores |= ceiling(data, judge, prompts, text, config)
-    return scores, _records(prompts, of_prompt, similarity, pictures, folder)
+    return scores
+
+
+def frechet_scores(
+    data: Path, judge: Judge, embeddings: Float[Tensor, "samples views embed"], config: GenerationConfig
+) -> Summary:
+    """Returns the Frechet distance of the samples' views to held-out assets' in the judge's features.
+
+    Of equal numbers of samples, held-out and training assets: the training assets' own distance is what
+    samples can be measured against. {} where there are too few.
+    """
+    held_out = draw_assets(data, ("val", "test"), len(embeddings), seed=config.seed)
+    train = draw_assets(data, ("train",), len(held_out), seed=config.seed)
+    num = min(len(held_out), len(train))
+    if num < 2:
+        return {}
+    truth, known = (
+        judge.embed(np.stack([_true_views(shards, i, config) for shards, i in assets[:num]])).flatten(0, 1)
+        for assets in (held_out, train)
+    )
+    features = embeddings[:num].flatten(0, 1)
+    return {
+        "frechet": round(frechet_distance(features.numpy(), truth.numpy()), 5),
+        "training_frechet": round(frechet_distance(known.numpy(), truth.numpy()), 5),
+    }
 
 
 def _records(
-    prompts: Sequence[Prompt], of_prompt: ndarray, similarity: ndarray, pictures: ndarray, folder: Path
+    prompts: Sequence[Prompt], of_prompt: ndarray, similarity: Float[ndarray, "samples prompts"]
 ) -> list[dict[str, Any]]:
-    """What the report shows of each sample: its views, and what the judge took it for."""
+    """What the judge took each sample for."""
     places, best = ranks(similarity, of_prompt), similarity.argmax(axis=1)
     records = []
-    for i, (target, place) in enumerate(zip(of_prompt.tolist(), places.tolist(), strict=True)):
-        save_strip(pictures[i], folder / f"{i:04d}.png")
-        prompt, judged = prompts[target], prompts[int(best[i])].text
-        record = {"prompt": prompt.text, "seen": prompt.seen, "place": place + 1, "judged": judged}
-        records.append(record | {"picture": f"{i:04d}.png"})
+    for target, place, judged in zip(of_prompt.tolist(), places.tolist(), best.tolist(), strict=True):
+        prompt = prompts[target]
+        record = {"prompt": prompt.text, "seen": prompt.seen, "place": place + 1}
+        records.append(record | {"judged": prompts[judged].text})
     return records
+
+
+def _add_pictures(
+    records: Sequence[dict[str, Any]], pictures: UInt8[ndarray, "samples views size size 3"],
+    neighbours: Sequence[Neighbour], data: Path, config: GenerationConfig, folder: Path,
+) -> None:  # fmt: skip
+    """Adds each sample's picture: its views and, where it is known, beneath them the nearest training asset's
+    own most similar ones."""
+    training = AssetShards(data, "train") if neighbours else None
+    for number, (record, views) in enumerate(zip(records, pictures, strict=True)):
+        rows = [views]
+        if training is not None and number < len(neighbours):
+            found = neighbours[number]
+            row = training.rows[found.index]
+            record["nearest"] = row.captions[0] if row.captions else row.key
+            record["copied"] = found.is_copied
+            rows.append(_resized(_true_views(training, found.index, config), config.size))
+        record["picture"] = f"{number:04d}.png"
+        save_strips(rows, folder / record["picture"])
+
+
+def _resized(views: UInt8[ndarray, "views h w 3"], size: int) -> UInt8[ndarray, "views size size 3"]:
+    if views.shape[1] == size:
+        return views
+    return np.stack(
+        [np.asarray(Image.fromarray(v).resize((size, size), Image.Resampling.BOX)) for v in views]
+    )
 
 
 def retrieval_scores(similarity: Float[ndarray, "samples prompts"], target: ndarray) -> Summary:
@@ -124,16 +193,16 @@ def _mismatched(similarity: Float[ndarray, "samples prompts"], target: ndarray) 
 # ---------------------------------------------------------------- samples
 
 
-def sample_pictures(
+def make_samples(
     shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], prompts: Sequence[Prompt],
     config: GenerationConfig, folder: Path,
-) -> UInt8[ndarray, "samples views size size 3"]:  # fmt: skip
-    """Returns views of `samples_per_prompt` rounds over all prompts, round by round; made once, then read."""
+) -> tuple[Float[Tensor, "n tokens channels"], UInt8[ndarray, "n views size size 3"]]:  # fmt: skip
+    """Returns latents and views of `samples_per_prompt` rounds over all prompts; made once, then read."""
     poses, matrix = fixed_cameras(shards, config)
     wanted = [(prompt.text, number) for number in range(config.samples_per_prompt) for prompt in prompts]
     batches = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]
     made: Sampler | None = None
-    pictures = []
+    parts = []
     with progress(len(wanted), "sampling prompts") as bar:
         for number, batch in enumerate(batches):
             path = folder / f"part_{number:03d}.safetensors"
@@ -144,9 +213,11 @@ def sample_pictures(
                 latents = made(texts, seeds)
                 rgb = _render(decoder, latents, poses, matrix, config)
                 write_atomic(path, save({"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}))
-            pictures.append(load_file(path)["pictures"].numpy())
+            parts.append(load_file(path))
             bar.advance(len(batch))
-    return np.concatenate(pictures)
+    pictures = np.concatenate([part["pictures"].numpy() for part in parts])
+    device = next(decoder.parameters(), torch.zeros(())).device
+    return torch.cat([part["latents"] for part in parts]).float().to(device), pictures
 
 
 def fixed_cameras(
@@ -246,7 +317,7 @@ def attribute_scores(
     return scores
 
 
-def save_strip(pictures: UInt8[ndarray, "views size size 3"], path: Path) -> None:
-    """Writes one sample's views side by side."""
+def save_strips(rows: Sequence[UInt8[ndarray, "views size size 3"]], path: Path) -> None:
+    """Writes rows of views side by side, one beneath the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(list(pictures), axis=1)).save(path, optimize=True)
+    Image.fromarray(np.vstack([np.hstack(list(views)) for views in rows])).save(path, optimize=True)

@@ -39,10 +39,18 @@ class TrainingAssets:
 
     def nearest(self, points: Float[np.ndarray, "points 3"]) -> int:
         """Returns the index of the training asset with the least Chamfer distance to `points`."""
+        return self.search(points)[0]
+
+    def search(self, points: Float[np.ndarray, "points 3"], *, but: int | None = None) -> tuple[int, float]:
+        """Returns the nearest training asset and its Chamfer distance; `but`: one that doesn't count."""
         query = torch.from_numpy(np.asarray(points[:POINTS], np.float32))
         few = _chamfer(query[:SHORTLIST_POINTS], self.points[:, :SHORTLIST_POINTS])
-        shortlist = few.topk(min(SHORTLIST, len(few)), largest=False).indices
-        return int(shortlist[_chamfer(query, self.points[shortlist]).argmin()])
+        if but is not None:
+            few[but] = torch.inf
+        shortlist = few.topk(min(SHORTLIST, len(few) - (but is not None)), largest=False).indices
+        distances = _chamfer(query, self.points[shortlist])
+        best = int(distances.argmin())
+        return int(shortlist[best]), float(distances[best])
 
     def read(self, index: int) -> AssetSample:
         """Returns training asset `index` with its points."""

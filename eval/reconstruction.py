@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_prep.mesh import Mesh, unit_normals
 from data_prep.points import sample_surface
-from encoder.model import Autoencoder, read_for_encoding
+from encoder.model import AnyAutoencoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
 from eval.pictures import coloured_mesh, render_mesh
 from sampling.mesh import MeshConfig, field_to_mesh
@@ -67,10 +67,11 @@ def held_out_views(num_stored: int, num_encoder: int, num_wanted: int) -> list[i
 
 
 def evaluate_reconstruction(
-    data: Path, model: Autoencoder, config: ReconstructionConfig, folder: Path
+    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True
 ) -> tuple[Record, list[Record]]:
     """Returns the summary and each asset's record; records and pictures are kept in `folder`.
 
+    nearest: whether to find and score the nearest training assets too, a good part of the cost.
     Raises UserError if the data has none of the splits.
     """
     available = AssetShards(data).header["splits"]
@@ -90,7 +91,7 @@ def evaluate_reconstruction(
         for number, batch in enumerate(batches):
             path = folder / f"part_{number:03d}.json"
             if not path.is_file():
-                if training is None and available.get("train"):
+                if nearest and training is None and available.get("train"):
                     training = TrainingAssets(AssetShards(data, "train"))
                 wanted = [(readers[split], i, (split, i) in drawn) for split, i in batch]
                 write_atomic(path, json.dumps(_evaluate_batch(wanted, model, training, config, folder)))
@@ -100,7 +101,7 @@ def evaluate_reconstruction(
 
 
 def _evaluate_batch(
-    batch: Sequence[tuple[AssetShards, int, bool]], model: Autoencoder, training: TrainingAssets | None,
+    batch: Sequence[tuple[AssetShards, int, bool]], model: AnyAutoencoder, training: TrainingAssets | None,
     config: ReconstructionConfig, folder: Path,
 ) -> list[Record]:  # fmt: skip
     """Encodes and renders a batch at once, then scores asset by asset."""
@@ -141,7 +142,7 @@ def _stacked(arrays: Sequence[ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _mesh(model: Autoencoder, weights: list[Tensor], config: ReconstructionConfig) -> Mesh:
+def _mesh(model: AnyAutoencoder, weights: list[Tensor], config: ReconstructionConfig) -> Mesh:
     """The mesh that a user would get, with its unlit colours at the vertices."""
     decoder, device = model.decoder, weights[0].device
     mesh = field_to_mesh(

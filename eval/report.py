@@ -110,6 +110,7 @@ def _numbers(metrics: Record) -> str:
         return "".join([*parts, f"<p>Samples were not judged: {page.text(gen['skipped'])}</p>"])
     reasons = [str(gen[key]) for key in ("family_skipped", "colour_skipped") if key in gen]
     parts.append(_generation_table(gen))
+    parts.append(_sets_table(gen.get("sets")))
     return "".join([*parts, *(f'<p class="soft small">{page.text(reason)}</p>' for reason in reasons)])
 
 
@@ -136,6 +137,29 @@ def _generation_table(gen: Record) -> str:
         )
     named = ["all", "95% interval", "seen prompts", "held-out prompts", "true views (ceiling)", "chance"]
     return page.table([f"{gen['num_samples']} samples", *named], rows, main=1)
+
+
+_SET_ROWS = {
+    "mmd_cd": "MMD-CD (less is better)", "cov_cd": "COV-CD", "one_nna_cd": "1-NNA-CD (0.5 is best)",
+    "frechet": "Frechet distance of the judge's features (less is better)",
+}  # fmt: skip
+
+
+def _sets_table(sets: Record | None) -> str:
+    if sets is None:
+        return ""
+    if "skipped" in sets:
+        return f"<p class='soft small'>Samples were not compared as a set: {page.text(sets['skipped'])}.</p>"
+    rows = [
+        [label, page.number(sets.get(key)), page.number(sets.get(f"training_{key}")), "–"]
+        for key, label in _SET_ROWS.items()
+    ]
+    copied, held_out = page.number(sets["memorised"]), page.number(sets["held_out_memorised"])
+    rows.append(["Closer to a training asset than that is to any other", copied, "–", held_out])
+    named = ["samples", "training assets in their place", "held-out assets in their place"]
+    return page.table(
+        [f"{sets['num_samples']} samples as a set, against held-out assets", *named], rows, main=1
+    )
 
 
 def _costs(metrics: Record) -> str:
@@ -219,11 +243,16 @@ def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
         caption = f"{mark} {page.text(record['prompt'])}{'' if record['seen'] else ' (held out)'}"
         if not right:
             caption += f"<br>taken for {page.text(record['judged'])}"
+        if "nearest" in record:
+            copied = " (closer than its own neighbour)" if record["copied"] else ""
+            caption += f"<br>nearest: {page.text(record['nearest'])}{copied}"
         uri = page.file_uri(folder / "generation" / record["picture"])
         figures.append(page.figure(uri, caption, alt=record["prompt"], pixels=True))
     if not figures:
         return ""
     legend = f"One NeRF a prompt, and at which place among {len(records)} prompts the judge puts its own."
+    if any("nearest" in record for record in records):
+        legend += " Beneath: the nearest training asset, by shape."
     return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, 'medium')}"
 
 

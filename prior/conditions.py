@@ -1,6 +1,7 @@
 """What a prior may be told of a shape: a caption, pictures, a class, any mixture of them, or nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -59,3 +60,12 @@ FIELDS = ("text_pooled", "text_tokens", "text_mask", "has_text", "image_pooled",
 def from_batch(batch: dict[str, Tensor]) -> Condition:
     """The condition that a training batch holds."""
     return Condition(**{name: batch[name] for name in FIELDS}, image_grid=batch.get("image_grid"))
+
+
+def select(condition: Condition, rows: Int64[Tensor, " chosen"]) -> Condition:
+    """Those rows of a batch's condition."""
+    parts: dict[str, Any] = {}
+    for field in fields(condition):
+        part = getattr(condition, field.name)
+        parts[field.name] = None if part is None else part[rows]
+    return Condition(**parts)

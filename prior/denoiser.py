@@ -14,6 +14,7 @@ Tokens of their own stand before the latent's in every self-attention (Shap-E's 
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +27,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prior.conditions import NO_LABEL, Condition, Shapes
+from prior.shap_e import ShapEDenoiser
 from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
 from shapeloom.diffusion.objectives import Target, TimeSampling, Weighting, to_x0
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
+from shapeloom.nn.shap_e import halve_weights
 from shapeloom.nn.transformer import Activation, TransformerBlock
 from shapeloom.runs import read_meta
 from shapeloom.storage import file_digest
@@ -39,6 +42,10 @@ from shapeloom.storage import file_digest
 class NetworkConfig(Config):
     """Size of the denoiser."""
 
+    kind: Literal["shapeloom", "shap_e_text", "shap_e_image"] = Field(
+        "shapeloom", description="ours, or Shap-E's published networks, of which width, depth, heads and "
+        "checkpointing alone can be chosen"
+    )  # fmt: skip
     width: int = Field(default=256, ge=8)
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -78,6 +85,9 @@ class DiffusionConfig(Config):
 class Denoiser(nn.Module):
     """A transformer over latent tokens; `standard_*` buffers hold the latents' mean and spread."""
 
+    published = False
+    sigma_range = (0.02, 80.0)
+    """Noise levels that samplers walk through."""
     standard_mean: Tensor
     standard_std: Tensor
     frequencies: Tensor
@@ -86,6 +96,7 @@ class Denoiser(nn.Module):
     def __init__(self, shapes: Shapes, config: NetworkConfig) -> None:
         super().__init__()
         width, self.group, self.shapes, self.config = config.width, config.group, shapes, config
+        self.checkpointing = config.checkpointing
         if shapes.tokens % self.group:
             raise UserError(
                 f"network.group={self.group} must divide the latents' {shapes.tokens} tokens; choose another."
@@ -151,7 +162,7 @@ class Denoiser(nn.Module):
         num_before = sum(tokens.shape[1] for tokens in before)
         hidden = torch.cat([*before, hidden], dim=1) if before else hidden
         for block in self.blocks:
-            if self.config.checkpointing and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, context, mask, modulation, use_reentrant=False)
             else:
                 hidden = block(hidden, context, mask, modulation)
@@ -159,6 +170,11 @@ class Denoiser(nn.Module):
         shift, gain = self.out_modulate(F.silu(modulation))[:, None].chunk(2, dim=-1)
         answer = self.out(F.layer_norm(hidden, hidden.shape[-1:]) * (1 + gain) + shift)
         return answer.unflatten(2, (self.group, -1)).flatten(1, 2)
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """What comes after the blocks, for fine-tuning."""
+        return [self.out_modulate, self.out]
 
     def _pooled(self, condition: Condition) -> list[Float[Tensor, "batch width"]]:
         """A vector each of the caption, of the views (their mean), and of the class where there are any."""
@@ -193,6 +209,21 @@ class Denoiser(nn.Module):
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
 
+Network = Denoiser | ShapEDenoiser
+
+
+def make_network(shapes: Shapes, config: NetworkConfig) -> Network:
+    """The network that a config names, with fresh weights."""
+    if config.kind == "shapeloom":
+        return Denoiser(shapes, config)
+    model = ShapEDenoiser(
+        shapes, width=config.width, depth=config.depth, heads=config.heads,
+        reads="text" if config.kind == "shap_e_text" else "image", checkpointing=config.checkpointing,
+    )  # fmt: skip
+    model.config = config
+    return model
+
+
 def predict_x0(
     model: nn.Module,
     diffusion: DiffusionConfig,
@@ -208,6 +239,21 @@ def predict_x0(
     return to_x0(diffusion.target, schedule, prediction, x_t, t)
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """How a distilled prior has to be sampled: it knows no other noise levels and takes no guidance."""
+
+    sigmas: tuple[float, ...]
+    """Levels of a sample, falling to 0; a network call each but the last."""
+    guidance_scale: float
+    """Of the teacher, baked in."""
+
+    @property
+    def steps(self) -> int:
+        """Network calls of a sample."""
+        return len(self.sigmas) - 1
+
+
 class Prior:
     """A trained prior. Make it with `load_prior`.
 
@@ -218,17 +264,20 @@ class Prior:
         encoder_digest, clip_digest: of the decoder and the CLIP that its latents and conditions came from.
         shape: (tokens, channels) of a latent.
         predicts: "latents", or "views": pictures' CLIP vectors in place of latents.
+        distilled: how to sample it, if it was distilled.
     """
 
     def __init__(
-        self, network: Denoiser, shapes: Shapes, diffusion: DiffusionConfig, facts: dict[str, Any]
+        self, network: Network, shapes: Shapes, diffusion: DiffusionConfig, facts: dict[str, Any]
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.shapes, self.diffusion = shapes, diffusion
         self.digest, self.encoder_digest = str(facts["digest"]), str(facts["encoder"])
         self.clip_digest = str(facts["clip"])
-        self.predicts = str(facts.get("predict", "latents"))
-        self.device = network.position.device
+        self.predicts: Literal["latents", "views"] = facts.get("predict", "latents")
+        self.distilled: Distilled | None = facts.get("distilled")
+        self.device = next(network.parameters()).device
+        self.bf16 = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -240,7 +289,8 @@ class Prior:
         for name, have, need in (
             ("encoder", encoder_digest, self.encoder_digest), ("CLIP", clip_digest, self.clip_digest)
         ):  # fmt: skip
-            if have is not None and have != need:
+            # A published checkpoint doesn't say which file its CLIP was in: an empty digest.
+            if have is not None and need and have != need:
                 raise UserError(
                     f"This prior was trained with the {name} {need[:12]}, but was given {have[:12]}: their "
                     f"numbers mean different things. Use the {name} of the prior's own run, or encode the "
@@ -287,7 +337,7 @@ class Prior:
             )
         if label is not None and not bool(((label >= NO_LABEL) & (label < len(shapes.classes))).all()):
             raise ValueError(f"labels are numbers below {len(shapes.classes)}, got {label.tolist()}")
-        dtype = self.network.position.dtype
+        dtype = self.network.standard_mean.dtype  # of matrices kept in half, float32
 
         def fitted(value: Tensor) -> Tensor:
             kind = dtype if value.is_floating_point() else value.dtype
@@ -304,8 +354,18 @@ class Prior:
     def denoise(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
     ) -> Float[Tensor, "batch tokens channels"]:
-        """The expected x_0 of x = x_0 + sigma eps, all standardised: the seam of `diffusion.samplers`."""
-        return predict_x0(self.network, self.diffusion, x, sigma, condition)
+        """The expected x_0 of x = x_0 + sigma eps, all standardised: the seam of `diffusion.samplers`.
+
+        Shap-E's is clamped to [-1, 1], as its latents are, before any guidance.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            x0 = predict_x0(self.network, self.diffusion, x, sigma, condition)
+        return x0.clamp(-1, 1) if self.network.published else x0
+
+    def use_bf16(self) -> None:
+        """Computes in bfloat16 from now on, with weights to match (see `halve_weights`)."""
+        halve_weights(self.network)
+        self.bf16 = True
 
     def standardise(
         self, latent: Float[Tensor, "batch tokens channels"]
@@ -316,7 +376,12 @@ class Prior:
     def unstandardise(
         self, x0: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch tokens channels"]:
-        """From x_0 to a decoder's latents, clamped to [-1, 1], where the encoder's tanh keeps its own."""
+        """From x_0 to a decoder's latents, clamped to [-1, 1], where the encoder's tanh keeps its own.
+
+        Shap-E's aren't: guidance may take them out, and its decoder has always been shown them like that.
+        """
+        if self.network.published:
+            return x0
         return (x0 * self.network.standard_std + self.network.standard_mean).clamp(-1, 1)
 
     def bounds(self) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:
@@ -333,13 +398,25 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
     meta = read_meta(folder, stage="prior")
     saved = json.loads((folder / "prior.json").read_text())
     shapes = read_shapes(saved["shapes"])
-    network = Denoiser(shapes, NetworkConfig(**saved["network"]))
+    config = NetworkConfig(**saved["network"])
     weights = folder / ("weights.safetensors" if ema is None else extra_weights(ema))
     if not weights.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("weights*.safetensors")))
         raise UserError(f"{folder} keeps no average of decay {ema:g}; it has {have}.")
-    network.load_state_dict(load_file(weights))
+    if config.kind == "shapeloom":
+        network = make_network(shapes, config)
+        network.load_state_dict(load_file(weights))
+    else:
+        # Large: neither random numbers first nor a copy.
+        with torch.device("meta"):
+            network = make_network(shapes, config)
+        network.load_state_dict(load_file(weights), assign=True)
+        network.standard_mean = torch.zeros(shapes.tokens, shapes.channels)
+        network.standard_std = torch.ones(shapes.tokens, shapes.channels)
     facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": file_digest(weights)}
+    if "distilled" in saved:
+        levels, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
+        facts["distilled"] = Distilled(tuple(levels), scale)
     return Prior(network.to(device), shapes, DiffusionConfig(**saved["diffusion"]), facts)
 
 

@@ -1,6 +1,6 @@
 """Starting a prior from a finished one, on one's own latents, and what that makes it forget."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, load_prior
-from prior.latents import Latents
+from prior.denoiser import DiffusionConfig, Network, NetworkConfig, Prior
+from prior.latents import Latents, MixtureConfig
 from prior.lora import add_lora
+from prior.shap_e import ShapEDenoiser
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger
 from shapeloom.seed import derive_seed
@@ -27,6 +28,9 @@ class FineTuneConfig(Config):
     lora_rank: int = Field(
         default=0, ge=0, description="rank of the changes to the blocks' matrices; 0: all weights train"
     )
+    last_layers: int = Field(
+        default=0, ge=0, description="only so many of the last blocks, and what follows them, train; 0: all"
+    )
     old_latents: Path | None = Field(
         default=None, description="latents that init_from was trained on, to measure what is forgotten"
     )
@@ -34,21 +38,20 @@ class FineTuneConfig(Config):
 
     @model_validator(mode="after")
     def _needs_a_start(self) -> "FineTuneConfig":
-        if self.init_from is None and (self.lora_rank or self.old_latents):
-            raise ValueError("lora_rank and old_latents mean nothing without init_from")
+        if self.init_from is None and (self.lora_rank or self.last_layers or self.old_latents):
+            raise ValueError("lora_rank, last_layers and old_latents mean nothing without init_from")
         return self
 
 
 def start_from(
-    config: FineTuneConfig, latents: Latents, header: Mapping[str, Any], *,
+    prior: Prior, config: FineTuneConfig, latents: Latents, header: Mapping[str, Any], *,
     network: NetworkConfig, diffusion: DiffusionConfig, seed: int,
-) -> Denoiser:  # fmt: skip
-    """A finished prior's network, ready to be trained on other latents; its statistics stay.
+) -> Network:  # fmt: skip
+    """The network of `prior`, which is no prior any more: ready to be trained on other latents.
 
-    Raises UserError when latents, CLIP, network or objective are others than the prior's.
+    Its statistics stay. Raises UserError when latents, CLIP, network or objective are others than its own.
     """
-    assert config.init_from is not None
-    folder, prior = config.init_from, load_prior(config.init_from)
+    folder = config.init_from
     prior.check(encoder_digest=header["encoder"], clip_digest=header["clip"])
     # Latents that know the field's layers fit a prior that doesn't.
     if replace(latents.shapes, layers=prior.shapes.layers) != prior.shapes:
@@ -65,14 +68,47 @@ def start_from(
                 f"The prior in {folder} was trained with {name}: {theirs.model_dump()}, but this config says "
                 f"{ours.model_dump()}. Use the preset that it was trained with."
             )
-    model = Denoiser(prior.shapes, network)
-    model.load_state_dict(prior.network.state_dict())
+    model = prior.network.train().requires_grad_(True)
+    model.checkpointing = network.checkpointing
+    _choose_what_trains(model, config, seed)
+    return model
+
+
+def _choose_what_trains(model: Network, config: FineTuneConfig, seed: int) -> None:
+    """Freezes the rest."""
+    if config.last_layers > len(model.blocks):
+        raise UserError(f"fine_tune.last_layers={config.last_layers}, of {len(model.blocks)} blocks.")
+    last = model.blocks[-config.last_layers :]  # of 0: all
     if config.lora_rank:
+        model.requires_grad_(False)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed("lora", seed))
-            model.requires_grad_(requires_grad=False)
-            add_lora(model.blocks, config.lora_rank)
-    return model
+            add_lora(last, config.lora_rank)
+    elif config.last_layers:
+        model.requires_grad_(False)
+        for part in (last, *model.head):
+            part.requires_grad_(True)
+
+
+def check_conditions(model: Network, mixture: MixtureConfig, sources: Sequence[Latents]) -> None:
+    """Raises UserError for conditions that one of Shap-E's networks can't be shown."""
+    if not isinstance(model, ShapEDenoiser):
+        return
+    text, alone = model.reads == "text", mixture.no_condition + mixture.image_only
+    if text and (mixture.image_only or mixture.text_and_image):
+        raise UserError(
+            "Shap-E's text model reads captions alone: set mixture.image_only=0 mixture.text_and_image=0."
+        )
+    if text and any(source.num_captionless for source in sources):
+        raise UserError(
+            "Shap-E's text model reads captions alone, but some of the latents have none: give every asset a "
+            "caption (`captions.csv`), and prepare and encode the data again."
+        )
+    if not text and (abs(alone - 1) > 1e-6 or mixture.max_views > 1):
+        raise UserError(
+            "Shap-E's image model reads one picture alone: set mixture.no_condition=0.1 "
+            "mixture.image_only=0.9 mixture.text_and_image=0 mixture.max_views=1."
+        )
 
 
 def warn_of_forgetting(before: dict[str, float], after: dict[str, float]) -> None:

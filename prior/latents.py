@@ -44,7 +44,7 @@ class MixtureConfig(Config):
 
 
 class Latents:
-    """A split's latents (float32) and conditions (as stored) in memory."""
+    """A split's latents and conditions in memory, as stored."""
 
     def __init__(self, shards: LatentShards, config: MixtureConfig, classes: Sequence[str] = ()) -> None:
         """classes: of the prior, in their order; by default those of this split.
@@ -53,7 +53,7 @@ class Latents:
         """
         data = shards.load()
         keys = [row.key for row in shards.rows]
-        self.latent: Tensor = data["latent"].float()
+        self.latent: Tensor = data["latent"]
         check_finite(self.latent, keys, "latents", "The encoder that made them")
         check_finite(data["text_pooled"], keys, "caption embeddings", "The CLIP that made them")
         check_finite(data["image_pooled"], keys, "view embeddings", "The CLIP that made them")
@@ -70,6 +70,15 @@ class Latents:
         if config.grid and "image_grid" not in data:
             raise UserError(f"{shards.folder} holds no grids of the views: encode with clip_grid=true.")
         self._grid = data["image_grid"] if config.grid else None
+        num_views = data["image_pooled"].shape[1]
+        if not num_views:
+            if config.image_only or config.text_and_image or self.num_captionless:
+                raise UserError(
+                    f"{shards.folder} holds no pictures: every asset needs a caption, and the config "
+                    "mixture.image_only=0 mixture.text_and_image=0."
+                )
+            # A view that is never shown.
+            data["image_pooled"] = torch.zeros(len(keys), 1, data["image_pooled"].shape[-1])
         self._data, self._config = data, config
         categories = [row.category for row in shards.rows]
         self._classes = tuple(classes) or tuple(sorted(set(categories) - {""})) if config.labels else ()
@@ -103,7 +112,7 @@ class Latents:
         labelled = bool(self._classes) and share >= 0 and rng.random() >= config.drop_label
         tokens_kept = not config.drop_tokens or rng.random() >= config.drop_tokens
         out = {
-            "latent": self.latent[row],
+            "latent": self.latent[row].float(),
             "text_pooled": data["text_pooled"][row, caption].float(),
             "text_tokens": data["text_tokens"][row, caption].float(),
             "text_mask": data["text_mask"][row, caption] & tokens_kept,
@@ -169,6 +178,7 @@ def standardisation(
     training would otherwise be blown up to unit variance, and its rounding errors with it.
     """
     count = latents.shape[0]
+    latents = latents.float()
     mean = latents.mean(0)
     variance = (latents - mean).square().mean(0)
     overall = variance.mean()

@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prior.conditions import Condition, from_batch
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, load_prior, predict_x0
-from prior.fine_tune import FineTuneConfig, start_from, warn_of_forgetting
+from prior.denoiser import DiffusionConfig, Network, NetworkConfig, load_prior, make_network, predict_x0
+from prior.fine_tune import FineTuneConfig, check_conditions, start_from, warn_of_forgetting
 from prior.latents import Latents, MixtureConfig, ViewLatents, standardisation
 from prior.lora import merge_lora
 from shapeloom import distributed
@@ -57,6 +57,9 @@ class PriorConfig(Config):
     )
     network: NetworkConfig = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    standardise: bool = Field(
+        default=True, description="learn latents of zero mean and unit variance each; false: as encoded"
+    )
     mixture: MixtureConfig = MixtureConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     encoder: Path | None = Field(
@@ -97,7 +100,7 @@ class PriorTask:
     """
 
     def __init__(
-        self, model: Denoiser, latents: Latents, config: PriorConfig, run: Run, *,
+        self, model: Network, latents: Latents, config: PriorConfig, run: Run, *,
         held_out: Latents | None = None, old: tuple[Latents, Latents] | None = None,
         decoder: Decoder | None = None,
     ) -> None:  # fmt: skip
@@ -112,6 +115,7 @@ class PriorTask:
                 rows = range(min(NUM_HELD_OUT, len(data.latent)))
                 self._measured[name] = self._collect([(data, n, n) for n in rows])
         self.model: nn.Module = model
+        self._sigma_range = model.sigma_range
 
     def _collect(self, chosen: Sequence[tuple[Latents, int, int]]) -> dict[str, Tensor]:
         """Stacks (source, row, sample number)."""
@@ -156,13 +160,20 @@ class PriorTask:
         """Losses on held-out latents, and on those of a prior that is fine-tuned, from most signal to most
         noise, and their means."""
         device = next(model.parameters()).device
+        # As many at once as in training, which fit into memory.
+        at_once = max(1, self._config.train.batch_size // self._config.train.accumulation)
         scalars: dict[str, float] = {}
         for name, measured in self._measured.items():
-            batch = {key: value.to(device) for key, value in measured.items()}
-            losses = {}
-            for t in HELD_OUT_TIMES:
-                times = torch.full((len(batch["latent"]),), t, device=device)
-                losses[f"{name}/loss_t{t:g}"] = float(self.errors(model, batch, times).mean())
+            errors = torch.zeros(len(HELD_OUT_TIMES))
+            for first in range(0, len(measured["latent"]), at_once):
+                batch = {key: value[first : first + at_once].to(device) for key, value in measured.items()}
+                for i, t in enumerate(HELD_OUT_TIMES):
+                    times = torch.full((len(batch["latent"]),), t, device=device)
+                    errors[i] += self.errors(model, batch, times).sum().cpu()
+            errors /= len(measured["latent"])
+            losses = {
+                f"{name}/loss_t{t:g}": float(error) for t, error in zip(HELD_OUT_TIMES, errors, strict=True)
+            }
             scalars |= losses | {f"{name}/loss": float(np.mean(list(losses.values())))}
         return scalars
 
@@ -175,7 +186,8 @@ class PriorTask:
             return {}
         device = next(model.parameters()).device
         batch = {k: v[:PICTURES].to(device) for k, v in self._measured["held_out"].items()}
-        sigmas = karras_sigmas(PICTURE_STEPS)
+        low, high = self._sigma_range
+        sigmas = karras_sigmas(PICTURE_STEPS, sigma_min=low, sigma_max=high)
         noise = normal(batch["seed"], tuple(batch["latent"].shape[1:]), stream="pictures").to(device)
 
         def denoise(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -197,14 +209,15 @@ class PriorTask:
         return to_uint8(np.hstack(list(rendering.rgb[:, 0].cpu().numpy())))
 
 
-def new_model(latents: Latents, config: PriorConfig) -> Denoiser:
-    """A fresh network that knows the latents' statistics."""
+def new_model(latents: Latents, config: PriorConfig) -> Network:
+    """A fresh network that knows the latents' statistics, or of zero mean and unit variance without them."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
-        model = Denoiser(latents.shapes, config.network)
-    mean, std = standardisation(latents.latent)
-    model.standard_mean.copy_(mean)
-    model.standard_std.copy_(std)
+        model = make_network(latents.shapes, config.network)
+    if config.standardise and not model.published:  # published ones were made for latents as they are
+        mean, std = standardisation(latents.latent)
+        model.standard_mean.copy_(mean)
+        model.standard_std.copy_(std)
     return model
 
 
@@ -226,7 +239,7 @@ def read_old(
 
 
 def _compare(
-    task: PriorTask, model: Denoiser, averages: dict[float, dict[str, Tensor]]
+    task: PriorTask, model: Network, averages: dict[float, dict[str, Tensor]]
 ) -> dict[str, dict[str, float]]:
     """Held-out losses of each average of the weights: which to sample with is chosen after the training."""
     losses = {}
@@ -249,10 +262,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = LatentShards(config.latents, config.split)
     header, first = shards.header, config.fine_tune.init_from
     inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
-    classes: tuple[str, ...] = ()
-    if first is not None:
-        start = load_prior(first)
-        inputs["init_from"], classes = start.digest, start.shapes.classes
+    start = None if first is None else load_prior(first)
+    if start is not None:
+        inputs["init_from"] = start.digest
     decoder = None if config.encoder is None else load_decoder(config.encoder, world.device)
     if decoder is not None and decoder.digest != header["encoder"]:
         raise UserError(
@@ -263,21 +275,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.done:
         log.info("%s already holds a finished prior", out)
         return
-    latents = read_latents(config.latents, config.split, config, classes)
-    model = (
-        new_model(latents, config)
-        if first is None
-        else start_from(
-            config.fine_tune,
-            latents,
-            header,
-            network=config.network,
-            diffusion=config.diffusion,
-            seed=config.train.seed,
-        )
+    latents = read_latents(
+        config.latents, config.split, config, () if start is None else start.shapes.classes
     )
+    model = new_model(latents, config) if start is None else start_from(
+        start, config.fine_tune, latents, header,
+        network=config.network, diffusion=config.diffusion, seed=config.train.seed,
+    )  # fmt: skip
     held_out = read_held_out(config.latents, config, latents.shapes.classes)
     old = read_old(config, latents.shapes.classes, header)
+    known = [latents, *([held_out] if held_out else []), *(old or ())]
+    check_conditions(model, config.mixture, known)
     task = PriorTask(model, latents, config, run, held_out=held_out, old=old, decoder=decoder)
     if world.is_main:
         saved = {
@@ -287,11 +295,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "predict": config.predict,
         }
         write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
-    before = {} if first is None else task.measure(model)
+    before = {} if start is None else task.measure(model)
     averages = train(task, config.train, run, world, export=merge_lora)
     facts: dict[str, Any] = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
     if world.is_main:
-        compared = _compare(task, Denoiser(model.shapes, config.network), averages)
+        plain = make_network(model.shapes, config.network).to(world.device)  # without low-rank parts
+        compared = _compare(task, plain, averages)
         facts["losses"] = compared | ({"before": before} if before else {})
         warn_of_forgetting(before, compared[f"{config.train.ema_decay:g}"])
     run.finish(**facts)

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from prior.denoiser import Condition
+from sampling.guidance import prior_sigmas
 from sampling.pictures import contact_sheet
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import ShapeSample, render_shapes
 from shapeloom.decoder import DecoderConfig
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.fields.mlp import own_shapes
 from shapeloom.seed import normal
 
@@ -57,7 +57,7 @@ def vary(
     text = check_prompt(prompt)
     condition = pipe.prior.condition(pipe.clip.text([text]), batch=num_samples)
     known = pipe.prior.standardise(shape.latent.to(pipe.prior.device)[None]).expand(num_samples, -1, -1)
-    sigmas = karras_sigmas(steps)[steps - max(1, round(strength * steps)) :]
+    sigmas = prior_sigmas(pipe.prior, steps)[steps - max(1, round(strength * steps)) :]
     seeds = torch.arange(seed, seed + num_samples)
     noise = normal(seeds, pipe.prior.shape, stream="sampling", device=pipe.prior.device)
     denoise = classifier_free(pipe.prior.denoise, condition.without(), scale=guidance_scale)
@@ -76,7 +76,14 @@ def vary(
 
 
 def changing_tokens(config: DecoderConfig, layers: Layers) -> Bool[Tensor, " tokens"]:
-    """Returns which tokens of a latent hold the matrices of these layers: geometry's first, then colour's."""
+    """Returns which tokens of a latent hold the matrices of these layers: geometry's first, then colour's.
+
+    Raises UserError for parts of a Shap-E field, whose layers serve both.
+    """
+    if config.shap_e is not None:
+        if layers != "all":
+            raise UserError("Shap-E's field has no layers of geometry or colour alone: edit all layers.")
+        return torch.ones(config.shap_e.num_tokens, dtype=torch.bool)
     shapes = own_shapes(config.field)
     num_geometry = min(config.field.geometry.own_layers, config.field.geometry.num_layers)
     if config.projection.kind == "rows":
@@ -134,7 +141,7 @@ def morph(
     def mixed(x: Tensor, sigma: Tensor, _: None) -> Tensor:
         return torch.lerp(one(x, sigma, first), other(x, sigma, last), weight)
 
-    sigmas = karras_sigmas(steps)
+    sigmas = prior_sigmas(pipe.prior, steps)
     start = initial_noise(slerp(ends[0], ends[1], share), sigmas)
     x0 = sample(mixed, start, sigmas, None, method=sampler)
     return _shapes(pipe, x0, _words(texts[0], texts[1]), [seeds[0]] * num_samples)

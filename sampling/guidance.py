@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from jaxtyping import Float
 from pydantic import Field as Key
+from torch import Tensor
 
 from prior.conditions import Condition
 from prior.denoiser import Prior
 from shapeloom.config import Config
 from shapeloom.diffusion.guidance import EVERYWHERE, autoguided, classifier_free, within
 from shapeloom.diffusion.samplers import Denoise
+from shapeloom.diffusion.steps import StepChoice, make_sigmas
 
 DYNAMIC_QUANTILE = 0.995
 """Of a latent's numbers, within which a dynamic threshold brings it."""
@@ -26,6 +29,12 @@ class GuidanceConfig(Config):
     threshold: Literal["none", "static", "dynamic"] = Key(
         "none", description="keeps what is expected at each step within the latents' range"
     )
+
+
+def prior_sigmas(prior: Prior, num_steps: int, choice: StepChoice = "karras") -> Float[Tensor, " levels"]:
+    """Returns the noise levels of a prior's steps, within the range that it was trained on."""
+    low, high = prior.network.sigma_range
+    return make_sigmas(choice, num_steps, sigma_min=low, sigma_max=high)
 
 
 def steered(

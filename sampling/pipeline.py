@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from prior.conditions import Condition
-from prior.denoiser import Prior, load_prior
-from sampling.guidance import GuidanceConfig, steered
+from prior.denoiser import Distilled, Prior, load_prior
+from sampling.guidance import GuidanceConfig, prior_sigmas, steered
 from sampling.hub import Parts, fetch_package, upload_package, write_package
-from sampling.shape import ShapeSample
+from sampling.shape import ShapeSample, read_latent
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
-from shapeloom.diffusion.steps import StepChoice, karras_sigmas, make_sigmas
+from shapeloom.diffusion.steps import StepChoice, karras_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
@@ -58,6 +58,8 @@ class ShapePipeline:
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         self.prior, self.decoder, self.clip = prior, decoder, clip
         self.parts, self.view_prior, self.weaker = parts, view_prior, weaker
+        if any(other is not None and other.distilled is not None for other in (view_prior, weaker)):
+            raise UserError("view_prior and weaker are asked at any noise level: name undistilled ones.")
         if weaker is not None:
             weaker.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         if view_prior is None:
@@ -158,7 +160,9 @@ class ShapePipeline:
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
         guidance: its interval, rescaling, thresholds and more prompts.
         on_step: called with 0, 1, ... as the steps are taken.
-        Raises UserError for a prompt that is empty or too long, ValueError for numbers that don't fit.
+        A distilled prior takes its own number of steps, sampler=euler and guidance_scale=1, nothing else.
+        Raises UserError for a prompt that is empty or too long and for what a distilled prior doesn't take,
+        ValueError for numbers that don't fit.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
@@ -182,7 +186,13 @@ class ShapePipeline:
             negative = self._prompted(negative_prompt, len(texts))
         others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
         noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
-        sigmas = make_sigmas(step_choice, steps)
+        sigmas = prior_sigmas(self.prior, steps, step_choice)
+        if self.prior.distilled is not None:
+            steering = bool(negative_prompt) or self.weaker is not None or guidance != DEFAULT_GUIDANCE
+            check_distilled(
+                self.prior.distilled, steps=steps, scale=guidance_scale, sampler=sampler, steering=steering
+            )
+            sigmas = torch.tensor(self.prior.distilled.sigmas, dtype=torch.float64)
         x0 = sample(
             steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
             initial_noise(noise, sigmas),
@@ -233,14 +243,7 @@ class ShapePipeline:
 
     def load_latent(self, path: str | Path) -> ShapeSample:
         """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts, latent = file.metadata() or {}, file.get_tensor("latent").float()
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
-        if facts.get("encoder") != self.decoder.digest or tuple(latent.shape) != self.prior.shape:
-            raise UserError(f"The latent in {path} was made with another encoder: this one can't decode it.")
-        return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), self.decoder)
+        return read_latent(path, self.decoder)
 
 
 def check_seeds(
@@ -270,6 +273,18 @@ def check_seeds(
     if any(not 0 <= number <= MAX_SEED for number in numbers):
         raise UserError(f"A seed is a number from 0 to {MAX_SEED}, got {numbers}.")
     return numbers
+
+
+def check_distilled(
+    distilled: Distilled, *, steps: int, scale: float, sampler: SamplerName, steering: bool
+) -> None:
+    """Raises UserError for settings that a distilled prior can't follow."""
+    if (steps, scale, sampler in ("euler", "ddim"), steering) != (distilled.steps, 1, True, False):
+        raise UserError(
+            f"This prior was distilled to {distilled.steps} steps with guidance {distilled.guidance_scale:g} "
+            f"baked in: sample it with steps={distilled.steps} guidance_scale=1 sampler=euler, and without "
+            "negative_prompt, guidance or weaker. For other settings use the prior that it was made from."
+        )
 
 
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -124,6 +125,18 @@ class ShapeSample:
         """Returns a safetensors file of the latent, with the digest of its encoder, its prompt and seed."""
         facts = {"encoder": self.decoder.digest, "prompt": self.prompt, "seed": str(self.seed)}
         return to_safetensors({"latent": self.latent.contiguous()}, metadata=facts)
+
+
+def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
+    """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts, latent = file.metadata() or {}, file.get_tensor("latent").float()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
+    if facts.get("encoder") != decoder.digest or tuple(latent.shape) != decoder.latent_shape:
+        raise UserError(f"The latent in {path} was made with another encoder: this one can't decode it.")
+    return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder)
 
 
 def render_shapes(

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field as Key
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
+from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
 from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights, transmittance
@@ -37,6 +38,7 @@ class DecoderConfig(Config):
 
     projection: ProjectionConfig = ProjectionConfig()
     field: FieldConfig = FieldConfig()
+    shap_e: ShapEFieldConfig | None = None  # Shap-E's published field, in place of both
 
 
 class RenderConfig(Config):
@@ -75,12 +77,22 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.projection = make_projection(config.projection, own_shapes(config.field))
-        self.field = FieldMLP(config.field)
+        if config.shap_e is not None:
+            self.projection: nn.Module = ShapEProjection(config.shap_e)
+            self.field: FieldMLP | ShapEField = ShapEField(config.shap_e)
+        else:
+            self.projection = make_projection(config.projection, own_shapes(config.field))
+            self.field = FieldMLP(config.field)
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(tokens, channels) of a latent."""
+        size = self.config.shap_e or self.config.projection
+        return size.num_tokens, size.channels
 
     def weights(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
         """Returns the matrices of each asset's own."""
-        expected = (self.config.projection.num_tokens, self.config.projection.channels)
+        expected = self.latent_shape
         if tuple(latent.shape[1:]) != expected:
             raise ValueError(
                 f"latents must be [batch, {expected[0]}, {expected[1]}], not {list(latent.shape)}."
@@ -289,7 +301,9 @@ def load_decoder(folder: Path, device: torch.device | str = "cpu") -> Decoder:
             "Copy it again, or train again."
         )
     prefix = "decoder."
-    state = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  no mapping
+        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     decoder.load_state_dict(state)
     decoder.digest = digest
     return decoder.to(device).eval()

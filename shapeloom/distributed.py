@@ -124,19 +124,25 @@ def make_engine(
     accumulation: int,
     grad_clip: float,
     zero_stage: int,
+    offload: bool = False,
     universal: bool = False,
 ) -> Any:
     """Returns a DeepSpeed engine around `model`, with weights and optimizer states in float32.
 
     bfloat16 is by autocast within the model, so that every ZeRO stage computes the same thing.
+    offload: with ZeRO 1-3, optimizer states lie in the CPU's memory, and steps are taken there.
     universal: the checkpoint that it will load is one of `convert_checkpoint`'s.
     """
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": grad_clip,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its Adam is compiled for minutes; torch's serves
         "steps_per_print": 10**9,
         "checkpoint": {"load_universal": universal},
     }

@@ -8,6 +8,7 @@ float tolerance) and goes on bit for bit after a kill at the same number of proc
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -44,6 +45,7 @@ class TrainConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     ema_decay: float = Key(0.998, ge=0, lt=1)
     ema_extra: tuple[float, ...] = ()  # further decays, each kept as weights_emaDECAY.safetensors
+    offload: bool = False  # ZeRO 1-3: optimizer states in the CPU's memory, stepped there
     checkpoint_every: int = Key(100, ge=1)
     log_every: int = Key(10, ge=1)
     picture_every: int = Key(500, ge=1)
@@ -121,10 +123,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns two groups: matrices, which decay, and everything of one axis or none, which doesn't."""
+    """Returns two groups: matrices, which decay, and all of one axis or none, which doesn't; none empty."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # ZeRO takes no empty ones
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -143,10 +146,21 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 class _Averages:
     """Exponential moving averages of the weights, where they are (on the CPU if ZeRO-3 split them)."""
 
-    def __init__(self, config: TrainConfig, weights: dict[str, Tensor]) -> None:
-        """The first average is the one that pictures show and weights.safetensors holds."""
+    def __init__(self, config: TrainConfig, weights: dict[str, Tensor], frozen: AbstractSet[str]) -> None:
+        """The first average is the one that pictures show and weights.safetensors holds.
+
+        weights: copies, which the first average takes over.
+        frozen: names of weights that don't train, which are kept once for all averages.
+        """
         decays = (config.ema_decay, *(d for d in config.ema_extra if d != config.ema_decay))
-        self.all = {decay: {name: value.clone() for name, value in weights.items()} for decay in decays}
+        self.frozen = frozen
+        self.all = {
+            decay: {
+                name: value if decay == config.ema_decay or name in frozen else value.clone()
+                for name, value in weights.items()
+            }
+            for decay in decays
+        }
         self.weights = self.all[config.ema_decay]
 
     @torch.no_grad()
@@ -155,12 +169,15 @@ class _Averages:
             # Short averages at first, so that the initial weights are soon forgotten.
             decay = min(longest, (1 + step) / (10 + step))
             for name, value in weights.items():
-                if value.is_floating_point():
+                if value.is_floating_point() and name not in self.frozen:
                     averages[name].lerp_(value, 1 - decay)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All averages on the CPU, for a checkpoint."""
-        return {f"{d:g}": {k: v.cpu() for k, v in weights.items()} for d, weights in self.all.items()}
+        return {
+            f"{decay:g}": {name: value.cpu() for name, value in weights.items() if name not in self.frozen}
+            for decay, weights in self.all.items()
+        }
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Goes on from what `state` returned."""
@@ -210,9 +227,10 @@ def train(
     converted = prepare_state(run.folder, config.zero_stage, world)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
-        grad_clip=config.grad_clip, zero_stage=config.zero_stage, universal=converted,
+        grad_clip=config.grad_clip, zero_stage=config.zero_stage, offload=config.offload, universal=converted,
     )  # fmt: skip
-    averages = _Averages(config, distributed.full_parameters(engine, config.zero_stage))
+    frozen = {name for name, value in engine.module.named_parameters() if not value.requires_grad}
+    averages = _Averages(config, distributed.full_parameters(engine, config.zero_stage), frozen)
     facts = load_state(engine, run.folder)
     first = 0
     if facts is not None:

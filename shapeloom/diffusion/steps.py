@@ -66,17 +66,20 @@ def align_your_steps_sigmas(
     return _closed(torch.exp(math.log(sigma_min) + share * math.log(sigma_max / sigma_min)))
 
 
-def make_sigmas(choice: StepChoice, num_steps: int) -> Float[Tensor, " levels"]:
-    """The levels of the step choice that a config names, between the default ends."""
+def make_sigmas(
+    choice: StepChoice, num_steps: int, *, sigma_min: float = 0.02, sigma_max: float = 80.0
+) -> Float[Tensor, " levels"]:
+    """The levels of the step choice that a config names."""
+    ends = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     match choice:
         case "karras":
-            return karras_sigmas(num_steps)
+            return karras_sigmas(num_steps, **ends)
         case "exponential":
-            return exponential_sigmas(num_steps)
+            return exponential_sigmas(num_steps, **ends)
         case "flow_shift":
-            return flow_shift_sigmas(num_steps)
+            return flow_shift_sigmas(num_steps, **ends)
         case "align_your_steps":
-            return align_your_steps_sigmas(num_steps)
+            return align_your_steps_sigmas(num_steps, **ends)
         case _:
             assert_never(choice)
 

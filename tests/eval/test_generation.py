@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from encoder.model import Autoencoder
 from eval.generation import GenerationConfig, Sampler, evaluate_generation, retrieval_scores
 from eval.judge import Judge, fit_probe
+from eval.sets import SetsConfig
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.shards import AssetShards
 
-CONFIG = GenerationConfig(num_prompts=10, samples_per_prompt=2, batch_size=4, views=2, size=16)
+SETS = SetsConfig(points=256, resolution=16)
+CONFIG = GenerationConfig(num_prompts=10, samples_per_prompt=2, batch_size=4, views=2, size=16, sets=SETS)
 RGB = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
 
@@ -70,6 +73,15 @@ def test_right_samples_are_retrieved_and_reported_by_seen_and_held_out_prompts(
         "a red ball": True, "a green ball": True, "a blue ball": False,
     }  # fmt: skip
     assert all(record["place"] == 1 and (tmp_path / record["picture"]).is_file() for record in records)
+    # As many as there are held-out assets: their neighbours are named and drawn beneath.
+    assert [("nearest" in record) for record in records] == [True] * 4 + [False] * 2
+    heights = []
+    for record in records:
+        with Image.open(tmp_path / record["picture"]) as picture:
+            heights.append(picture.height)
+    assert heights == [32] * 4 + [16] * 2
+    sets = scores["sets"]
+    assert sets["frechet"] < 0.5 * sets["training_frechet"]  # blue, which no training asset is, is met
 
 
 def test_samples_of_the_wrong_colour_are_not_retrieved_while_the_ceiling_stays(

@@ -25,6 +25,7 @@ SETTINGS = [
     "reconstruction.views=1", "reconstruction.max_assets=1", "reconstruction.mesh.resolution=16",
     "reconstruction.samples.coarse=4", "reconstruction.samples.fine=0", "reconstruction.surface_points=200",
     "generation.num_prompts=3", "generation.views=1", "generation.size=16", "generation.steps=1",
+    "generation.sets.points=128", "generation.sets.resolution=16",
     "generation.samples.coarse=4", "generation.samples.fine=0", "judge.clip.image_size=16",
     "judge.clip.num_views=1", "judge.clip.embed_dim=8", "judge.clip.image_width=32",
     "judge.clip.image_layers=1", "judge.clip.text_width=32", "judge.clip.text_layers=1",
@@ -98,7 +99,11 @@ def test_numbers_and_page_are_written_where_people_look_for_them(run: Path) -> N
     assert list(metrics["seconds"]) == stages
     assert metrics["seconds"]["setup"] == 12.5 and metrics["seconds"]["eval"] > 0
     assert metrics["seconds"]["encode"] is None  # this run has no latents
-    assert "a blue ball (held out)" in (run / "report.html").read_text()
+    sets = {"mmd_cd", "cov_cd", "one_nna_cd", "frechet", "memorised", "training_mmd_cd"}
+    assert sets <= metrics["generation"]["sets"].keys()
+    page = (run / "report.html").read_text()
+    assert "a blue ball (held out)" in page
+    assert "1-NNA-CD" in page and "nearest: a " in page
 
 
 def test_a_finished_evaluation_does_nothing_and_an_interrupted_one_goes_on(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from prior.conditions import Shapes
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
+from prior.denoiser import Denoiser, DiffusionConfig, Distilled, NetworkConfig, Prior
 from sampling.guidance import GuidanceConfig
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline, check_prompt
@@ -242,3 +242,17 @@ def test_a_weaker_prior_takes_the_place_of_no_condition(pipeline: ShapePipeline)
     by_itself = ShapePipeline(*parts, weaker=pipeline.prior)("a chair", steps=2, guidance_scale=5.0)[0]
     unguided = pipeline("a chair", steps=2, guidance_scale=1.0)[0]
     torch.testing.assert_close(by_itself.latent, unguided.latent)
+
+
+def test_a_distilled_prior_is_sampled_at_its_own_levels_and_in_no_other_way(pipeline):
+    prior, seen = copy.copy(pipeline.prior), []
+    prior.distilled = Distilled((80.0, 2.0, 0.0), guidance_scale=3.0)
+    prior.denoise = lambda x, sigma, condition: seen.append(float(sigma[0])) or torch.zeros_like(x)
+    few = ShapePipeline(prior, pipeline.decoder, pipeline.clip)
+    few("a chair", steps=2, guidance_scale=1, sampler="euler")
+    assert seen == [80, 2]
+    right = {"steps": 2, "guidance_scale": 1, "sampler": "euler"}
+    for wrong in ({"steps": 32}, {"guidance_scale": 3.0}, {"sampler": "heun"}, {"negative_prompt": "a car"},
+                  {"guidance": GuidanceConfig(rescale=0.5)}):  # fmt: skip
+        with pytest.raises(UserError, match="sample it with steps=2 guidance_scale=1 sampler=euler"):
+            few("a chair", **(right | wrong))

@@ -1,0 +1,234 @@
+"""Samples as a set: are they like held-out assets, as varied as those, and not copies of training assets?
+
+Surfaces are compared as point clouds by the Chamfer distance of Achlioptas et al. 2018 (section 2), here with
+means: d(X, Y) = mean_x min_y |x - y|^2 + mean_y min_x |x - y|^2, in the units of the box [-1, 1]^3. Of as
+many samples as held-out assets:
+
+    mmd_cd      mean over held-out assets of the distance to the nearest sample (less is better)
+    cov_cd      share of held-out assets that are some sample's nearest (more is better)
+    one_nna_cd  how often the nearest other cloud of both sets together comes from a cloud's own set: 0.5 if
+                none can tell them apart, 1 if all can (Yang et al. 2019, "PointFlow", section 5.1)
+    frechet     Frechet distance of Gaussians fitted to the judge's features of views (Heusel et al. 2017)
+
+The same figures of training assets in the samples' place stand beside them: what cannot be beaten honestly.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fpsample
+import numpy as np
+import torch
+import trimesh
+from jaxtyping import Float
+from numpy import ndarray
+from pydantic import Field
+from scipy.spatial import cKDTree
+
+from eval.nearest import TrainingAssets
+from shapeloom.config import Config
+from shapeloom.decoder import Decoder, select
+from shapeloom.log import progress
+from shapeloom.metrics import share_interval
+from shapeloom.rendering.isosurface import extract_surface
+from shapeloom.seed import derive_seed, numpy_rng
+from shapeloom.shards import AssetShards
+from shapeloom.storage import write_atomic
+
+OVERSAMPLE = 4
+"""Points on a sample's surface among which the farthest are chosen, for each that is: as for stored ones."""
+
+Cloud = Float[ndarray, "_ 3"]
+Distances = Float[ndarray, "_ _"]
+Summary = dict[str, Any]
+
+
+class SetsConfig(Config):
+    """How many samples are compared as sets, and how finely."""
+
+    max_samples: int = Field(
+        200, ge=0, description="at most so many, and as many held-out and training assets; 0: none"
+    )
+    points: int = Field(2048, ge=16, description="of each cloud; no more than the data holds")
+    resolution: int = Field(64, ge=16, le=512, description="of the samples' surfaces")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The training asset nearest to a sample."""
+
+    index: int
+    """In the split "train"."""
+    distance: float
+    """To the sample."""
+    own: float
+    """From that training asset to the training asset nearest to it."""
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the sample is closer to the asset than any other training asset is."""
+        return self.distance < self.own
+
+
+# ---------------------------------------------------------------- measures
+
+
+def chamfer_matrix(first: Sequence[Cloud], second: Sequence[Cloud]) -> Distances:
+    """Returns d(X, Y) of all pairs."""
+    trees = [cKDTree(cloud) for cloud in second]
+    out = np.empty((len(first), len(second)))
+    for i, cloud in enumerate(first):
+        tree = cKDTree(cloud)
+        for j, other in enumerate(trees):
+            forward, backward = other.query(cloud)[0], tree.query(second[j])[0]
+            out[i, j] = (forward**2).mean() + (backward**2).mean()
+    return out
+
+
+def symmetric_chamfer_matrix(clouds: Sequence[Cloud]) -> Distances:
+    """Returns d(X, Y) of all pairs of one set; each is measured once."""
+    out = np.zeros((len(clouds), len(clouds)))
+    for i in range(len(clouds) - 1):
+        out[i, i + 1 :] = chamfer_matrix(clouds[i : i + 1], clouds[i + 1 :])[0]
+    return out + out.T
+
+
+def set_scores(samples: Distances, reference: Distances, between: Distances) -> dict[str, float]:
+    """Returns mmd_cd, cov_cd and one_nna_cd.
+
+    samples, reference: distances within each set; between: [samples, references]. The sets should be of one
+    size: in a larger one nearest neighbours are found more easily. Exact copies of the reference have a
+    one_nna_cd of 0: each one's nearest is its copy. Raises ValueError for fewer than two of either.
+    """
+    num, others = between.shape
+    if min(num, others) < 2:
+        raise ValueError(f"sets need two clouds or more each, got {num} and {others}")
+    right = 0
+    for own, across in ((samples, between), (reference, between.T)):
+        away = own + np.diag(np.full(len(own), np.inf))
+        right += int((away.min(axis=1) < across.min(axis=1)).sum())
+    return {
+        "mmd_cd": float(between.min(axis=0).mean()),
+        "cov_cd": len(np.unique(between.argmin(axis=1))) / others,
+        "one_nna_cd": right / (num + others),
+    }
+
+
+def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray, "m features"]) -> float:
+    """Returns |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of fitted Gaussians (Heusel et al. 2017).
+
+    With S = A^T A the last trace is the sum of the singular values of A_1 A_2^T, so no root of a matrix is
+    needed and few samples of many features do no harm. Few samples bias it upward: compare equal numbers.
+    Raises ValueError for fewer than two.
+    """
+    if min(len(first), len(second)) < 2:
+        raise ValueError(f"a Gaussian needs two samples or more, got {len(first)} and {len(second)}")
+    a, b = (np.asarray(x, np.float64) for x in (first, second))
+    mean = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+    a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return max(0.0, float(mean + (a**2).sum() + (b**2).sum() - 2 * cross))
+
+
+# ---------------------------------------------------------------- clouds
+
+
+@torch.no_grad()
+def sample_clouds(
+    decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"], config: SetsConfig
+) -> list[Cloud]:
+    """Returns points on each sample's surface, spread evenly; one at the centre for a sample without any."""
+    clouds = []
+    with progress(len(latents), "surfaces of samples") as bar:
+        for number in range(len(latents)):
+            weights = select(decoder.weights(latents[number : number + 1]), 0)
+            vertices, faces = extract_surface(
+                partial(decoder.sdf, weights), resolution=config.resolution, device=latents.device
+            )
+            clouds.append(_spread(vertices, faces, config.points, seed=number))
+            bar.advance()
+    return clouds
+
+
+def _spread(vertices: ndarray, faces: ndarray, num: int, *, seed: int) -> Cloud:
+    if not len(faces):
+        return np.zeros((1, 3), np.float32)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    seed = derive_seed("clouds", seed) % 2**32
+    points = np.asarray(trimesh.sample.sample_surface(mesh, OVERSAMPLE * num, seed=seed)[0], np.float32)
+    return points[fpsample.bucket_fps_kdline_sampling(points, num, h=7, start_idx=0)]
+
+
+def stored_clouds(assets: Sequence[tuple[AssetShards, int]], num: int) -> list[Cloud]:
+    """Returns the first `num` of each asset's stored points, which are in farthest-point order."""
+    clouds = []
+    for shards, index in assets:
+        points = shards.read(index, points=True).points
+        assert points is not None  # they were asked for
+        clouds.append(points[:num])
+    return clouds
+
+
+def draw_assets(data: Path, splits: Sequence[str], num: int, *, seed: int) -> list[tuple[AssetShards, int]]:
+    """Returns up to `num` assets of the splits, drawn by `seed`."""
+    available = AssetShards(data).header["splits"]
+    readers = [AssetShards(data, split) for split in splits if available.get(split)]
+    assets = [(reader, index) for reader in readers for index in range(len(reader))]
+    order = numpy_rng("sets", seed).permutation(len(assets))[:num]
+    return [assets[i] for i in order]
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def nearest_neighbours(clouds: Sequence[Cloud], training: TrainingAssets) -> list[Neighbour]:
+    """Returns each cloud's nearest training asset."""
+    own: dict[int, float] = {}
+    out = []
+    for cloud in clouds:
+        index, distance = training.search(cloud)
+        if index not in own:
+            own[index] = training.search(training.points[index].numpy(), but=index)[1]
+        out.append(Neighbour(index, distance, own[index]))
+    return out
+
+
+def evaluate_sets(
+    data: Path, decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"], config: SetsConfig,
+    folder: Path, *, seed: int,
+) -> tuple[Summary, list[Neighbour]]:  # fmt: skip
+    """Returns the scores of samples as a set of shapes, and the nearest training asset of each that was used.
+
+    Kept in `folder`/sets.json. {"skipped": reason} where there aren't two held-out assets, or no others.
+    """
+    path = folder / "sets.json"
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        return kept["summary"], [Neighbour(**each) for each in kept["neighbours"]]
+    limit = min(config.max_samples, len(latents))
+    held_out = draw_assets(data, ("val", "test"), limit, seed=seed)
+    train = draw_assets(data, ("train",), len(held_out), seed=seed)
+    num = min(limit, len(held_out))
+    if num < 2 or len(train) < 3:
+        return {"skipped": "sets need two samples, two held-out and three training assets or more"}, []
+    samples = sample_clouds(decoder, latents[:num], config)
+    reference, known = stored_clouds(held_out, config.points), stored_clouds(train, config.points)
+    within = symmetric_chamfer_matrix(reference)
+    summary: Summary = {"num_samples": num, "num_empty": sum(len(cloud) == 1 for cloud in samples)}
+    for name, clouds in (("", samples), ("training_", known)):
+        across = chamfer_matrix(clouds, reference)
+        scores = set_scores(symmetric_chamfer_matrix(clouds), within, across)
+        summary |= {f"{name}{key}": round(value, 5) for key, value in scores.items()}
+    training = TrainingAssets(AssetShards(data, "train"))
+    neighbours = nearest_neighbours(samples, training)
+    for name, found in (("", neighbours), ("held_out_", nearest_neighbours(reference, training))):
+        copied = np.array([each.is_copied for each in found])
+        summary[f"{name}memorised"] = round(float(copied.mean()), 5)
+        summary[f"{name}memorised_interval"] = [round(end, 5) for end in share_interval(copied)]
+    kept = {"summary": summary, "neighbours": [vars(each) for each in neighbours]}
+    write_atomic(path, json.dumps(kept))
+    return summary, neighbours

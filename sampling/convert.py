@@ -1,0 +1,170 @@
+"""Shap-E's published checkpoints, or a diffusers folder, to a pipeline of ours, and back to diffusers.
+
+    python -m sampling.convert --out MODEL --set source=DIR model=text300M
+    python -m sampling.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers [prior=RUN/prior]
+
+source: a folder with text_cond.pt or image_cond.pt, and transmitter.pt (or vector_decoder.pt, which can't
+encode assets); or a folder as diffusers' openai/shap-e and openai/shap-e-img2img; or, to diffusers, a run or
+pipeline folder of ours. MODEL loads with ShapePipeline.from_pretrained. CLIP isn't part of any of them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prior.denoiser import DiffusionConfig, NetworkConfig
+from sampling.diffusers_layout import read_diffusers, write_prior, write_renderer, write_scheduler
+from sampling.hub import FORMAT, fetch_package
+from sampling.published import FILES, PUBLISHED, Sizes, read_published
+from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
+from shapeloom.decoder import DecoderConfig
+from shapeloom.log import get_logger, start_logging
+from shapeloom.runs import Run, read_meta
+from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
+
+log = get_logger("convert")
+OFFICIAL_CLIP = "ViT-L-14/openai"
+
+
+class ConvertConfig(Config):
+    """What to convert."""
+
+    source: Path
+    model: Literal["text300M", "image300M"] = Field(
+        "text300M", description="which of the two, where the source is a folder of published files"
+    )
+    prior: Path | None = Field(
+        None, description="to diffusers: a fine-tuned prior's folder, in place of the source's own"
+    )
+    to: Literal["shapeloom", "diffusers"] = "shapeloom"
+    allow_other: bool = Field(
+        False, description="take .pt files that aren't the published ones, such as fine-tuned models"
+    )
+
+
+def convert(config: ConvertConfig, out: Path, *, sizes: Sizes = PUBLISHED) -> None:
+    """Writes `out`; raises UserError for a source that isn't one, or is damaged."""
+    if not config.source.is_dir():
+        raise UserError(f"source={config.source} is no folder.")
+    if config.to == "diffusers":
+        _to_diffusers(config, out)
+        return
+    if config.prior is not None:
+        raise UserError(
+            "prior goes with to=diffusers; here, sample with --model MODEL --set prior=RUN/prior."
+        )
+    if (config.source / "shap_e_renderer").is_dir():
+        sizes, network, prior, decoder = read_diffusers(config.source)
+        encoder: dict[str, Tensor] = {}
+    else:
+        network = sizes.text300M if config.model == "text300M" else sizes.image300M
+        prior = read_published(
+            config.source / FILES[config.model][0], config.model, sizes=sizes, allow_other=config.allow_other
+        )
+        encoder, decoder = _read_coder(config, sizes)
+    write_pipeline(config, out, sizes, network, prior=prior, encoder=encoder, decoder=decoder)
+
+
+def _read_coder(config: ConvertConfig, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The encoder's tensors, if there is one, and the decoder's under the names of vector_decoder.pt."""
+    whole = config.source / FILES["transmitter"][0]
+    if not whole.is_file():
+        path = config.source / FILES["decoder"][0]
+        if not path.is_file():
+            raise UserError(f"{config.source} has neither {whole.name} nor {path.name}.")
+        return {}, read_published(path, "decoder", sizes=sizes, allow_other=config.allow_other)
+    state = read_published(whole, "transmitter", sizes=sizes, allow_other=config.allow_other)
+    projection = "encoder.params_proj."
+    decoder = {
+        name.removeprefix("encoder."): value
+        for name, value in state.items()
+        if name.startswith((projection, "renderer."))
+    }
+    encoder = {
+        name: value
+        for name, value in state.items()
+        if name.startswith("encoder.") and not name.startswith(projection)
+    }
+    return encoder, decoder
+
+
+def write_pipeline(
+    config: ConvertConfig, out: Path, sizes: Sizes, network: NetworkConfig, *,
+    prior: dict[str, Tensor], encoder: dict[str, Tensor], decoder: dict[str, Tensor],
+) -> None:  # fmt: skip
+    """Writes the folders encoder/ and prior/ of a pipeline, as finished runs."""
+    renamed = {"params_proj.": "decoder.projection.", "renderer.": "decoder.field."}
+    weights = dict(encoder)
+    for old, new in renamed.items():
+        weights |= {new + k.removeprefix(old): v for k, v in decoder.items() if k.startswith(old)}
+    run = Run.open(out / "encoder", config, stage="encoder")
+    dumped = DecoderConfig(shap_e=sizes.field).model_dump(mode="json")
+    write_atomic(out / "encoder" / "decoder.yaml", yaml.safe_dump({"shap_e": dumped["shap_e"]}))
+    if encoder:
+        write_atomic(out / "encoder" / "encoder.yaml", yaml.safe_dump(sizes.encoder.model_dump(mode="json")))
+    digest = save_tensors(out / "encoder" / "weights.safetensors", weights)
+    run.finish(weights_digest=digest)
+    # Which file CLIP was in isn't published: no digest, so any is taken whose vectors fit.
+    run = Run.open(out / "prior", config, stage="prior", inputs={"encoder": digest, "clip": ""})
+    saved: dict[str, Any] = {
+        "shapes": asdict(sizes.shapes(network)),
+        "network": network.model_dump(),
+        "diffusion": DiffusionConfig(schedule="shap_e", target="x0", times="uniform").model_dump(),
+        "predict": "latents",
+    }
+    write_atomic(out / "prior" / "prior.json", json.dumps(saved, indent=1))
+    run.finish(weights_digest=save_tensors(out / "prior" / "weights.safetensors", prior))
+    write_atomic(
+        out / "pipeline.json", json.dumps({"format": FORMAT, "clip": OFFICIAL_CLIP}, indent=1) + "\n"
+    )
+    log.info("%s is ready: ShapePipeline.from_pretrained(%r)", out, str(out))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Writes a safetensors file, whole or not at all, and returns its SHA-256."""
+    with scratch_file(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        put_file(temporary, path)
+    return file_digest(path)
+
+
+def _to_diffusers(config: ConvertConfig, out: Path) -> None:
+    """Writes prior/, shap_e_renderer/ and scheduler/; tokenizer and CLIP are diffusers' own."""
+    source, parts = config.source, fetch_package(config.source)
+    prior = config.prior or parts.prior
+    meta = read_meta(prior, stage="prior")
+    saved = json.loads((prior / "prior.json").read_text())
+    network = NetworkConfig(**saved["network"])
+    if meta["inputs"]["encoder"] != read_meta(parts.encoder, stage="encoder")["weights_digest"]:
+        raise UserError(f"The prior in {prior} is of another decoder's latents than {source}'s.")
+    decoder = load_config(DecoderConfig, parts.encoder / "decoder.yaml")
+    if network.kind == "shapeloom" or decoder.shap_e is None:
+        raise UserError(f"{source} is no Shap-E model, which is all that diffusers' pipelines can run.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} isn't empty: name a new folder.")
+    write_prior(out / "prior", network, saved["shapes"], load_file(prior / "weights.safetensors"))
+    weights = load_file(parts.encoder / "weights.safetensors")
+    field = {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")}
+    write_renderer(out / "shap_e_renderer", decoder.shap_e, field)
+    write_scheduler(out / "scheduler")
+    log.info("%s has prior/, shap_e_renderer/ and scheduler/ for diffusers' Shap-E pipelines", out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config, out, _ = parse_stage(
+        ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv
+    )
+    start_logging()
+    convert(config, out)
+
+
+if __name__ == "__main__":
+    run_main(main)

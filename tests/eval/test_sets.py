@@ -1,0 +1,134 @@
+"""Sets of shapes whose scores are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from encoder.model import Autoencoder
+from eval.nearest import TrainingAssets
+from eval.sets import (
+    SetsConfig,
+    chamfer_matrix,
+    draw_assets,
+    evaluate_sets,
+    frechet_distance,
+    nearest_neighbours,
+    set_scores,
+    stored_clouds,
+    symmetric_chamfer_matrix,
+)
+from shapeloom.seed import numpy_rng
+from shapeloom.shards import AssetShards
+
+CONFIG = SetsConfig(points=256, resolution=32)
+
+
+def blobs(num: int, *, seed: int, shift: float = 0.0) -> list[np.ndarray]:
+    """Clouds of one point each, at random places: their Chamfer distance is twice the squared distance."""
+    return list(numpy_rng("blobs", seed).normal(size=(num, 1, 3)) + shift)
+
+
+def scores(samples: list[np.ndarray], reference: list[np.ndarray]) -> dict[str, float]:
+    within = symmetric_chamfer_matrix(samples), symmetric_chamfer_matrix(reference)
+    return set_scores(*within, chamfer_matrix(samples, reference))
+
+
+def test_chamfer_distance_of_parallel_grids_is_twice_the_squared_gap() -> None:
+    grid = np.stack(np.meshgrid(*2 * [np.arange(5.0)], [0.0]), axis=-1).reshape(-1, 3)
+    found = chamfer_matrix([grid], [grid, grid + np.array([0, 0, 0.3])])
+    np.testing.assert_allclose(found, [[0, 2 * 0.3**2]])
+
+
+def test_chamfer_matrix_of_a_set_is_that_of_all_its_pairs() -> None:
+    clouds = [numpy_rng("clouds", i).normal(size=(20 + i, 3)) for i in range(4)]
+    np.testing.assert_allclose(symmetric_chamfer_matrix(clouds), chamfer_matrix(clouds, clouds))
+
+
+def test_copies_cover_everything_at_no_distance() -> None:
+    reference = blobs(20, seed=0)
+    assert scores(reference, reference) == {"mmd_cd": 0, "cov_cd": 1, "one_nna_cd": 0}
+
+
+def test_sets_of_one_distribution_are_told_apart_half_of_the_time() -> None:
+    found = scores(blobs(80, seed=0), blobs(80, seed=1))
+    # Four standard errors of a share of 160.
+    assert found["one_nna_cd"] == pytest.approx(0.5, abs=0.16)
+    assert 0.5 < found["cov_cd"] < 0.8
+
+
+def test_shifted_sets_are_told_apart_always_and_cover_little() -> None:
+    found = scores(blobs(50, seed=0, shift=20.0), blobs(50, seed=1))
+    assert found["one_nna_cd"] == 1
+    assert found["cov_cd"] < 0.2 and found["mmd_cd"] > 2 * 3 * 15**2
+
+
+def test_one_shape_again_and_again_covers_one_asset() -> None:
+    reference = blobs(10, seed=1)
+    found = scores([reference[3] + 0.001] * 10, reference)
+    assert found["cov_cd"] == 0.1
+
+
+def test_sets_of_a_single_cloud_are_refused() -> None:
+    with pytest.raises(ValueError, match="two clouds or more each, got 1 and 3"):
+        scores(blobs(1, seed=0), blobs(3, seed=1))
+
+
+def test_frechet_distance_of_a_shift_is_its_square_and_of_a_scale_the_spreads_difference() -> None:
+    x = numpy_rng("features").normal(size=(500, 6))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x + 2.0) == pytest.approx(6 * 4)
+    centred = x - x.mean(axis=0)
+    assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * np.trace(np.cov(x.T)))
+
+
+def test_frechet_distance_agrees_with_the_root_of_the_product_of_covariances() -> None:
+    rng = numpy_rng("frechet")
+    a, b = (rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) for _ in range(2))
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = np.trace(first + second - 2 * sqrtm(first @ second).real)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + root
+    assert frechet_distance(a, b) == pytest.approx(expected)
+
+
+def test_copies_of_training_assets_count_as_memorised_and_others_do_not(
+    coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
+) -> None:
+    training = TrainingAssets(AssetShards(coloured_balls, "train"))
+    clouds = stored_clouds(draw_assets(coloured_balls, ("train",), 3, seed=0), 512)
+    found = nearest_neighbours(clouds, training)
+    # Distances of float32 by matrix products are exact to about 1e-3.
+    assert all(each.distance < 2e-3 and each.is_copied for each in found)
+    assert len({each.index for each in found}) == 3
+    (far,) = nearest_neighbours([clouds[0] + 5], training)
+    assert not far.is_copied and far.distance > 3
+
+
+def test_balls_of_held_out_radii_score_as_those_and_the_result_is_kept(
+    coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
+) -> None:
+    held_out = draw_assets(coloured_balls, ("val", "test"), 4, seed=0)
+    radii = [np.linalg.norm(cloud[0]) for cloud in stored_clouds(held_out, 256)]
+    latents = torch.tensor([[[radius, 1.0, 0, 0]] for radius in radii])
+    args = coloured_balls, oracle.decoder, latents, CONFIG, tmp_path
+    summary, neighbours = evaluate_sets(*args, seed=0)
+    assert summary["num_samples"] == len(neighbours) == 4 and summary["num_empty"] == 0
+    assert summary["mmd_cd"] < summary["training_mmd_cd"]
+    assert summary["cov_cd"] >= summary["training_cov_cd"]
+    assert evaluate_sets(*args, seed=1) == (summary, neighbours)
+
+
+def test_samples_without_a_surface_are_counted(
+    coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
+) -> None:
+    nothing = torch.zeros(4, 1, 4)
+    summary, _ = evaluate_sets(coloured_balls, oracle.decoder, nothing, CONFIG, tmp_path, seed=0)
+    assert summary["num_empty"] == 4 and summary["one_nna_cd"] == 1
+
+
+def test_too_few_held_out_assets_are_told(coloured_balls: Path, oracle: Autoencoder, tmp_path: Path) -> None:
+    one = torch.ones(1, 1, 4)
+    summary, neighbours = evaluate_sets(coloured_balls, oracle.decoder, one, CONFIG, tmp_path, seed=0)
+    assert "two held-out" in summary["skipped"] and neighbours == []
