@@ -114,8 +114,8 @@ class _PointConv(nn.Module):
     ) -> Float[Tensor, "width samples centres"]:
         """The first convolution, each tap of it computed once a point and not once a neighbour.
 
-        Neighbours are a ball's first points, so few of the points are anyone's, and those many times. A tap is
-        linear, and what it makes of an offset is the point's share less the centre's.
+        Neighbours are a ball's first points, so few of the points are anyone's, and those many times.
+        A tap is linear, and what it makes of an offset is the point's share less the centre's.
         """
         convolution = self.mlp_convs[0]
         assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
