@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from eval.judge import embed_views, pooled
+from eval.sets import frechet_distance
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import UserError, run_main
@@ -94,16 +95,6 @@ def best_rows(rows: Sequence[Row], column: int) -> list[Row]:
 
 
 # ---------------------------------------------------------------- Frechet distances
-
-
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features [n, dim] (Heusel et al. 2017).
-
-    With S = A^T A the trace of (S_1 S_2)^(1/2) is the nuclear norm of A_1 A_2^T.
-    """
-    gap = first.mean(0) - second.mean(0)
-    a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (first, second))
-    return float(gap @ gap + (a * a).sum() + (b * b).sum() - 2 * np.linalg.norm(a @ b.T, "nuc"))
 
 
 @torch.no_grad()

@@ -121,8 +121,9 @@ def set_scores(samples: Distances, reference: Distances, between: Distances) -> 
 def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray, "m features"]) -> float:
     """Returns |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of fitted Gaussians (Heusel et al. 2017).
 
-    With S = A^T A the last trace is the sum of the singular values of A_1 A_2^T, so no root of a matrix is
-    needed and few samples of many features do no harm. Few samples bias it upward: compare equal numbers.
+    With S = A^T A the last trace is the sum of the singular values of A_1 A_2^T, or of R_1 R_2^T where
+    A = Q R, so no root of a matrix is needed and few samples of many features do no harm. Few samples bias it upward:
+    compare equal numbers.
     Raises ValueError for fewer than two.
     """
     if min(len(first), len(second)) < 2:
@@ -130,7 +131,7 @@ def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray,
     a, b = (np.asarray(x, np.float64) for x in (first, second))
     mean = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
     a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b))
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    cross = np.linalg.svd(np.linalg.qr(a, mode="r") @ np.linalg.qr(b, mode="r").T, compute_uv=False).sum()
     return max(0.0, float(mean + (a**2).sum() + (b**2).sum() - 2 * cross))
 
 

@@ -13,6 +13,7 @@ from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
+from shapeloom.fields.projection import ProjectionConfig
 
 TOKENS, CHANNELS, EMBED, TEXT_WIDTH = 4, 3, 8, 6
 
@@ -21,7 +22,7 @@ class BallDecoder(Decoder):
     """A ball whose colour is its place; its radius grows with the latent's mean; a latent of -1 has none."""
 
     def __init__(self) -> None:
-        super().__init__(DecoderConfig())
+        super().__init__(DecoderConfig(projection=ProjectionConfig(num_tokens=TOKENS, channels=CHANNELS)))
         self.digest = "the ball's digest"
 
     def weights(self, latent):

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.few_steps import best_rows, curve_svg, frechet_distance, main
+from benchmarks.few_steps import best_rows, curve_svg, main
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 
@@ -27,15 +26,6 @@ def test_errors_fall_with_evaluations(tmp_path: Path):
     )
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + 7 * 4
     assert (tmp_path / "curve.svg").read_text().count("<polyline") == 7
-
-
-def test_the_frechet_distance_of_gaussians_is_its_closed_form():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(40_000, 3))
-    b = rng.normal(size=(40_000, 3)) * 2 + 1
-    # Three axes with means 1 and deviations 1 apart; sampling errors are about 0.01 an axis.
-    assert frechet_distance(a, b) == pytest.approx(6, abs=0.1)
-    assert frechet_distance(a[:50], a[:50]) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_best_are_deterministic_and_of_different_samplers():

@@ -87,6 +87,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
     from encoder.encode import EncodeConfig
     from encoder.train import EncoderTrainConfig
     from eval.__main__ import EvalConfig
+    from prior.distill import DistillConfig
     from prior.train import PriorConfig
     from prior.train_clip import DualEncoderConfig
     from sampling.__main__ import SamplingConfig
@@ -101,4 +102,8 @@ def test_every_preset_is_valid(preset: Path) -> None:
         "eval": (EvalConfig, ["run=x"]),
     }
     owner, inputs = owners[preset.parent.name]
+    if preset.name.startswith("distill_"):
+        owner, inputs = DistillConfig, ["teacher=x", "latents=x"]
+    elif preset.name.endswith("_lora.yaml"):
+        inputs = [*inputs, "fine_tune.init_from=x"]
     assert isinstance(load_config(owner, preset, inputs), owner)
