@@ -21,7 +21,8 @@ class BallDecoder(Decoder):
     """A ball whose colour is its place; its radius grows with the latent's mean; a latent of -1 has none."""
 
     def __init__(self) -> None:
-        super().__init__(DecoderConfig())
+        latent = {"num_tokens": TOKENS, "channels": CHANNELS}
+        super().__init__(DecoderConfig.model_validate({"projection": latent}))
         self.digest = "the ball's digest"
 
     def weights(self, latent):

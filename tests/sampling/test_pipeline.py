@@ -249,9 +249,9 @@ def test_a_distilled_prior_is_sampled_at_its_own_levels_and_in_no_other_way(pipe
     prior.distilled = Distilled((80.0, 2.0, 0.0), guidance_scale=3.0)
     prior.denoise = lambda x, sigma, condition: seen.append(float(sigma[0])) or torch.zeros_like(x)
     few = ShapePipeline(prior, pipeline.decoder, pipeline.clip)
-    few("a chair", steps=2, guidance_scale=1, sampler="euler")
+    few("a chair", steps=2, guidance_scale=1.0, sampler="euler")
     assert seen == [80, 2]
-    right = {"steps": 2, "guidance_scale": 1, "sampler": "euler"}
+    right = {"steps": 2, "guidance_scale": 1.0, "sampler": "euler"}
     for wrong in ({"steps": 32}, {"guidance_scale": 3.0}, {"sampler": "heun"}, {"negative_prompt": "a car"},
                   {"guidance": GuidanceConfig(rescale=0.5)}):  # fmt: skip
         with pytest.raises(UserError, match="sample it with steps=2 guidance_scale=1 sampler=euler"):
