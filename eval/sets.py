@@ -122,8 +122,8 @@ def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray,
     """Returns |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of fitted Gaussians (Heusel et al. 2017).
 
     With S = A^T A the last trace is the sum of the singular values of A_1 A_2^T, or of R_1 R_2^T where
-    A = Q R, so no root of a matrix is needed and few samples of many features do no harm. Few samples bias it upward:
-    compare equal numbers.
+    A = Q R, so no root of a matrix is needed, and few samples of many features do no harm. Few samples
+    bias it upward: compare equal numbers.
     Raises ValueError for fewer than two.
     """
     if min(len(first), len(second)) < 2:
