@@ -131,7 +131,7 @@ def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray,
     a, b = (np.asarray(x, np.float64) for x in (first, second))
     mean = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
     a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b))
-    root_a, root_b = (np.linalg.qr(x, mode="r") for x in (a, b))
+    root_a, root_b = (np.linalg.qr(x).R for x in (a, b))
     cross = np.linalg.norm(root_a @ root_b.T, "nuc")
     return max(0.0, float(mean + (a**2).sum() + (b**2).sum() - 2 * cross))
 
