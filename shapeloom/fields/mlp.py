@@ -83,18 +83,18 @@ class Trunk(nn.Module):
 
         One pass forward, one back, and no graph; autograd can go through it again.
         """
-        slopes, matrices = [], list(weights)
+        sums, matrices = [], list(weights)
         for matrix, bias in zip(weights, self.biases, strict=True):
-            features, slope = _silu_and_slope(_own_layer(features, matrix, bias))
-            slopes.append(slope)
+            sums.append(_own_layer(features, matrix, bias))
+            features = F.silu(sums[-1])
         for layer in self.shared:
             assert isinstance(layer, nn.Linear)
             matrices.append(layer.weight)
-            features, slope = _silu_and_slope(layer(features))
-            slopes.append(slope)
+            sums.append(layer(features))
+            features = F.silu(sums[-1])
         gradient = of_output.expand_as(features)
-        while slopes:
-            gradient = (gradient * slopes.pop()) @ matrices.pop()
+        while sums:
+            gradient = _silu_gradient(gradient, sums.pop()) @ matrices.pop()
         return gradient
 
 
@@ -107,11 +107,12 @@ def _own_layer(features: Tensor, matrix: Tensor, bias: Tensor) -> Float[Tensor, 
     return torch.baddbmm(shift, features.to(dtype), matrix.to(dtype).transpose(1, 2))
 
 
-def _silu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x sigmoid(x) and its derivative."""
+def _silu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Returns `gradient` times the derivative of x sigmoid(x)."""
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(gradient, x)  # one pass, but without a derivative of its own
     gate = torch.sigmoid(x)
-    silu = x * gate
-    return silu, torch.addcmul(gate, silu, 1 - gate)
+    return gradient * torch.addcmul(gate, x * gate, 1 - gate)
 
 
 def _linear(width: int) -> nn.Linear:

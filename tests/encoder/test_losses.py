@@ -4,9 +4,19 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from encoder.losses import LossConfig, guided_samples, point_losses, ray_losses, standard_divergence
+from encoder.losses import (
+    LossConfig,
+    guided_samples,
+    point_losses,
+    ray_losses,
+    standard_divergence,
+    total_loss,
+)
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
+from shapeloom.fields.mlp import FieldConfig, TrunkConfig
+from shapeloom.fields.projection import ProjectionConfig
+from shapeloom.rendering.cameras import intrinsics, look_at
 from shapeloom.rendering.rays import edges_from_samples
 
 CONFIG = LossConfig()
@@ -130,3 +140,51 @@ def test_rays_in_chunks_have_the_same_losses_and_slopes_in_less_memory() -> None
             # A sum over chunks rounds otherwise than one over all.
             torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-5)
         assert found[12][2] < 0.5 * found[0][2]
+
+
+def rays_at_a_shiny_ball(num: int) -> dict[str, torch.Tensor]:
+    """Each point of a ball of radius 0.5 from all sides: grey, and brighter the more it is seen from +x."""
+    outward = torch.nn.functional.normalize(torch.randn(1, num, 3), dim=-1)
+    tilt = torch.nn.functional.normalize(torch.randn(1, num, 3), dim=-1)
+    directions = -torch.nn.functional.normalize(outward + 0.9 * tilt, dim=-1)
+    t_near, t_far, t_hit = (torch.full((1, num), t) for t in (0.7, 2.0, 1.5))
+    t, edges = guided_samples(t_near, t_far, t_hit, torch.rand(1, num, 16), CONFIG)
+    grey = (0.4 + 0.4 * (-directions[..., :1]).clamp(min=0)).expand(-1, -1, 3)
+    points = 1.8 * torch.rand(1, num, 3) - 0.9
+    return {
+        "ray_t": t, "ray_edges": edges, "ray_origins": 0.5 * outward - 1.5 * directions,
+        "ray_directions": directions, "ray_rgba": torch.cat([grey, torch.ones(1, num, 1)], dim=-1),
+        "ray_background": torch.rand(1, num, 3), "surface_points": 0.5 * outward,
+        "surface_rgb": torch.full((1, num, 3), 0.4), "sdf_points": points, "sdf": points.norm(dim=-1) - 0.5,
+    }  # fmt: skip
+
+
+def test_a_fitted_field_shows_a_highlight_that_depends_on_the_direction() -> None:
+    """From a latent through projection, losses and renders; the texture, a mesh's colour, stays grey.
+
+    A field without directions is no contrast: its soft shell can show other colours at other depths, which
+    imitate a part of the highlight. So the direction's own share is asked for at one and the same point.
+    """
+    torch.manual_seed(0)
+    trunk = TrunkConfig(width=32, num_layers=2)
+    field = FieldConfig(geometry=trunk, color=trunk, directional=True)
+    projection = ProjectionConfig(num_tokens=8, channels=4, rank=16)
+    decoder, latent = Decoder(DecoderConfig(projection=projection, field=field)), torch.rand(1, 8, 4)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+    for _ in range(150):
+        weights, batch = decoder.weights(latent), rays_at_a_shiny_ball(128)
+        parts = ray_losses(decoder, weights, batch, CONFIG) | point_losses(decoder, weights, batch, CONFIG)
+        optimizer.zero_grad()
+        total_loss(parts, CONFIG).backward()
+        optimizer.step()
+    weights = [matrix.detach() for matrix in decoder.weights(latent)]
+    top = torch.tensor([0.0, 0.0, 0.5])
+    eyes = torch.tensor([[2.0, 0.0, 2.5], [-2.0, 0.0, 2.5]])
+    lens = intrinsics(0.7, 9, 9).expand(1, 2, 3, 3)
+    poses = look_at(eyes, top.expand(2, 3))[None]
+    lit, dark = decoder.render(weights, poses, lens, 9, 9).rgb[0, :, 4, 4].mean(dim=-1).tolist()
+    toward = torch.nn.functional.normalize(top - eyes, dim=-1)
+    own = decoder.color(weights, top.expand(1, 2, 3), toward[None]).rgb[0].mean(dim=-1)
+    assert (lit, dark) == pytest.approx((0.4 + 0.4 * 0.5**0.5, 0.4), abs=0.04)
+    assert own[0] - own[1] > 0.2
+    assert decoder.texture(weights, top[None]).mean() == pytest.approx(0.4, abs=0.05)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig
+from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
 from shapeloom.fields.heads import ColorHead, harmonics
 from shapeloom.fields.mlp import FieldConfig, TrunkConfig
 from shapeloom.fields.projection import ProjectionConfig
@@ -93,6 +93,28 @@ def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences()
         for i in range(3)
     ]
     torch.testing.assert_close(found, torch.stack(differences, -1), atol=5e-3, rtol=5e-3)
+    with torch.no_grad():  # another formula of the activation's derivative
+        torch.testing.assert_close(made.sdf_gradient(weights, points), expected)
+
+
+def test_the_gradient_of_a_batch_is_that_of_each_asset():
+    made = decoder()
+    weights, points = made.weights(torch.rand(3, 8, 4)), 2 * torch.rand(3, 20, 3) - 1
+    together = made.sdf_gradient(weights, points)
+    alone = [made.sdf_gradient(select(weights, i), points[i : i + 1])[0] for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone))
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_the_gradient_in_bfloat16_points_the_same_way():
+    made = decoder()
+    weights, points = made.weights(torch.rand(2, 8, 4)), 2 * torch.rand(2, 100, 3) - 1
+    expected = made.sdf_gradient(weights, points)
+    for training in (False, True):
+        with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+            found = made.sdf_gradient(weights, points)
+        # bfloat16 keeps 8 bits, and errors add up over six products.
+        assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).mean() > 0.99
 
 
 def test_the_gradient_can_be_trained_on():
