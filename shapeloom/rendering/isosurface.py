@@ -9,6 +9,7 @@ the surface crosses, until there are no new ones. Marching cubes reads no other 
 followed wherever it leads; a part may only be missed if coarser grids show no trace of it.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -82,7 +83,7 @@ def triangulate(
 
 def surface_cells(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x-1 y-1 z-1"]:
     """Returns the cells whose corners have both signs: those that the surface passes through."""
-    return (_pool(values, 2) > 0) & (_pool(-values, 2) > 0)
+    return (_pool(values, 2, 2, 2) > 0) & (_pool(-values, 2, 2, 2) > 0)
 
 
 def _grid_sizes(resolution: int, coarsest: int) -> list[int]:
@@ -126,18 +127,17 @@ def _refine(
     for offset in itertools.product((0, 1), repeat=3):
         part = tuple(slice(start, None, 2) for start in offset)
         if any(offset):
-            kernel = tuple(1 + start for start in offset)
-            around = torch.nn.functional.max_pool3d(uncertain[None, None], kernel, 1)[0, 0]
+            around = _pool(uncertain, *(1 + start for start in offset))
             fine_error[part] = around.clamp(min=NOT_EXACT)
         else:
             fine[part], fine_error[part] = values, error
-    while True:
-        needed = (fine.abs() <= fine_error) | _ends_of_crossed_edges(_close(fine) < 0)
-        needed &= fine_error > 0
-        nodes = needed.nonzero()
-        if not len(nodes):
-            return fine, fine_error
-        fine[needed], fine_error[needed] = _evaluate(sdf, nodes, size), 0.0
+    inexact = fine_error > 0
+    needed = (fine.abs() <= fine_error) | _ends_of_crossed_edges(fine)
+    while len(nodes := (needed & inexact).nonzero()):
+        x, y, z = nodes.unbind(1)
+        fine[x, y, z], fine_error[x, y, z], inexact[x, y, z] = _evaluate(sdf, nodes, size), 0.0, False
+        needed = _ends_of_crossed_edges(fine)
+    return fine, fine_error
 
 
 def _bend(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
@@ -145,11 +145,13 @@ def _bend(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
     total = torch.zeros_like(values)
     for axis in range(3):
         total.narrow(axis, 1, values.shape[axis] - 2).add_(values.diff(dim=axis, n=2).abs())
-    return torch.nn.functional.max_pool3d(total[None, None], 3, 1, padding=1)[0, 0]
+    return _pool(total, 3, 3, 3, padding=1)
 
 
-def _ends_of_crossed_edges(inside: Bool[Tensor, "x y z"]) -> Bool[Tensor, "x y z"]:
-    """Returns which nodes differ from a neighbour along an axis."""
+def _ends_of_crossed_edges(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x y z"]:
+    """Returns which nodes a neighbour along an axis isn't inside with; nothing is inside on the box."""
+    inside = torch.zeros_like(values, dtype=torch.bool)
+    inside[1:-1, 1:-1, 1:-1] = values[1:-1, 1:-1, 1:-1] < 0
     ends = torch.zeros_like(inside)
     for axis in range(3):
         num = inside.shape[axis] - 1
@@ -169,7 +171,7 @@ def _local_slope(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x-1 y-1 z-1"]
     inner = values[:-1, :-1, :-1]
     squares = (values[1:, :-1, :-1] - inner) ** 2
     squares = squares + (values[:-1, 1:, :-1] - inner) ** 2 + (values[:-1, :-1, 1:] - inner) ** 2
-    return _pool(squares, 3, padding=1).sqrt() * (0.5 * (len(values) - 1))
+    return _pool(squares, 3, 3, 3, padding=1).sqrt() * (0.5 * (len(values) - 1))
 
 
 def _near_surface(
@@ -185,7 +187,7 @@ def _near_surface(
     rise = SLOPE_MARGIN * slope * side
     folded = (rise - gradient.norm(dim=0) * side).clamp(min=0)
     near = mean <= torch.minimum(MEAN_REACH * rise, 0.5 * side * gradient.abs().sum(0) + MEAN_REACH * folded)
-    near &= _pool(size[0, 0], 2) <= LARGEST_REACH * rise
+    near &= _pool(size[0, 0], 2, 2, 2) <= LARGEST_REACH * rise
     return near | surface_cells(values)
 
 
@@ -195,8 +197,12 @@ def _window(axis: int) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _pool(values: Tensor, width: int, *, padding: int = 0) -> Tensor:
-    return torch.nn.functional.max_pool3d(values[None, None], width, 1, padding)[0, 0]
+def _pool(values: Float[Tensor, "x y z"], *widths: int, padding: int = 0) -> Tensor:
+    """Returns the largest value of each window, as max_pool3d, which is slower: it looks for indices too."""
+    values = torch.nn.functional.pad(values, (padding,) * 6, value=-torch.inf)
+    for axis, width in enumerate(widths):
+        values = functools.reduce(torch.maximum, values.unfold(axis, width, 1).unbind(-1))
+    return values
 
 
 def _close(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
