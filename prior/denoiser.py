@@ -32,7 +32,8 @@ from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
 from shapeloom.diffusion.objectives import Target, TimeSampling, Weighting, to_x0
-from shapeloom.diffusion.schedules import ScheduleName, make_schedule
+from shapeloom.diffusion.schedules import ScheduleName, VpCosine, VpExponential, make_schedule
+from shapeloom.diffusion.variance import learned_log_variance
 from shapeloom.nn.shap_e import halve_weights
 from shapeloom.nn.transformer import Activation, TransformerBlock
 from shapeloom.runs import read_meta
@@ -80,6 +81,26 @@ class DiffusionConfig(Config):
     times_mean: float = Field(default=0.0, description="of logit(t): larger means noisier training samples")
     times_std: float = Field(default=1.0, gt=0)
     weighting: Weighting = "uniform"
+    learned_variance: bool = Field(
+        default=False,
+        description="learn the variance of DDPM's steps too, for sampler=ddpm: at whole steps of a vp schedule",
+    )
+
+    @model_validator(mode="after")
+    def _steps_have_a_variance(self) -> "DiffusionConfig":
+        if not self.learned_variance:
+            return self
+        if not isinstance(make_schedule(self.schedule), VpCosine | VpExponential):
+            raise ValueError(
+                f"learned_variance is of DDPM's steps, which keep the variance; schedule={self.schedule} "
+                "doesn't: use vp_cosine, vp_linear or shap_e"
+            )
+        if self.times != "uniform":
+            raise ValueError(
+                "learned_variance is learnt by a sum over all steps, each as often as the others: set "
+                f"times=uniform, not {self.times}"
+            )
+        return self
 
 
 class Denoiser(nn.Module):
@@ -93,7 +114,7 @@ class Denoiser(nn.Module):
     frequencies: Tensor
     layer_of: Tensor
 
-    def __init__(self, shapes: Shapes, config: NetworkConfig) -> None:
+    def __init__(self, shapes: Shapes, config: NetworkConfig, *, learned_variance: bool = False) -> None:
         super().__init__()
         width, self.group, self.shapes, self.config = config.width, config.group, shapes, config
         self.checkpointing = config.checkpointing
@@ -117,7 +138,8 @@ class Denoiser(nn.Module):
             for _ in range(config.depth)
         )
         self.out_modulate = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, shapes.channels * self.group)
+        outputs = shapes.channels * (2 if learned_variance else 1)
+        self.out = nn.Linear(width, outputs * self.group)
         for layer in (self.out_modulate, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -141,8 +163,11 @@ class Denoiser(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
-    ) -> Float[Tensor, "batch tokens channels"]:
-        """What the network says of x = x_0 + sigma eps (x_0 standardised), sigma > 0: see `objectives`."""
+    ) -> Float[Tensor, "batch tokens outputs"]:
+        """What the network says of x = x_0 + sigma eps (x_0 standardised), sigma > 0: see `objectives`.
+
+        Where it has learned the variance too, channels of its share follow: see `diffusion.variance`.
+        """
         level = torch.log(sigma)[:, None] / 4 * self.frequencies  # /4 as EDM's c_noise
         modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
@@ -212,13 +237,14 @@ class Denoiser(nn.Module):
 Network = Denoiser | ShapEDenoiser
 
 
-def make_network(shapes: Shapes, config: NetworkConfig) -> Network:
-    """The network that a config names, with fresh weights."""
+def make_network(shapes: Shapes, config: NetworkConfig, *, learned_variance: bool = False) -> Network:
+    """The network that a config names, with fresh weights; learned_variance: see `DiffusionConfig`."""
     if config.kind == "shapeloom":
-        return Denoiser(shapes, config)
+        return Denoiser(shapes, config, learned_variance=learned_variance)
     model = ShapEDenoiser(
         shapes, width=config.width, depth=config.depth, heads=config.heads,
         reads="text" if config.kind == "shap_e_text" else "image", checkpointing=config.checkpointing,
+        learned_variance=learned_variance,
     )  # fmt: skip
     model.config = config
     return model
@@ -233,10 +259,20 @@ def predict_x0(
 ) -> Float[Tensor, "batch tokens channels"]:
     """The expected x_0 of x = x_0 + sigma eps: the seam that samplers use (`diffusion.samplers`)."""
     schedule = make_schedule(diffusion.schedule)
-    prediction = model(x, sigma, condition).to(x.dtype)
+    prediction, _ = split_answer(model(x, sigma, condition).to(x.dtype), diffusion)
     t = schedule.time(sigma)
     x_t = schedule.alpha(t)[:, None, None] * x
     return to_x0(diffusion.target, schedule, prediction, x_t, t)
+
+
+def split_answer(
+    answer: Float[Tensor, "batch tokens outputs"], diffusion: DiffusionConfig
+) -> tuple[Float[Tensor, "batch tokens channels"], Float[Tensor, "batch tokens channels"] | None]:
+    """Returns the target as the network sees it, and the variance's share if it was learned."""
+    if not diffusion.learned_variance:
+        return answer, None
+    prediction, share = answer.chunk(2, dim=-1)
+    return prediction, share
 
 
 @dataclass(frozen=True)
@@ -362,6 +398,24 @@ class Prior:
             x0 = predict_x0(self.network, self.diffusion, x, sigma, condition)
         return x0.clamp(-1, 1) if self.network.published else x0
 
+    def log_variance(
+        self,
+        x: Float[Tensor, "batch tokens channels"],
+        start: Float[Tensor, " batch"],
+        end: Float[Tensor, " batch"],
+        condition: Condition,
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Log variance of the step of x from noise level `start` to `end`: `samplers.LogVariance`.
+
+        Raises ValueError for a prior that was trained without diffusion.learned_variance.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            answer = self.network(x, start, condition)
+        share = split_answer(answer, self.diffusion)[1]
+        if share is None:
+            raise ValueError("this prior was trained without diffusion.learned_variance")
+        return learned_log_variance(share.to(x.dtype), start, end)
+
     def use_bf16(self) -> None:
         """Computes in bfloat16 from now on, with weights to match (see `halve_weights`)."""
         halve_weights(self.network)
@@ -398,18 +452,18 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
     meta = read_meta(folder, stage="prior")
     saved = json.loads((folder / "prior.json").read_text())
     shapes = read_shapes(saved["shapes"])
-    config = NetworkConfig(**saved["network"])
+    config, diffusion = NetworkConfig(**saved["network"]), DiffusionConfig(**saved["diffusion"])
     weights = folder / ("weights.safetensors" if ema is None else extra_weights(ema))
     if not weights.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("weights*.safetensors")))
         raise UserError(f"{folder} keeps no average of decay {ema:g}; it has {have}.")
     if config.kind == "shapeloom":
-        network = make_network(shapes, config)
+        network = make_network(shapes, config, learned_variance=diffusion.learned_variance)
         network.load_state_dict(load_file(weights))
     else:
         # Large: neither random numbers first nor a copy.
         with torch.device("meta"):
-            network = make_network(shapes, config)
+            network = make_network(shapes, config, learned_variance=diffusion.learned_variance)
         network.load_state_dict(load_file(weights), assign=True)
         network.standard_mean = torch.zeros(shapes.tokens, shapes.channels)
         network.standard_std = torch.ones(shapes.tokens, shapes.channels)
@@ -417,7 +471,7 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
     if "distilled" in saved:
         levels, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
         facts["distilled"] = Distilled(tuple(levels), scale)
-    return Prior(network.to(device), shapes, DiffusionConfig(**saved["diffusion"]), facts)
+    return Prior(network.to(device), shapes, diffusion, facts)
 
 
 def read_shapes(saved: dict[str, Any]) -> Shapes:

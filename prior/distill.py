@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prior.conditions import Condition, from_batch, select
-from prior.denoiser import Distilled, Prior, load_prior, predict_x0
+from prior.denoiser import Distilled, Prior, load_prior, predict_x0, split_answer
 from prior.fine_tune import FineTuneConfig, start_from
 from prior.latents import MixtureConfig
 from prior.train import PriorConfig, PriorTask, read_held_out, read_latents
@@ -167,7 +167,8 @@ class DistillTask(PriorTask):
         t = schedule.time(level)
         x_t = schedule.alpha(t)[:, None, None] * x
         wanted = convert(straight_x0(x, level, x_end, end), "x0", diffusion.target, schedule, x_t, t)
-        return (model(x, level, condition).float() - wanted).square().mean(), {}
+        said, _ = split_answer(model(x, level, condition).float(), diffusion)
+        return (said - wanted).square().mean(), {}
 
     def _student(self, model: nn.Module) -> Denoise[Condition]:
         return lambda x, sigma, condition: predict_x0(model, self._teacher.diffusion, x, sigma, condition)

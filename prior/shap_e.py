@@ -62,9 +62,11 @@ class ShapEDenoiser(nn.Module):
     standard_std: Tensor
 
     def __init__(
-        self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads, checkpointing: bool = False
-    ) -> None:
+        self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads, checkpointing: bool = False,
+        learned_variance: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.learned_variance = learned_variance
         self.shapes, self.reads, self.width, self.checkpointing = shapes, reads, width, checkpointing
         self.wrapped = _Transformer(shapes, width, depth, heads, reads)
         # Latents come as they are; the trainer and Prior ask every network.
@@ -83,11 +85,12 @@ class ShapEDenoiser(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition
-    ) -> Float[Tensor, "batch tokens channels"]:
-        """The expected x_0 of x = x_0 + sigma eps."""
+    ) -> Float[Tensor, "batch tokens outputs"]:
+        """The expected x_0 of x = x_0 + sigma eps, followed by the variance's share if `learned_variance`."""
         step = exponential_process().step_of(sigma).float()
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
-        return self.raw(unit, step, self.condition_input(condition))[0]
+        x0, share = self.raw(unit, step, self.condition_input(condition))
+        return torch.cat([x0, share], dim=-1) if self.learned_variance else x0
 
     def condition_input(self, condition: Condition) -> Tensor:
         """What `raw` takes: captions' vectors [batch, embed], or grids [batch, cells, grid_width].
@@ -119,7 +122,7 @@ class ShapEDenoiser(nn.Module):
         step: Float[Tensor, " batch"],
         embedding: Float[Tensor, "batch clip_dim"] | Float[Tensor, "batch cells grid_width"],
     ) -> tuple[Float[Tensor, "batch tokens channels"], Float[Tensor, "batch tokens channels"]]:
-        """Returns x_0 and the variance's share (`DiscreteProcess.learned_log_variance`) of x of unit size.
+        """Returns x_0 and the variance's share (`diffusion.variance`) of x of unit size.
 
         step: 0 to 1023, fractions allowed. embedding: unit vectors, or grids before the tower's last norm.
         """

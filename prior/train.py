@@ -21,17 +21,26 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prior.conditions import Condition, from_batch
-from prior.denoiser import DiffusionConfig, Network, NetworkConfig, load_prior, make_network, predict_x0
+from prior.denoiser import (
+    DiffusionConfig,
+    Network,
+    NetworkConfig,
+    load_prior,
+    make_network,
+    predict_x0,
+    split_answer,
+)
 from prior.fine_tune import FineTuneConfig, check_conditions, start_from, warn_of_forgetting
 from prior.latents import Latents, MixtureConfig, ViewLatents, standardisation
 from prior.lora import merge_lora
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
-from shapeloom.diffusion.objectives import add_noise, loss_weight, make_target, sample_times
+from shapeloom.diffusion.objectives import add_noise, loss_weight, make_target, sample_times, to_x0
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
+from shapeloom.diffusion.variance import variance_loss
 from shapeloom.log import get_logger, start_logging
 from shapeloom.pictures import to_uint8
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
@@ -44,6 +53,8 @@ from shapeloom.training import TrainConfig, train
 log = get_logger("prior")
 HELD_OUT_TIMES = (0.25, 0.5, 0.75)
 NUM_HELD_OUT = 256
+NUM_STEPS, BOUND_WEIGHT = 1024, 0.001
+"""DDPM's steps where the variance is learned, as many as Shap-E has; lambda of Nichol & Dhariwal 2021, eq. 16."""
 PICTURES, PICTURE_SIZE, PICTURE_STEPS, PICTURE_FOV = 8, 64, 16, 0.7
 
 
@@ -135,25 +146,45 @@ class PriorTask:
         return self._latents, self._order.index(n), n
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the target, over all latent numbers, weighted by time."""
+        """Mean squared error of the target, over all latent numbers, weighted by time.
+
+        With diffusion.learned_variance at whole steps, and with L_vlb (in nats a number) at its weight:
+        Nichol & Dhariwal 2021, eq. 16. L_vlb is without its last step, which samplers take without noise.
+        """
         times = self._config.diffusion
         z = normal(batch["seed"], (), stream="time").to(batch["latent"].device)
         t = sample_times(z, times.times, mean=times.times_mean, std=times.times_std)
+        if times.learned_variance:
+            # Steps 2 to n: the first one ends without noise. The last one's start is cut, as `sample_times` is.
+            t = ((t * NUM_STEPS).ceil().clamp_min(2) / NUM_STEPS).clamp_max(1 - 1e-4)
         weight = loss_weight(times.weighting, times.target, make_schedule(times.schedule), t)
-        return (weight * self.errors(model, batch, t)).mean(), {}
+        errors, bound = self.errors(model, batch, t)
+        simple = (weight * errors).mean()
+        if not times.learned_variance:
+            return simple, {}
+        vlb = (NUM_STEPS - 1) * bound.mean()
+        return simple + BOUND_WEIGHT * vlb, {"simple": simple.detach(), "vlb": vlb.detach()}
 
     def errors(
         self, model: nn.Module, batch: dict[str, Tensor], t: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        """Each sample's mean squared error at time t."""
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Each sample's mean squared error at time t, and its mean term of L_vlb for the step from t (or 0)."""
         diffusion, latent = self._config.diffusion, batch["latent"]
         schedule = make_schedule(diffusion.schedule)
         x0 = (latent - model.get_buffer("standard_mean")) / model.get_buffer("standard_std")
         eps = normal(batch["seed"], tuple(x0.shape[1:]), stream="noise").to(x0.device)
         alpha = schedule.alpha(t)
-        x = add_noise(schedule, x0, eps, t) / alpha[:, None, None]
-        prediction = model(x, schedule.sigma(t) / alpha, from_batch(batch)).float()
-        return (prediction - make_target(diffusion.target, schedule, x0, eps, t)).square().flatten(1).mean(1)
+        x_t = add_noise(schedule, x0, eps, t)
+        x, sigma = x_t / alpha[:, None, None], schedule.sigma(t) / alpha
+        prediction, share = split_answer(model(x, sigma, from_batch(batch)).float(), diffusion)
+        target = make_target(diffusion.target, schedule, x0, eps, t)
+        errors = (prediction - target).square().flatten(1).mean(1)
+        if share is None:
+            return errors, torch.zeros_like(errors)
+        before = t - 1 / NUM_STEPS
+        predicted = to_x0(diffusion.target, schedule, prediction, x_t, t)
+        terms = variance_loss(x0, predicted, share, sigma, schedule.sigma(before) / schedule.alpha(before))
+        return errors, terms.flatten(1).mean(1)
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -169,7 +200,7 @@ class PriorTask:
                 batch = {key: value[first : first + at_once].to(device) for key, value in measured.items()}
                 for i, t in enumerate(HELD_OUT_TIMES):
                     times = torch.full((len(batch["latent"]),), t, device=device)
-                    errors[i] += self.errors(model, batch, times).sum().cpu()
+                    errors[i] += self.errors(model, batch, times)[0].sum().cpu()
             errors /= len(measured["latent"])
             losses = {
                 f"{name}/loss_t{t:g}": float(error) for t, error in zip(HELD_OUT_TIMES, errors, strict=True)
@@ -213,7 +244,9 @@ def new_model(latents: Latents, config: PriorConfig) -> Network:
     """A fresh network that knows the latents' statistics, or of zero mean and unit variance without them."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
-        model = make_network(latents.shapes, config.network)
+        model = make_network(
+            latents.shapes, config.network, learned_variance=config.diffusion.learned_variance
+        )
     if config.standardise and not model.published:  # published ones were made for latents as they are
         mean, std = standardisation(latents.latent)
         model.standard_mean.copy_(mean)
@@ -299,7 +332,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     averages = train(task, config.train, run, world, export=merge_lora)
     facts: dict[str, Any] = {"num_latents": len(latents.latent), "num_captionless": latents.num_captionless}
     if world.is_main:
-        plain = make_network(model.shapes, config.network).to(world.device)  # without low-rank parts
+        # Without low-rank parts.
+        plain = make_network(
+            model.shapes, config.network, learned_variance=config.diffusion.learned_variance
+        ).to(world.device)
         compared = _compare(task, plain, averages)
         facts["losses"] = compared | ({"before": before} if before else {})
         warn_of_forgetting(before, compared[f"{config.train.ema_decay:g}"])

@@ -199,6 +199,11 @@ class ShapePipeline:
             sigmas,
             condition,
             method=sampler,
+            log_variance=(
+                self.prior.log_variance
+                if sampler == "ddpm" and self.prior.diffusion.learned_variance
+                else None
+            ),
             noise=lambda i: normal(
                 torch.tensor(numbers), self.prior.shape, stream=f"sampling step {i}", device=self.prior.device
             ),

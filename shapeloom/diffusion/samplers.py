@@ -11,7 +11,7 @@ with any schedule fits in: it sees alpha x at the time where sigma / alpha equal
     euler         1      1             churn  Karras et al. 2022; exactly DDIM (Song et al. 2021) in any frame
     heun          2      2             churn  Karras et al. 2022, algorithm 2
     ddim          1      1             eta    Song et al. 2021, eq. 12 and 16
-    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1
+    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1; its variance may be learned
     dpmpp_2m      2      1             no     Lu et al. 2022, "DPM-Solver++", algorithm 2
     dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
     unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3
@@ -35,6 +35,8 @@ from torch import Tensor
 C = TypeVar("C")
 Denoise = Callable[[Tensor, Tensor, C], Tensor]
 """The seam between networks and samplers: (x, sigma, condition) -> x_0; the condition is handed through."""
+LogVariance = Callable[[Tensor, Tensor, Tensor, C], Tensor]
+"""(x, its sigma, the next sigma > 0, condition) -> log variance of the step, shaped as x (see `variance`)."""
 SamplerName = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
 
 
@@ -55,6 +57,7 @@ def sample(
     method: SamplerName = "heun",
     churn: float = 0.0,
     eta: float = 0.0,
+    log_variance: LogVariance[C] | None = None,
     noise: Callable[[int], Float[Tensor, "batch *shape"]] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "batch *shape"]:
@@ -69,6 +72,7 @@ def sample(
         churn: EDM's S_churn for euler and heun: each step first raises sigma by the factor
             1 + min(churn / steps, sqrt(2) - 1) with fresh noise (Karras et al. 2022, algorithm 2).
         eta: share of ddpm's fresh noise that ddim adds, 0 to 1.
+        log_variance: of ddpm's steps, where a network has learned it; none: the least that it can be.
         noise: standard normal numbers for step i, shaped as x; needed with churn, eta, ddpm and
             dpmpp_2m_sde. Seed it per sample, so that a sample doesn't depend on its batch mates.
         on_step: called with i after each step, for a progress bar.
@@ -88,8 +92,10 @@ def sample(
             f"{method} with churn {churn:g} and eta {eta:g} needs `noise`: a function of the step that "
             "returns standard normal numbers"
         )
+    if log_variance is not None and method != "ddpm":
+        raise ValueError(f"log_variance is of the steps of ddpm, got it for {method}")
     growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    walk = _Walk(denoise, condition, noise, eta=1.0 if method == "ddpm" else eta)
+    walk = _Walk(denoise, condition, noise, 1.0 if method == "ddpm" else eta, log_variance)
     for i, (level, following) in enumerate(pairwise(levels)):
         start = level
         if growth > 0 and noise is not None:
@@ -109,11 +115,11 @@ class _Walk(Generic[C]):
     condition: C
     noise: Callable[[int], Tensor] | None
     eta: float
+    log_variance: LogVariance[C] | None
     past: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def x0(self, x: Tensor, sigma: float) -> Tensor:
-        level = torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
-        result = self.denoise(x, level, self.condition)
+        result = self.denoise(x, self._level(x, sigma), self.condition)
         self.past = [*self.past[-1:], (sigma, result)]
         return result
 
@@ -134,7 +140,12 @@ class _Walk(Generic[C]):
                 # The spread of q(x_end | x_start, x_0) is end sqrt(1 - (end / start)^2).
                 spread = self.eta * end * math.sqrt(1 - (end / start) ** 2)
                 kept = math.sqrt(end**2 - spread**2) / start
-                return self._noised(x0 + kept * (x - x0), spread, i)
+                moved = x0 + kept * (x - x0)
+                if self.log_variance is None:
+                    return self._noised(moved, spread, i)
+                levels = self._level(x, start), self._level(x, end)
+                learned = torch.exp(self.log_variance(x, *levels, self.condition) / 2)
+                return self._noised(moved, learned, i)
             case "dpmpp_2m":
                 decay = end / start
                 return decay * x + (1 - decay) * self._extrapolated(start, end)
@@ -149,8 +160,12 @@ class _Walk(Generic[C]):
             case _:
                 assert_never(method)
 
-    def _noised(self, x: Tensor, spread: float, i: int) -> Tensor:
-        if spread == 0:
+    @staticmethod
+    def _level(x: Tensor, sigma: float) -> Tensor:
+        return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
+
+    def _noised(self, x: Tensor, spread: float | Tensor, i: int) -> Tensor:
+        if isinstance(spread, float) and spread == 0:
             return x
         assert self.noise is not None
         return x + spread * self.noise(i)

@@ -53,6 +53,25 @@ def test_an_untrained_network_answers_with_the_best_guess_that_ignores_its_input
     torch.testing.assert_close(prior.denoise(x, sigma, prior.condition(batch=3)), expected)
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("schedule: rectified_flow, times: uniform", "use vp_cosine, vp_linear or shap_e"),
+        ("schedule: edm, times: uniform", "use vp_cosine, vp_linear or shap_e"),
+        ("schedule: vp_cosine", "set times=uniform, not logit_normal"),
+    ],
+)
+def test_a_variance_is_refused_where_steps_have_none_of_ddpm_s(said: str, answer: str):
+    with pytest.raises(UserError, match=answer):
+        load_config(PriorConfig, None, [f"diffusion={{learned_variance: true, {said}}}"])
+
+
+def test_a_prior_without_a_learned_variance_says_so():
+    prior, (x, sigma) = make_prior(), some_noise(3)
+    with pytest.raises(ValueError, match=r"without diffusion\.learned_variance"):
+        prior.log_variance(x, sigma, sigma / 2, prior.condition(batch=3))
+
+
 @pytest.mark.parametrize("schedule", ["rectified_flow", "vp_cosine"])
 def test_the_v_prediction_means_the_same_in_every_schedule(schedule: str):
     prior, (x, sigma) = make_prior(), some_noise(3)

@@ -15,6 +15,7 @@ from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.config import UserError
+from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
 
@@ -220,6 +221,29 @@ def test_a_view_prior_puts_a_picture_in_the_prompt_s_place(pipeline: ShapePipeli
         ShapePipeline(views, pipeline.decoder, pipeline.clip)
     with pytest.raises(UserError, match="view_prior must be trained with predict=views"):
         ShapePipeline(pipeline.prior, pipeline.decoder, pipeline.clip, view_prior=pipeline.prior)
+
+
+def test_ancestral_steps_take_the_variance_that_the_prior_has_learned(pipeline: ShapePipeline):
+    """A share of -1 everywhere is the variance of a prior that has learned none."""
+    plain = pipeline.prior
+
+    def with_share(share: float) -> ShapePipeline:
+        config = DiffusionConfig(schedule="vp_cosine", times="uniform", learned_variance=True)
+        network = Denoiser(plain.shapes, plain.network.config, learned_variance=True)
+        state = plain.network.state_dict()
+        extra = {"out.weight": torch.zeros_like(state["out.weight"])}
+        extra["out.bias"] = torch.full_like(state["out.bias"], share)
+        network.load_state_dict(state | {k: torch.cat([state[k], v]) for k, v in extra.items()})
+        facts = {"digest": "p", "encoder": plain.encoder_digest, "clip": plain.clip_digest}
+        return ShapePipeline(Prior(network, plain.shapes, config, facts), pipeline.decoder, pipeline.clip)
+
+    def latent(pipe: ShapePipeline, sampler: SamplerName) -> torch.Tensor:
+        return pipe("a chair", steps=4, sampler=sampler)[0].latent
+
+    expected = latent(pipeline, "ddpm")
+    torch.testing.assert_close(latent(with_share(-1.0), "ddpm"), expected)
+    assert not torch.allclose(latent(with_share(1.0), "ddpm"), expected, atol=1e-4)
+    torch.testing.assert_close(latent(with_share(1.0), "heun"), latent(pipeline, "heun"))
 
 
 def test_guidance_s_settings_reach_the_latents(pipeline: ShapePipeline):
