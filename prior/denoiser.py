@@ -83,7 +83,7 @@ class DiffusionConfig(Config):
     weighting: Weighting = "uniform"
     learned_variance: bool = Field(
         default=False,
-        description="learn the variance of DDPM's steps too, for sampler=ddpm: at whole steps of a vp schedule",
+        description="learn the variance of DDPM's steps too, for sampler=ddpm; schedule: a vp one",
     )
 
     @model_validator(mode="after")

@@ -62,8 +62,8 @@ class ShapEDenoiser(nn.Module):
     standard_std: Tensor
 
     def __init__(
-        self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads, checkpointing: bool = False,
-        learned_variance: bool = False,
+        self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads,
+        checkpointing: bool = False, learned_variance: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.learned_variance = learned_variance

@@ -29,6 +29,7 @@ from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
 from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
 from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, ShapeSample, check_prompt
+from sampling.prompts import own_prompts
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
@@ -67,6 +68,9 @@ class SamplingConfig(Config):
     encoder: Path | None = Key(None, description="folder of a finished encoder.train")
     clip: str | None = Key(None, description="folder of prior.train_clip, or an open_clip MODEL/TAG")
     prompts: list[str] = Key([], description="used when no --prompt, --prompts or --image is given")
+    captions: int = Key(
+        8, ge=1, description="without `prompts` either: so many captions that the prior was trained on"
+    )
     num: int = Key(1, ge=1, description="objects a prompt; they get the seeds seed, seed + 1, ...")
     seed: int = Key(0, ge=0, le=MAX_SEED)
     steps: int = Key(32, ge=1, le=4096)
@@ -81,6 +85,9 @@ class SamplingConfig(Config):
     mesh: MeshConfig = MeshConfig()
     turntable: TurntableConfig = TurntableConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = Key(
+        "auto", description="of the priors' networks; auto: bf16 on GPUs that have it"
+    )
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[
     loaded = [(load_image(path), file_digest(path), path.stem) for path in arguments.image]
     pictures = {digest: picture for picture, digest, _ in loaded}
     names = {digest: name for _, digest, name in loaded} or {"": ""}
-    prompts = prompts or ([""] if pictures else list(config.prompts))
+    prompts = prompts or ([""] if pictures else list(config.prompts) or captions_of(config))
     if not prompts:
         raise UserError(
             'Say what to make: --prompt "a red chair", --prompts FILE, --image FILE or `prompts`.'
@@ -215,6 +222,15 @@ def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[
     if not every[index::count]:
         raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
     return every[index::count], pictures
+
+
+def captions_of(config: SamplingConfig) -> list[str]:
+    """Returns captions that the config's prior was trained on, if its latents are there."""
+    prior = config.prior or (None if config.model is None else Path(config.model, "prior"))
+    captions = [] if prior is None else own_prompts(prior, config.captions)
+    if captions:
+        log.info("no prompt was given, so these are %d captions of the training assets", len(captions))
+    return captions
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -245,9 +261,11 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda was asked for, but torch finds no CUDA device here; use device=cpu.")
+    on_gpu = device == "cuda" and torch.cuda.is_bf16_supported()
     return ShapePipeline.load(
         prior=prior, encoder=encoder, clip=clip, view_prior=config.view_prior,
         weaker=config.weaker, ema=config.ema, device=device,
+        bf16=on_gpu if config.precision == "auto" else config.precision == "bf16",
     )  # fmt: skip
 
 
@@ -329,10 +347,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if shortcuts:
         overrides = [item for group in arguments.set for item in group]
         config = load_config(SamplingConfig, arguments.config, [*overrides, *shortcuts])
+    start_logging()
     wanted, pictures = wishes(config, arguments)
     if arguments.shard is not None:
         out /= "shard_{:03d}_of_{:03d}".format(*arguments.shard)
-    start_logging()
     pipeline = load_pipeline(config)
     inputs = {
         "prior": pipeline.prior.digest, "encoder": pipeline.decoder.digest, "clip": pipeline.clip.digest
@@ -341,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if other is not None:
             inputs[name] = other.digest
     # A folder collects objects of one model and one set of settings; which ones is no part of that.
-    kept = config.model_copy(update={"prompts": [], "num": 1, "seed": 0})
+    kept = config.model_copy(update={"prompts": [], "captions": 8, "num": 1, "seed": 0})
     run = Run.open(out, kept, stage="sampling", inputs=inputs)
     album = Album(run.folder)
     missing = [wish for wish in wanted if not album.holds(wish)]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sampling.__main__ import SamplingConfig, load_pipeline
+from sampling.__main__ import SamplingConfig, captions_of, load_pipeline
 from sampling.stage import CSS, head
 from sampling.studio import MAX_UPLOAD_BYTES, Studio
 from shapeloom.config import UserError, load_config, run_main
@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 < arguments.port < 65536:
         raise UserError(f"--port is a number from 1 to 65535, got {arguments.port}.")
     start_logging()
+    config = config.model_copy(update={"prompts": config.prompts or captions_of(config)})
     with tempfile.TemporaryDirectory(prefix="shapeloom-") as folder:
         studio = Studio(load_pipeline(config), config, Path(folder))
         log.info("open http://%s:%d in a browser; Ctrl-C ends it", arguments.host, arguments.port)

@@ -123,15 +123,20 @@ class ShapePipeline:
         weaker: str | Path | None = None,
         ema: float | None = None,
         device: torch.device | str = "cpu",
+        bf16: bool = False,
     ) -> "ShapePipeline":
         """Loads finished runs (clip: also an open_clip name); raises UserError if they don't fit together.
 
         ema: which average of the prior's weights to sample with (see `load_prior`).
+        bf16: the priors' networks compute in bfloat16; the decoder and CLIP don't.
         """
         # The prior and the decoder say at once if they aren't there; CLIP may have to be downloaded.
         loaded, decoder = load_prior(Path(prior), device, ema=ema), load_decoder(Path(encoder), device)
         views = None if view_prior is None else load_prior(Path(view_prior), device)
         worse = None if weaker is None else load_prior(Path(weaker), device)
+        for each in (loaded, views, worse):
+            if bf16 and each is not None:
+                each.use_bf16()
         parts = Parts(Path(prior), Path(encoder), str(clip))
         return cls(loaded, decoder, load_clip(clip, device), parts, views, worse)
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from shapeloom import __version__
-from shapeloom.config import Config, UserError
+from shapeloom.config import Config, UserError, load_config
 from shapeloom.storage import AnyPath, write_atomic
 
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
@@ -75,7 +75,7 @@ class Run:
         path = out / "meta.json"
         if path.is_file():
             meta = json.loads(path.read_text())
-            _check_same(out, meta, stage, resolved, dict(inputs or {}))
+            _check_same(out, meta, stage, config, dict(inputs or {}))
             return cls(out, meta, writes=writes)
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file; name a folder.")
@@ -167,13 +167,16 @@ class Run:
 
 
 def _check_same(
-    out: AnyPath, meta: dict[str, Any], stage: str, resolved: dict, inputs: dict[str, str]
+    out: AnyPath, meta: dict[str, Any], stage: str, config: Config, inputs: dict[str, str]
 ) -> None:
     advice = "Use another --out, or delete that folder to start over."
     if meta["stage"] != stage:
         raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")
-    before = yaml.safe_load((out / "config.yaml").read_text())
-    changed = _differences(before, resolved)
+    try:  # keys that are newer than the run have their defaults
+        before = load_config(type(config), out / "config.yaml").model_dump(mode="json")
+    except UserError:  # keys that are gone since
+        before = yaml.safe_load((out / "config.yaml").read_text())
+    changed = _differences(before, config.model_dump(mode="json"))
     if changed:
         raise UserError(f"{out} was made with another config ({'; '.join(changed)}). {advice}")
     for name, digest in inputs.items():

@@ -11,7 +11,7 @@ with any schedule fits in: it sees alpha x at the time where sigma / alpha equal
     euler         1      1             churn  Karras et al. 2022; exactly DDIM (Song et al. 2021) in any frame
     heun          2      2             churn  Karras et al. 2022, algorithm 2
     ddim          1      1             eta    Song et al. 2021, eq. 12 and 16
-    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1; its variance may be learned
+    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1 (or learned variance)
     dpmpp_2m      2      1             no     Lu et al. 2022, "DPM-Solver++", algorithm 2
     dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
     unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3

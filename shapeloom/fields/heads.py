@@ -5,7 +5,7 @@ logistic in place of the Laplace distribution): density = sigmoid((offset - sdf)
 renders and meshes agree by construction, and samples of signed distance shape both. For the same reason the
 NeRF colour is the texture colour with a learned difference (its shading), added before the sigmoid. Where
 colours depend on the direction of view, the shading has a part of spherical harmonics of it (Yu et al. 2021,
-"PlenOctrees", section 4.1), whose mean over all directions is none.
+"PlenOctrees", section 4.1). Its mean over all directions is zero before the sigmoid, not after it.
 """
 
 import math
@@ -82,7 +82,7 @@ class ColorHead(nn.Module):
         features: Float[Tensor, "batch points width"],
         directions: Float[Tensor, "batch points 3"] | None = None,
     ) -> Color:
-        """Returns colours in float32. directions: unit vectors from the camera; none: what they share."""
+        """Returns colours in float32. directions: unit vectors from the camera; none: no harmonics."""
         shading, texture = self.linear(features).float().split(3, dim=-1)
         if self.shine is not None and directions is not None:
             shine = self.shine(features).float().unflatten(-1, (3, NUM_HARMONICS))

@@ -188,6 +188,19 @@ def test_missing_inputs_and_devices_are_named():
         load_pipeline(SamplingConfig())
 
 
+@pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
+def test_a_cpu_computes_in_bfloat16_only_if_asked_to(pipeline, monkeypatch, precision, bf16):
+    told = {}
+
+    def load(**arguments):
+        told.update(arguments)
+        return pipeline
+
+    monkeypatch.setattr("sampling.__main__.ShapePipeline.load", load)
+    load_pipeline(SamplingConfig(prior="p", encoder="e", clip="c", device="cpu", precision=precision))
+    assert told["bf16"] is bf16
+
+
 def test_a_metadata_file_of_another_schema_is_refused(tmp_path):
     (tmp_path / "metadata.json").write_text('{"schema": 99, "samples": []}')
     with pytest.raises(UserError, match="schema 99"):

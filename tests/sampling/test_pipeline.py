@@ -246,6 +246,22 @@ def test_ancestral_steps_take_the_variance_that_the_prior_has_learned(pipeline: 
     torch.testing.assert_close(latent(with_share(1.0), "heun"), latent(pipeline, "heun"))
 
 
+def test_bfloat16_changes_a_latent_by_its_rounding_alone(pipeline: ShapePipeline, monkeypatch):
+    parts = {"load_prior": pipeline.prior, "load_decoder": pipeline.decoder, "load_clip": pipeline.clip}
+    for name, part in parts.items():
+        monkeypatch.setattr(f"sampling.pipeline.{name}", lambda *_, part=part, **__: copy.deepcopy(part))
+    folders = {"prior": "p", "encoder": "e", "clip": "c"}
+    full = ShapePipeline.load(**folders)("a chair", steps=4)[0].latent
+    half = ShapePipeline.load(**folders, weaker="w", bf16=True)
+    assert half.weaker is not None
+    assert all(prior.network.out.weight.dtype == torch.bfloat16 for prior in (half.prior, half.weaker))
+    half.weaker = None
+    latent = half("a chair", steps=4)[0].latent
+    assert latent.dtype == torch.float32
+    difference = float((latent - full).norm() / full.norm())
+    assert 0 < difference < 0.05  # 8 bits, through guidance of 3
+
+
 def test_guidance_s_settings_reach_the_latents(pipeline: ShapePipeline):
     def latent(**guidance) -> torch.Tensor:
         config = GuidanceConfig.model_validate(guidance)

@@ -45,6 +45,17 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, change: dict, messag
                 Run.open(tmp_path / "r", config, stage=stage, inputs=inputs)
 
 
+def test_a_run_from_before_a_key_was_there_has_its_default(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "r", Settings(), stage="s")
+    write_atomic(run.folder / "config.yaml", "{}\n")
+    Run.open(tmp_path / "r", Settings(), stage="s")
+    with pytest.raises(UserError, match="steps was 3, now 4"):
+        Run.open(tmp_path / "r", Settings(steps=4), stage="s")
+    write_atomic(run.folder / "config.yaml", "{gone: 1}\n")
+    with pytest.raises(UserError, match="gone was 1, now None; steps was None, now 3"):
+        Run.open(tmp_path / "r", Settings(), stage="s")
+
+
 def test_an_unfinished_or_missing_run_is_no_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a finished s run"):
         read_meta(tmp_path, stage="s")
