@@ -54,7 +54,7 @@ log = get_logger("prior")
 HELD_OUT_TIMES = (0.25, 0.5, 0.75)
 NUM_HELD_OUT = 256
 NUM_STEPS, BOUND_WEIGHT = 1024, 0.001
-"""DDPM's steps where the variance is learned, as many as Shap-E's; lambda of Nichol & Dhariwal 2021, eq. 16."""
+"""Of DDPM where the variance is learned, as many as Shap-E's; and lambda, Nichol & Dhariwal 2021, eq. 16."""
 PICTURES, PICTURE_SIZE, PICTURE_STEPS, PICTURE_FOV = 8, 64, 16, 0.7
 
 
@@ -155,7 +155,7 @@ class PriorTask:
         z = normal(batch["seed"], (), stream="time").to(batch["latent"].device)
         t = sample_times(z, times.times, mean=times.times_mean, std=times.times_std)
         if times.learned_variance:
-            # Steps 2 to n: the first one ends without noise. The last one's start is cut as `sample_times` is.
+            # Steps 2 to n: the first one ends without noise. The last is cut where `sample_times` is.
             t = ((t * NUM_STEPS).ceil().clamp_min(2) / NUM_STEPS).clamp_max(1 - 1e-4)
         weight = loss_weight(times.weighting, times.target, make_schedule(times.schedule), t)
         errors, bound = self.errors(model, batch, t)
