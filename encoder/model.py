@@ -21,6 +21,8 @@ from encoder.shap_e import ShapEAutoencoder, ShapEEncoderConfig, load_shap_e
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
+from shapeloom.fields.mlp import own_shapes
+from shapeloom.fields.projection import layer_tokens
 from shapeloom.nn.attention import Attention
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.rays import camera_rays
@@ -60,9 +62,9 @@ class Encoder(nn.Module):
         self.config = config
         width, num_tokens = config.width, decoder.projection.num_tokens
         self.grid_tokens = GridTokens(width, config.grid, config.grid_channels)
-        # Each latent token starts from a mixture of places; of its own one alone where there are as many.
-        share = torch.eye(num_tokens) if num_tokens == COARSE**3 else _even_shares(num_tokens)
-        self.shares = nn.Parameter(share)
+        # Each latent token starts from places of its own: those of one layer share out the whole box.
+        layers = layer_tokens(decoder.projection, own_shapes(decoder.field))
+        self.shares = nn.Parameter(torch.cat([_even_shares(num) for num in layers]))
         self.latent_tokens = nn.Parameter(0.1 * torch.randn(num_tokens, width))
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
         self.from_views = Attention(width, config.heads, context_width=width) if config.num_views else None
@@ -102,8 +104,17 @@ class Encoder(nn.Module):
 
 
 def _even_shares(num_tokens: int) -> Float[Tensor, "tokens places"]:
-    """Returns random shares of all places whose sum of squares is one."""
-    return torch.randn(num_tokens, COARSE**3) / COARSE**1.5
+    """Returns shares of the places: neighbours to each token, or a place to several, or all in random shares.
+
+    The squares of a token's shares sum to one.
+    """
+    places = COARSE**3
+    if places % num_tokens == 0:
+        each = places // num_tokens
+        return torch.eye(num_tokens).repeat_interleave(each, dim=1) / each**0.5
+    if num_tokens % places == 0:
+        return torch.eye(places).repeat(num_tokens // places, 1)
+    return torch.randn(num_tokens, places) / places**0.5
 
 
 class Autoencoder(nn.Module):

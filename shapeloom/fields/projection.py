@@ -29,12 +29,19 @@ class ProjectionConfig(Config):
     rank: int = Key(256, ge=1)  # coefficients a layer (low_rank)
 
 
+def layer_tokens(config: ProjectionConfig, shapes: list[tuple[int, int]]) -> list[int]:
+    """Returns how many latent tokens each hidden matrix has; shapes: their (out, in)."""
+    if config.kind == "rows":
+        return [out for out, _ in shapes]
+    return [config.num_tokens // len(shapes)] * len(shapes)
+
+
 class RowProjection(nn.Module):
     """Token i -> row i. shapes: (out, in) of each hidden matrix. layers: the tokens of each."""
 
     def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.layers = [out for out, _ in shapes]
+        self.layers = layer_tokens(config, shapes)
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
         self.linear = nn.ModuleList([nn.Linear(config.channels, width) for _, width in shapes])
         # Rows start at a sixteenth of unit size, so that the shared base leads at first (Shap-E's gain).
@@ -56,7 +63,7 @@ class LowRankProjection(nn.Module):
 
     def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.layers = [config.num_tokens // len(shapes)] * len(shapes)
+        self.layers = layer_tokens(config, shapes)
         numbers = self.layers[0] * config.channels
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
         self.coefficients = nn.ModuleList([nn.Linear(numbers, config.rank, bias=False) for _ in shapes])

@@ -37,6 +37,15 @@ def test_a_view_that_is_not_kept_changes_nothing() -> None:
     assert not torch.allclose(encoder(inputs())[:1], latent[:1])
 
 
+@pytest.mark.parametrize("num_tokens", [8, 12, 64, 256])
+def test_the_tokens_of_each_layer_start_from_the_whole_box(num_tokens: int) -> None:
+    decoder = DecoderConfig.model_validate({"projection": {"num_tokens": num_tokens}})
+    shares = Encoder(SMALL, decoder).shares.detach()
+    torch.testing.assert_close(shares.square().sum(dim=1), torch.ones(num_tokens), rtol=0.5, atol=0)
+    for layer in shares.split(num_tokens // 2):
+        assert layer.abs().sum(dim=0).min() > 0
+
+
 def test_recomputing_blocks_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
