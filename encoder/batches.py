@@ -129,6 +129,7 @@ def _rays(
     views, height, width = depth.shape
     num = losses.num_rays
     picks = rng.integers(0, views * height * width, num)
+    beside = picks.copy()  # a pixel that may know the depth which a ray passes by
     covered = np.flatnonzero(rgba[..., 3].reshape(-1) > 0)
     if len(covered):
         share = int(FOREGROUND_SHARE * num)
@@ -137,6 +138,7 @@ def _rays(
         x = np.clip(near % width + rng.integers(-2, 3, share), 0, width - 1)
         y = np.clip(near // width % height + rng.integers(-2, 3, share), 0, height - 1)
         picks[:share] = near // (width * height) * (width * height) + y * width + x
+        beside[:share] = near
     view, y, x = np.unravel_index(picks, depth.shape)
     pixels = torch.from_numpy(np.stack([x + 0.5, y + 0.5], axis=-1).astype(np.float32))[:, None]
     poses, intrinsics = torch.from_numpy(asset.cam_to_world[view]), torch.from_numpy(asset.intrinsics[view])
@@ -146,7 +148,8 @@ def _rays(
     jitter = torch.from_numpy(
         rng.random((num, losses.free_samples + losses.surface_samples), dtype=np.float32)
     )
-    t, edges = guided_samples(t_near, t_far, t_hit, jitter, losses)
+    t_beside = torch.from_numpy(depth.reshape(-1)[beside]) / cosine
+    t, edges = guided_samples(t_near, t_far, t_hit, t_beside, jitter, losses)
     color = torch.from_numpy(rgba[view, y, x][:, [*channels, 3]]).float() / 255
     return {
         "ray_origins": origins @ matrix.T,

@@ -46,15 +46,21 @@ def guided_samples(
     t_near: Float[Tensor, "*rays"],
     t_far: Float[Tensor, "*rays"],
     t_hit: Float[Tensor, "*rays"],
+    t_beside: Float[Tensor, "*rays"],
     jitter: Float[Tensor, "*rays numbers"],
     config: LossConfig,
 ) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays edges"]]:
     """Returns sorted sample positions and interval edges. t_hit is 0 for rays that miss.
 
-    A ray that hits is followed to just behind its surface: whatever alpha it has must come from there. Plain
-    sampling gets its stratified samples alone.
+    A ray that hits is followed to just behind its surface: whatever alpha it has must come from there. One
+    that misses is sampled as densely where it passes by a surface, at t_beside (0: unknown): samples a tenth
+    of the ray apart would find little of a halo there, and surfaces would grow. Plain sampling gets its
+    stratified samples alone.
     """
     hit = (t_hit > 0) & config.guided
+    known = hit | (t_beside > 0)
+    # The ray may have left the box before the depth of what it passes by.
+    t_surface = torch.where(hit, t_hit, t_beside).clamp(t_near, t_far)
     window = config.surface_window
     end = torch.where(hit, torch.minimum(t_hit + window, t_far), t_far)
     free, surface = config.free_samples, config.surface_samples
@@ -64,9 +70,10 @@ def guided_samples(
         return t_free, edges_from_samples(t_free, t_near, t_far)
     index = torch.arange(surface, device=jitter.device)
     share = (index + jitter[..., free:]) / surface
-    start = torch.where(hit, torch.maximum(t_hit - window, t_near), t_near)
-    t_surface = start[..., None] + (end - start)[..., None] * share
-    t = torch.cat([t_free, t_surface], dim=-1).sort(dim=-1).values
+    start = torch.where(known, torch.maximum(t_surface - window, t_near), t_near)
+    stop = torch.where(known, torch.minimum(t_surface + window, t_far), t_far)
+    t_dense = start[..., None] + (stop - start)[..., None] * share
+    t = torch.cat([t_free, t_dense], dim=-1).sort(dim=-1).values
     return t, edges_from_samples(t, t_near, end)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field as Key
 from safetensors.torch import load_file
@@ -64,7 +65,9 @@ class Encoder(nn.Module):
         self.grid_tokens = GridTokens(width, config.grid, config.grid_channels)
         # Each latent token starts from places of its own: those of one layer share out the whole box.
         layers = layer_tokens(decoder.projection, own_shapes(decoder.field))
-        self.shares = nn.Parameter(torch.cat([_even_shares(num) for num in layers]))
+        columns = decoder.projection.kind == "columns"
+        shares = _shares_by_place if columns else _even_shares
+        self.shares = nn.Parameter(torch.cat([shares(num) for num in layers]))
         self.latent_tokens = nn.Parameter(0.1 * torch.randn(num_tokens, width))
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
         self.from_views = Attention(width, config.heads, context_width=width) if config.num_views else None
@@ -115,6 +118,16 @@ def _even_shares(num_tokens: int) -> Float[Tensor, "tokens places"]:
     if num_tokens % places == 0:
         return torch.eye(places).repeat(num_tokens // places, 1)
     return torch.randn(num_tokens, places) / places**0.5
+
+
+def _shares_by_place(num_tokens: int) -> Float[Tensor, "tokens places"]:
+    """Returns how much of the places lies in each token's own cell, of a grid over the same box."""
+    side = round(num_tokens ** (1 / 3))
+    ends = torch.arange(side + 1) / side
+    places = torch.arange(COARSE + 1) / COARSE
+    common = torch.minimum(ends[1:, None], places[1:]) - torch.maximum(ends[:-1, None], places[:-1])
+    along = F.normalize(common.clamp(min=0), dim=1)
+    return torch.kron(torch.kron(along, along), along)
 
 
 class Autoencoder(nn.Module):

@@ -81,7 +81,8 @@ class Decoder(nn.Module):
             self.projection: nn.Module = ShapEProjection(config.shap_e)
             self.field: FieldMLP | ShapEField = ShapEField(config.shap_e)
         else:
-            self.projection = make_projection(config.projection, own_shapes(config.field))
+            num_bumps = config.field.encoding.bumps**3
+            self.projection = make_projection(config.projection, own_shapes(config.field), num_bumps)
             self.field = FieldMLP(config.field)
 
     @property

@@ -132,6 +132,7 @@ class FieldMLP(nn.Module):
         super().__init__()
         # Kept with the weights: another release of torch may draw other random numbers.
         self.register_buffer("frequencies", encoding_matrix(config.encoding))
+        self.bumps = config.encoding.bumps
         self.num_geometry = min(config.geometry.own_layers, config.geometry.num_layers)
         self.geometry_trunk, self.color_trunk = Trunk(config.geometry), Trunk(config.color)
         self.geometry_head = GeometryHead(config.geometry.width)
@@ -144,29 +145,28 @@ class FieldMLP(nn.Module):
 
         directions: unit vectors from the camera, one a point.
         """
-        encoded = encode(points.float(), self.frequencies)
+        encoded = encode(points.float(), self.frequencies, self.bumps)
         return self._geometry(weights, encoded), self._color(weights, encoded, directions)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density and signed distance alone."""
-        return self._geometry(weights, encode(points.float(), self.frequencies))
+        return self._geometry(weights, encode(points.float(), self.frequencies, self.bumps))
 
     def color(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> Color:
         """Returns the colours alone."""
-        return self._color(weights, encode(points.float(), self.frequencies), directions)
+        return self._color(weights, encode(points.float(), self.frequencies, self.bumps), directions)
 
     def sdf_gradient(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
     ) -> Float[Tensor, "batch points 3"]:
         """Returns the signed distance's gradient by position, in closed form."""
-        encoded = encode(points.float(), self.frequencies)
+        encoded = encode(points.float(), self.frequencies, self.bumps)
         of_sdf = self.geometry_head.linear.weight[1]
         own = weights[: self.num_geometry]
-        return encoding_gradient(
-            self.geometry_trunk.gradient(own, encoded, of_sdf), encoded, self.frequencies
-        )
+        gradient = self.geometry_trunk.gradient(own, encoded, of_sdf)
+        return encoding_gradient(gradient, points, self.frequencies, self.bumps)
 
     def _geometry(self, weights: FieldWeights, encoded: Tensor) -> Geometry:
         values: Geometry = self.geometry_head(self.geometry_trunk(weights[: self.num_geometry], encoded))

@@ -93,7 +93,7 @@ def test_plain_sampling_sees_a_ball_as_guided_sampling_does() -> None:
     seen = {}
     for guided in (False, True):
         config = LossConfig(guided=guided, free_samples=64, surface_samples=128, squared_share=0)
-        t, edges = guided_samples(t_near, t_far, t_hit, torch.rand(1, 2, 192), config)
+        t, edges = guided_samples(t_near, t_far, t_hit, t_hit, torch.rand(1, 2, 192), config)
         assert t.shape[-1] == (192 if guided else 64)
         batch = {
             "ray_t": t, "ray_edges": edges, "ray_origins": origins, "ray_directions": directions,
@@ -102,6 +102,15 @@ def test_plain_sampling_sees_a_ball_as_guided_sampling_does() -> None:
         }  # fmt: skip
         seen[guided] = ray_losses(decoder, [], batch, config)
     assert max(float(value.detach()) for parts in seen.values() for value in parts.values()) < 0.02
+
+
+def test_samples_stay_within_the_box_where_a_ray_leaves_it_before_what_it_passes_by() -> None:
+    t_near, t_far = torch.full((3,), 1.0), torch.tensor([1.2, 1.2, 1.0])
+    t_beside = torch.tensor([1.5, 0.5, 1.5])
+    t, edges = guided_samples(t_near, t_far, torch.zeros(3), t_beside, torch.rand(3, 16), CONFIG)
+    assert (t >= t_near[:, None]).all() and (t <= t_far[:, None]).all()
+    assert (edges.diff(dim=-1) >= 0).all()
+    torch.testing.assert_close(edges[:, [0, -1]], torch.stack([t_near, t_far], dim=1))
 
 
 def test_the_divergence_from_a_standard_normal() -> None:
@@ -148,7 +157,7 @@ def rays_at_a_shiny_ball(num: int) -> dict[str, torch.Tensor]:
     tilt = torch.nn.functional.normalize(torch.randn(1, num, 3), dim=-1)
     directions = -torch.nn.functional.normalize(outward + 0.9 * tilt, dim=-1)
     t_near, t_far, t_hit = (torch.full((1, num), t) for t in (0.7, 2.0, 1.5))
-    t, edges = guided_samples(t_near, t_far, t_hit, torch.rand(1, num, 16), CONFIG)
+    t, edges = guided_samples(t_near, t_far, t_hit, t_hit, torch.rand(1, num, 16), CONFIG)
     grey = (0.4 + 0.4 * (-directions[..., :1]).clamp(min=0)).expand(-1, -1, 3)
     points = 1.8 * torch.rand(1, num, 3) - 0.9
     return {

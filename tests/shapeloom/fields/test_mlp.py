@@ -1,6 +1,7 @@
 """Colours that depend on the direction, and the signed distance's gradient."""
 
 import numpy as np
+import pytest
 import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
@@ -81,8 +82,9 @@ def test_a_render_shows_the_direction():
     torch.testing.assert_close(middle[0, 1:], middle[1, 1:])
 
 
-def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences():
-    made = decoder()
+@pytest.mark.parametrize("bumps", [0, 3])
+def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences(bumps):
+    made = decoder(encoding={"bumps": bumps})
     weights, points = made.weights(torch.rand(2, 8, 4)), (2 * torch.rand(2, 40, 3) - 1).requires_grad_()
     (expected,) = torch.autograd.grad(made.geometry(weights, points).sdf.sum(), points, create_graph=True)
     found = made.sdf_gradient(weights, points)
