@@ -169,9 +169,10 @@ def _names(keys: Sequence[str], chosen: Sequence[bool]) -> str:
 
 
 def standardisation(
-    latents: Float[Tensor, "assets tokens channels"], *, strength: float = 8.0, floor: float = 0.05
-) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:
-    """Mean and standard deviation of every latent number.
+    latents: Float[Tensor, "assets tokens channels"], *, common: bool = False, strength: float = 8.0,
+    floor: float = 0.05,
+) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "tokens channels"]]:  # fmt: skip
+    """Mean and standard deviation of every latent number; common: that of all numbers together for each.
 
     A variance estimated from few assets is drawn towards the mean variance of all numbers, as if `strength`
     more assets had shown that one, and is at least (floor x its root)^2: a number that never varied in
@@ -183,5 +184,7 @@ def standardisation(
     variance = (latents - mean).square().mean(0)
     overall = variance.mean()
     shrunk = (count * variance + strength * overall) / (count + strength)
+    if common:
+        shrunk = overall.expand_as(variance)
     # 1e-4: about the rounding of stored 16-bit latents, for sets whose assets are all alike.
     return mean, shrunk.clamp_min(max(float(floor**2 * overall), 1e-4**2)).sqrt()

@@ -68,8 +68,10 @@ class PriorConfig(Config):
     )
     network: NetworkConfig = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
-    standardise: bool = Field(
-        default=True, description="learn latents of zero mean and unit variance each; false: as encoded"
+    standardise: Literal["each", "common", "none"] = Field(
+        default="each",
+        description="learn latents of zero mean and unit variance, each number's own or that of all; none: as "
+        "encoded",
     )
     mixture: MixtureConfig = MixtureConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
@@ -247,8 +249,8 @@ def new_model(latents: Latents, config: PriorConfig) -> Network:
         model = make_network(
             latents.shapes, config.network, learned_variance=config.diffusion.learned_variance
         )
-    if config.standardise and not model.published:  # published ones were made for latents as they are
-        mean, std = standardisation(latents.latent)
+    if config.standardise != "none" and not model.published:  # those were made for latents as they are
+        mean, std = standardisation(latents.latent, common=config.standardise == "common")
         model.standard_mean.copy_(mean)
         model.standard_std.copy_(std)
     return model

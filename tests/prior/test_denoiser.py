@@ -155,6 +155,13 @@ def test_unstandardise_inverts_standardise_and_clamps():
     assert float(prior.unstandardise(100 * torch.ones(1, 8, 4).double()).max()) == 1
 
 
+def test_a_common_standardisation_keeps_what_numbers_are_to_one_another():
+    latents = torch.randn(500, 2, 3) * torch.tensor([0.1, 1.0, 3.0]) + 2
+    mean, std = standardisation(latents, common=True)
+    assert std.shape == mean.shape == (2, 3) and std.unique().numel() == 1
+    torch.testing.assert_close(((latents - mean) / std).square().mean(), torch.tensor(1.0))
+
+
 def test_standardisation_is_mean_and_deviation_for_many_assets():
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
