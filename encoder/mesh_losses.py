@@ -12,9 +12,10 @@ from torch import Tensor
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, select
 from shapeloom.fields.projection import FieldWeights
+from shapeloom.rendering.cameras import Cameras
 from shapeloom.rendering.implicit_surface import differentiable_surfaces
 from shapeloom.rendering.isosurface import Field
-from shapeloom.rendering.raster import Cameras, antialias, rasterize
+from shapeloom.rendering.raster import antialias, rasterize
 
 
 class MeshLossConfig(Config):

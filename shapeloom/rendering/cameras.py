@@ -5,12 +5,37 @@
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shapeloom.seed import torch_generator
+
+NEAR = 1e-3
+"""What comes nearer than this to the camera's plane has no place on a picture."""
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Several cameras of each asset and their pictures' size."""
+
+    cam_to_world: Float[Tensor, "batch views 4 4"]
+    intrinsics: Float[Tensor, "batch views 3 3"]
+    height: int
+    width: int
+
+    def local(self, points: Float[Tensor, "points 3"], asset: int) -> Float[Tensor, "views points 3"]:
+        """Returns points in the frames of an asset's cameras."""
+        pose = self.cam_to_world[asset].to(points.dtype)
+        return (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+
+    def pixels(self, slopes: Float[Tensor, "views points 2"], asset: int) -> Float[Tensor, "views points 2"]:
+        """Returns where x / z and y / z in the cameras' frames are on the pictures."""
+        matrix = self.intrinsics[asset].to(slopes.dtype)
+        focal = torch.stack([matrix[:, 0, 0], matrix[:, 1, 1]], dim=-1)
+        return slopes * focal[:, None] + matrix[:, None, :2, 2]
 
 
 def look_at(eye: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:

@@ -5,7 +5,7 @@ surface crosses: with signed distances a and b at the ends p and q, it is at p +
 those ends are evaluated again, with gradients: a few thousand points where the grid has resolution^3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,13 @@ class Meshes:
     vertices: Float[Tensor, "vertices 3"]
     faces: Int[Tensor, "faces 3"]
     num_faces: list[int]
+
+    def nonempty(self) -> Iterator[tuple[int, Float[Tensor, "own_vertices 3"], Int[Tensor, "own_faces 3"]]]:
+        """Yields number, vertices and faces (which index those) of each asset that has faces."""
+        for asset, faces in enumerate(self.faces.split(self.num_faces)):
+            if len(faces):
+                base, last = (int(end) for end in faces.aminmax())
+                yield asset, self.vertices[base : last + 1], faces - base
 
 
 def differentiable_surfaces(

@@ -1,6 +1,6 @@
 """Meshes to pixels, differentiable in vertices and attributes, silhouettes included.
 
-1. Visibility, not differentiable: which face each pixel's centre sees (Embree; see `visible_faces`).
+1. Visibility, not differentiable: which face each pixel's centre sees (see `visibility`).
 2. Interpolation: barycentric weights of the centre's ray in that face, as a function of its three corners.
 3. Anti-aliasing (Laine et al. 2020, "Modular Primitives for High-Performance Differentiable Rendering", 3.6):
    where a silhouette passes between two neighbouring pixels' centres, they blend by where it passes.
@@ -14,28 +14,14 @@ Cameras are OpenCV's (see `cameras`), as many for each asset. Lengths on a pictu
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shapeloom.rendering.cameras import NEAR, Cameras
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.rays import camera_rays
-
-NEAR = 1e-3
-"""Edges that come nearer than this to the camera's plane are no silhouettes: they have no place there."""
-
-
-@dataclass(frozen=True)
-class Cameras:
-    """Several cameras of each asset and their pictures' size."""
-
-    cam_to_world: Float[Tensor, "batch views 4 4"]
-    intrinsics: Float[Tensor, "batch views 3 3"]
-    height: int
-    width: int
+from shapeloom.rendering.visibility import visible_faces
 
 
 @dataclass(frozen=True)
@@ -72,34 +58,6 @@ def rasterize(meshes: Meshes, cameras: Cameras) -> Fragments:
         distance = ((points - origins[hit]) * directions[hit]).sum(dim=-1)
         depth = depth.index_put((hit,), distance * cosine[hit])
     return Fragments(face, weights, depth)
-
-
-@torch.no_grad()
-def visible_faces(meshes: Meshes, cameras: Cameras) -> Int[Tensor, "batch views height width"]:
-    """Returns the nearest face that each pixel's centre sees, from either side, or -1.
-
-    By Embree on the CPU, wherever the tensors are.
-    """
-    origins, directions, _ = camera_rays(
-        cameras.cam_to_world, cameras.intrinsics, cameras.height, cameras.width
-    )
-    shape = directions.shape[:-1]
-    found = np.full(shape, -1, np.int64)
-    triangles = meshes.vertices.detach()[meshes.faces].float().cpu().numpy()
-    first = 0
-    for asset, num in enumerate(meshes.num_faces):
-        if num:
-            scene = EmbreeScene()
-            TriangleMesh(scene, np.ascontiguousarray(triangles[first : first + num]))
-            o, d = (_rows(value[asset]) for value in (origins, directions))
-            face = scene.run(o, d).reshape(shape[1:])
-            found[asset] = np.where(face >= 0, face + first, -1)
-        first += num
-    return torch.from_numpy(found).to(meshes.faces.device)
-
-
-def _rows(vectors: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(vectors.float().cpu().numpy().reshape(-1, 3))
 
 
 def _barycentric(
@@ -172,16 +130,11 @@ def _silhouettes(meshes: Meshes, cameras: Cameras) -> tuple[_Ends, Float[Tensor,
     there, or the only one of a border. So it doesn't matter which way faces or mirrored cameras turn.
     """
     places, pictures, inner = [], [], []
-    views, first = cameras.cam_to_world.shape[1], 0
-    for asset, num in enumerate(meshes.num_faces):
-        faces = meshes.faces[first : first + num]
-        first += num
-        if not num:
-            continue
-        base, most = int(faces.min()), int(faces.max())
-        place = _project(meshes.vertices[base : most + 1], cameras, asset)
+    views = cameras.cam_to_world.shape[1]
+    for asset, vertices, faces in meshes.nonempty():
+        place = _places(vertices, cameras, asset)
         # Three edges a face, the corner opposite to each beside it.
-        corners = (faces - base)[:, [[0, 1, 2], [1, 2, 0], [2, 0, 1]]].reshape(-1, 3)
+        corners = faces[:, [[0, 1, 2], [1, 2, 0], [2, 0, 1]]].reshape(-1, 3)
         edge, group = corners[:, :2].sort(dim=1).values.unique(dim=0, return_inverse=True)
         opposite = torch.zeros(len(edge), dtype=torch.long, device=edge.device)
         opposite[group] = corners[:, 2]  # any face's: on silhouettes all are on one side
@@ -196,18 +149,15 @@ def _silhouettes(meshes: Meshes, cameras: Cameras) -> tuple[_Ends, Float[Tensor,
     return _Ends(torch.cat(places), torch.cat(pictures)), torch.cat(inner)
 
 
-def _project(
+def _places(
     points: Float[Tensor, "points 3"], cameras: Cameras, asset: int
 ) -> Float[Tensor, "views points 3"]:
-    """Returns x and y in pixels and the depth of points in an asset's views; depth 0 behind the camera."""
-    pose = cameras.cam_to_world[asset].to(points.dtype)
-    matrix = cameras.intrinsics[asset].to(points.dtype)
-    local = (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-    z = local[..., 2:]
-    safe = torch.where(z > NEAR, z, torch.ones_like(z))
-    focal = torch.stack([matrix[:, 0, 0], matrix[:, 1, 1]], dim=-1)[:, None]
-    xy = local[..., :2] / safe * focal + matrix[:, None, :2, 2]
-    return torch.cat([xy, torch.where(z > NEAR, z, torch.zeros_like(z))], dim=-1)
+    """Returns x and y in pixels and depth of points in an asset's views; 0 nearer than NEAR and behind it."""
+    local = cameras.local(points, asset)
+    before = local[..., 2:] > NEAR
+    depth = torch.where(before, local[..., 2:], torch.ones_like(local[..., 2:]))
+    pixels = cameras.pixels(local[..., :2] / depth, asset)
+    return torch.cat([pixels, depth], dim=-1) * before
 
 
 def _all_on_one_side(

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from shapeloom.rendering.cameras import intrinsics, look_at, ring
+from shapeloom.rendering.cameras import Cameras, intrinsics, look_at, ring
 from shapeloom.rendering.implicit_surface import Meshes, differentiable_surfaces
-from shapeloom.rendering.raster import Cameras, antialias, rasterize
+from shapeloom.rendering.raster import antialias, rasterize
 
 SIZE = 24
 
