@@ -29,7 +29,9 @@ class Cameras:
     def local(self, points: Float[Tensor, "points 3"], asset: int) -> Float[Tensor, "views points 3"]:
         """Returns points in the frames of an asset's cameras."""
         pose = self.cam_to_world[asset].to(points.dtype)
-        return (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+        # Autocast would round places to 8 bits.
+        with torch.autocast(points.device.type, enabled=False):
+            return (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
 
     def pixels(self, slopes: Float[Tensor, "views points 2"], asset: int) -> Float[Tensor, "views points 2"]:
         """Returns where x / z and y / z in the cameras' frames are on the pictures."""

@@ -24,7 +24,9 @@ def pixel_rays(
     xy = (pixels - centre[..., None, :]) / focal[..., None, :]
     local = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1)
     cosine = 1 / local.norm(dim=-1)
-    directions = (local * cosine[..., None]) @ cam_to_world[..., :3, :3].transpose(-1, -2)
+    # Autocast would round directions to 8 bits.
+    with torch.autocast(local.device.type, enabled=False):
+        directions = (local * cosine[..., None]) @ cam_to_world[..., :3, :3].transpose(-1, -2)
     origins = cam_to_world[..., None, :3, 3].expand_as(directions)
     return origins, directions, cosine
 

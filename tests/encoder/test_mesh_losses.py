@@ -107,6 +107,20 @@ def test_the_phase_begins_at_its_step_and_every_parameter_has_a_gradient(ball_da
             assert weight.grad.isfinite().all(), name
 
 
+def test_in_bfloat16_the_loss_is_float32s_to_its_precision(ball_dataset: Path) -> None:
+    trained = task(ball_dataset, "meshes.from_step=0", "meshes.every=1")
+    with torch.no_grad():
+        trained.model.decoder.field.geometry_head.linear.bias[1] = -0.2
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value, parts = trained.loss(trained.model, trained.batch(range(4)))
+        value.backward()
+        found.append(float(parts["mesh"].detach()))
+    # Eight bits of mantissa, some dozens of roundings deep.
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
 def test_training_starts_from_another_runs_weights(ball_dataset: Path, tmp_path: Path) -> None:
     data = [f"data={ball_dataset}", "train.precision=fp32", "train.steps=2"]
     first, second = str(tmp_path / "first"), str(tmp_path / "second")

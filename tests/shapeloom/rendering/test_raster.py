@@ -145,3 +145,10 @@ def test_a_camera_inside_a_mesh_gives_finite_pictures_and_gradients():
     picture = paint(meshes, frontal(distance=0.1, dtype=torch.float32), meshes.vertices)
     (slope,) = torch.autograd.grad(picture.sum(), radius)
     assert picture.isfinite().all() and slope.isfinite()
+
+
+def test_autocast_changes_no_pixel():
+    meshes, seen = ball(), cameras()
+    expected = paint(meshes, seen, meshes.vertices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(paint(meshes, seen, meshes.vertices), expected)
