@@ -111,10 +111,10 @@ def test_in_bfloat16_the_loss_is_float32s_to_its_precision(ball_dataset: Path) -
     trained = task(ball_dataset, "meshes.from_step=0", "meshes.every=1")
     with torch.no_grad():
         trained.model.decoder.field.geometry_head.linear.bias[1] = -0.2
-    found = []
+    drawn, found = trained.batch(range(4)), []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            value, parts = trained.loss(trained.model, trained.batch(range(4)))
+            value, parts = trained.loss(trained.model, drawn)
         value.backward()
         found.append(float(parts["mesh"].detach()))
     # Eight bits of mantissa, some dozens of roundings deep.
