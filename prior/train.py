@@ -70,7 +70,7 @@ class PriorConfig(Config):
     diffusion: DiffusionConfig = DiffusionConfig()
     standardise: Literal["each", "common", "none"] = Field(
         default="each",
-        description="learn latents of zero mean and unit variance, each number's own or that of all; none: as "
+        description="learn latents of zero mean and unit variance, each number's or all together's; none: as "
         "encoded",
     )
     mixture: MixtureConfig = MixtureConfig()
