@@ -153,7 +153,7 @@ class Run:
         now = time.monotonic()
         self.meta["seconds"] += now - self._start
         self._start = now
-        self.note_peak_memory(_peak_bytes())
+        self.note_peak_memory(peak_bytes())
         if self._writes:
             write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
 
@@ -195,7 +195,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Returns the most memory that this process or any one of its ended children held."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -22,7 +22,7 @@ from shapeloom.checkpoint import extra_weights, load_state, prepare_state, save_
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.muon import Muon, muon_groups
-from shapeloom.runs import Run
+from shapeloom.runs import Run, peak_bytes
 
 log = get_logger("training")
 MAX_BAD_STEPS = 10
@@ -372,6 +372,10 @@ class _Loop:
         steps = self.counted / self.config.accumulation
         scalars["learning_rate"] = learning_rate(self.config, done - 1)
         scalars["samples_per_second"] = steps * self.config.batch_size / (now - self.since)
+        device = self.world.device
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes()
+        scalars["peak_memory_gb"] = peak / 1e9  # this process's so far
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             scalars["grad_norm"] = float(norm)

@@ -78,12 +78,18 @@ def test_empty_and_undrawn_meshes_have_a_loss_and_zero_gradients() -> None:
 
 def test_the_mean_of_two_processes_is_the_loss_of_one() -> None:
     radii = [0.5, 0.1, -1.0, 0.1, 0.7, 0.1]
-    whole = batch(6)
-    own = torch.tensor(radii)[:, None, None]
-    parts = []
-    for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])):  # all drawn ones, and none
-        parts.append(mesh_loss(Balls(), [own[rows]], {k: v[rows] for k, v in whole.items()}, CONFIG))
-    torch.testing.assert_close(sum(parts) / 2, mesh_loss(Balls(), [own], whole, CONFIG))
+    whole, decoder = batch(6), Balls()
+    own = torch.tensor(radii)[:, None, None].requires_grad_()
+    expected = mesh_loss(decoder, [own], whole, CONFIG)
+    slopes = torch.autograd.grad(expected, [own, decoder.grey])
+    for shares in ([[0, 2, 4], [1, 3, 5]], [[0, 1, 4], [2, 3, 5]]):  # none drawn in one, an empty mesh alone
+        parts = [
+            mesh_loss(decoder, [own[rows]], {k: v[rows] for k, v in whole.items()}, CONFIG) for rows in shares
+        ]
+        mean = sum(parts) / 2
+        torch.testing.assert_close(mean, expected)
+        found = torch.autograd.grad(mean, [own, decoder.grey])
+        torch.testing.assert_close(found, slopes, rtol=1e-4, atol=1e-7)
 
 
 def task(data: Path, *settings: str) -> EncoderTask:

@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,15 @@ from tests.shapeloom.line_training import Line, read_losses, run_line
 def test_the_loss_falls(tmp_path: Path, settings: dict) -> None:
     losses = run_line(tmp_path, learning_rate=1e-2, warmup_steps=0, steps=60, **settings)
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_speed_and_memory_are_logged_beside_the_loss(tmp_path: Path) -> None:
+    run_line(tmp_path, steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    peaks = [line["peak_memory_gb"] for line in lines]
+    assert peaks == sorted(peaks)
+    assert psutil.Process().memory_info().rss * 0.5e-9 < peaks[-1] < psutil.virtual_memory().total * 1e-9
+    assert all(line["samples_per_second"] > 0 for line in lines)
 
 
 def test_accumulated_parts_are_the_same_step(tmp_path: Path) -> None:

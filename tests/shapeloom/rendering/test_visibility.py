@@ -125,7 +125,6 @@ def test_nothing_at_all_is_seen_of_no_meshes(pytorch3d) -> None:
 
 def test_without_pytorch3d_one_line_says_so(monkeypatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "pytorch3d.renderer.mesh.rasterize_meshes", None)
-    monkeypatch.setattr(logging.getLogger("shapeloom"), "propagate", True)
     visibility.pytorch3d_works.cache_clear()
     with caplog.at_level(logging.WARNING, logger="shapeloom"):
         assert not any(visibility.pytorch3d_works(torch.device("cpu")) for _ in range(3))
