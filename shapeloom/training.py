@@ -372,10 +372,9 @@ class _Loop:
         steps = self.counted / self.config.accumulation
         scalars["learning_rate"] = learning_rate(self.config, done - 1)
         scalars["samples_per_second"] = steps * self.config.batch_size / (now - self.since)
-        device = self.world.device
-        on_gpu = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes()
-        scalars["peak_memory_gb"] = peak / 1e9  # this process's so far
+        on_gpu = self.world.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.world.device) if on_gpu else peak_bytes()
+        scalars["peak_memory_gb"] = peak / 1e9
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             scalars["grad_norm"] = float(norm)
