@@ -5,8 +5,9 @@
 
 It learns log p(category | x, sigma) of x = x_0 + sigma eps (Dhariwal & Nichol 2021, "Diffusion Models Beat
 GANs on Image Synthesis", section 4), with x_0 standardised as the prior's and noise levels drawn as in its
-training. Labels are the categories of the latents' assets. `python -m sampling --set classifier=RUN/classifier
-guidance.classifier_scale=2` follows it. The folder holds weights.safetensors (EMA) and classifier.json.
+training. Labels are the categories of the latents' assets. `python -m sampling --set
+classifier=RUN/classifier guidance.classifier_scale=2` follows it. The folder holds weights.safetensors (EMA)
+and classifier.json.
 """
 
 import json
@@ -173,7 +174,8 @@ def read_labelled(
     if len(names) < 2:
         raise UserError(
             f"The assets of {folder} (split {split}) have {len(names)} categories, and a classifier tells "
-            "two or more apart. Give assets a `category` in the data's manifest, then prepare and encode them again."
+            "two or more apart. Give assets a `category` in the data's manifest, then prepare and encode "
+            "them again."
         )
     rows = [i for i, row in enumerate(shards.rows) if row.category in names]
     if len(rows) < len(shards.rows):

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     write_latents(folder / "latents", change=categorise)
     train_prior(["--out", str(folder / "prior"), "--set", f"latents={folder / 'latents'}", *QUICK])
-    learn(folder, folder / "classifier", "network={width: 32, depth: 1, heads: 2}",
+    learn(folder, folder / "classifier", "network={width: 32, depth: 1, heads: 2, group: 4}",
           "train={steps: 150, batch_size: 64, learning_rate: 0.003, warmup_steps: 10, precision: fp32, "
           "ema_decay: 0.95, picture_every: 75}")  # fmt: skip
     return folder
@@ -49,8 +49,8 @@ def test_it_says_the_posterior_of_four_centres(folder: Path):
         distance = (x[:, None] - centres).square().flatten(2).sum(-1)
         truth = torch.softmax(-distance / (2 * level**2), dim=1).gather(1, label[:, None])[:, 0]
         found = classifier.log_probability(x, sigma, label).exp()
-        # A guess that ignores x is off by 0.6; 72 latents and 150 steps leave some doubt of the upper level.
-        assert float((found - truth).abs().mean()) < 0.2
+        # A guess that ignores x is off by 0.6 and more.
+        assert float((found - truth).abs().mean()) < 0.1
 
 
 def test_its_gradient_points_to_the_named_centre(folder: Path):
@@ -72,7 +72,7 @@ def test_held_out_accuracy_is_recorded(folder: Path):
 
 def test_a_finished_classifier_is_left_alone(folder: Path):
     before = (folder / "classifier" / "weights.safetensors").read_bytes()
-    learn(folder, folder / "classifier", "network={width: 32, depth: 1, heads: 2}",
+    learn(folder, folder / "classifier", "network={width: 32, depth: 1, heads: 2, group: 4}",
           "train={steps: 150, batch_size: 64, learning_rate: 0.003, warmup_steps: 10, precision: fp32, "
           "ema_decay: 0.95, picture_every: 75}")  # fmt: skip
     assert (folder / "classifier" / "weights.safetensors").read_bytes() == before
