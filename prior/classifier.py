@@ -4,10 +4,15 @@
         --set prior=RUN/prior latents=RUN/latents
 
 It learns log p(category | x, sigma) of x = x_0 + sigma eps (Dhariwal & Nichol 2021, "Diffusion Models Beat
-GANs on Image Synthesis", section 4), with x_0 standardised as the prior's and noise levels drawn as in its
-training. Labels are the categories of the latents' assets. `python -m sampling --set
-classifier=RUN/classifier guidance.classifier_scale=2` follows it. The folder holds weights.safetensors (EMA)
-and classifier.json.
+GANs on Image Synthesis", section 4), x_0 standardised as the prior's. Its gradient is asked for at all
+levels, and right answers alone don't make that right: the logits start from those of Gaussian classes of one
+variance,
+
+    log p(x | class m, sigma) = (mu_m . x - |mu_m|^2 / 2) / (v + sigma^2) + what all classes share,
+
+which hold exactly at high noise; a transformer learns what is to be added. Labels are the categories of the
+latents' assets. `python -m sampling --set classifier=RUN/classifier guidance.classifier_scale=2` follows it.
+The folder holds weights.safetensors (EMA) and classifier.json.
 """
 
 import json
@@ -23,12 +28,10 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prior.denoiser import DiffusionConfig, Prior, load_prior
+from prior.denoiser import Prior, load_prior
 from prior.latents import check_finite
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
-from shapeloom.diffusion.objectives import sample_times
-from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.log import get_logger, start_logging
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.runs import Run, read_meta
@@ -63,10 +66,16 @@ class ClassifierConfig(Config):
 
 
 class Classifier(nn.Module):
-    """A transformer over latent tokens whose mean says the class; `standard_*` buffers are the prior's."""
+    """Logits of Gaussian classes, and a transformer over latent tokens that corrects them.
+
+    The buffers `standard_*` are the prior's; `centres` are the classes' means and `variance` their common
+    variance in each number, standardised.
+    """
 
     standard_mean: Tensor
     standard_std: Tensor
+    centres: Tensor
+    variance: Tensor
     frequencies: Tensor
 
     def __init__(self, tokens: int, channels: int, num_classes: int, size: ClassifierSize) -> None:
@@ -87,6 +96,10 @@ class Classifier(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("centres", torch.zeros(num_classes, tokens * channels))
+        self.register_buffer("variance", torch.ones(()))
         self.register_buffer("standard_mean", torch.zeros(tokens, channels))
         self.register_buffer("standard_std", torch.ones(tokens, channels))
 
@@ -96,11 +109,14 @@ class Classifier(nn.Module):
         """Logits of each class for x = x_0 + sigma eps (x_0 standardised), sigma > 0."""
         level = torch.log(sigma)[:, None] / 4 * self.frequencies  # as the denoiser's
         modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
-        unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
-        hidden = self.inp(unit.unflatten(1, (-1, self.group)).flatten(2)) + self.position
+        # The mean of x_0 given x, for Gaussian data of unit variance: its gradient falls as 1 / sigma^2, by
+        # which guidance multiplies.
+        expected = x / (1 + sigma**2)[:, None, None]
+        hidden = self.inp(expected.unflatten(1, (-1, self.group)).flatten(2)) + self.position
         for block in self.blocks:
             hidden = block(hidden, None, None, modulation)
-        return self.out(self.norm(hidden.mean(1)))
+        gaussian = x.flatten(1) @ self.centres.T - self.centres.square().sum(1) / 2
+        return gaussian / (self.variance + sigma**2)[:, None] + self.out(self.norm(hidden.mean(1)))
 
 
 class LatentClassifier:
@@ -191,12 +207,12 @@ class ClassifierTask:
 
     def __init__(
         self, model: Classifier, known: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor] | None,
-        diffusion: DiffusionConfig, run: Run, *, seed: int,
+        sigma_range: tuple[float, float], run: Run, *, seed: int,
     ) -> None:  # fmt: skip
-        """known, held_out: latents and class numbers. diffusion: of the prior, for the noise levels."""
+        """known, held_out: latents and class numbers. sigma_range: the noise levels of samplers."""
         self.model: nn.Module = model
         self._latent, self._label = known
-        self._held_out, self._diffusion, self._run, self._seed = held_out, diffusion, run, seed
+        self._held_out, self._sigma_range, self._run, self._seed = held_out, sigma_range, run, seed
         self._order = ReadingOrder([len(self._latent)], seed=seed)
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
@@ -206,12 +222,10 @@ class ClassifierTask:
         return {"latent": self._latent[rows], "label": self._label[rows], "seed": seeds}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy at noise levels drawn as in the prior's training."""
-        times = self._diffusion
-        z = normal(batch["seed"], (), stream="time").to(batch["latent"].device)
-        t = sample_times(z, times.times, mean=times.times_mean, std=times.times_std)
-        schedule = make_schedule(times.schedule)
-        logits = self._logits(model, batch, schedule.sigma(t) / schedule.alpha(t))
+        """Cross entropy at noise levels even in log sigma."""
+        low, high = (math.log(level) for level in self._sigma_range)
+        share = torch.special.ndtr(normal(batch["seed"], (), stream="time")).to(batch["latent"])
+        logits = self._logits(model, batch, torch.exp(low + (high - low) * share))
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return F.cross_entropy(logits, batch["label"]), {"accuracy": right}
 
@@ -246,13 +260,21 @@ class ClassifierTask:
         return {}
 
 
-def new_classifier(prior: Prior, num_classes: int, config: ClassifierConfig) -> Classifier:
-    """Returns a fresh classifier that sees latents as the prior does."""
+def new_classifier(
+    prior: Prior, latent: Float[Tensor, "assets tokens channels"], label: Int64[Tensor, " assets"],
+    config: ClassifierConfig,
+) -> Classifier:  # fmt: skip
+    """Returns a classifier that sees latents as the prior does, and so far knows Gaussian classes alone."""
+    num_classes = int(label.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("classifier", config.train.seed))
         model = Classifier(*prior.shape, num_classes, config.network)
     model.standard_mean.copy_(prior.network.standard_mean)
     model.standard_std.copy_(prior.network.standard_std)
+    x0 = prior.standardise(latent.to(prior.device)).flatten(1).cpu()
+    member = F.one_hot(label, num_classes).to(x0)
+    model.centres.copy_(member.T @ x0 / member.sum(0)[:, None])
+    model.variance.copy_((x0 - model.centres[label]).square().mean())
     return model
 
 
@@ -281,8 +303,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if shards.header["splits"].get("val"):
         other, its_label, _ = read_labelled(config.latents, "val", classes)
         held_out = (other, its_label) if len(other) else None
-    model = new_classifier(prior, len(classes), config)
-    task = ClassifierTask(model, (latent, label), held_out, prior.diffusion, run, seed=config.train.seed)
+    model = new_classifier(prior, latent, label, config)
+    task = ClassifierTask(
+        model, (latent, label), held_out, prior.network.sigma_range, run, seed=config.train.seed
+    )
     if world.is_main:
         saved = {"shape": prior.shape, "classes": classes, "network": config.network.model_dump()}
         write_atomic(run.folder / "classifier.json", json.dumps(saved, indent=1))
