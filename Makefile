@@ -18,11 +18,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill sample eval demo serve test lint bench overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench overfit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill sample eval demo serve test lint bench overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench overfit clean"
 
 setup: $(STAMP)
 
@@ -53,6 +53,11 @@ train-prior: $(STAMP)
 distill: $(STAMP)
 	CPU_NPROC=1 $(LAUNCH) prior.distill --config configs/prior/distill_$(CONFIG).yaml --out $(RUN)/few \
 	    --set teacher=$(RUN)/prior latents=$(RUN)/latents
+
+# Steers the prior by categories: sample with --set classifier=$(RUN)/classifier guidance.classifier_scale=2
+classifier: $(STAMP)
+	CPU_NPROC=1 $(LAUNCH) prior.classifier --config configs/prior/classifier_$(CONFIG).yaml --out $(RUN)/classifier \
+	    --set prior=$(RUN)/prior latents=$(RUN)/latents
 
 sample: $(STAMP)
 	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out $(RUN)/samples \

@@ -120,7 +120,7 @@ def make_judge(data: Path, config: JudgeConfig, folder: Path, *, conditioner: st
     shards = AssetShards(data, split) if available.get(split) else None
     clip = _make_clip(shards, config.clip.model_copy(update={"data": data}), folder, world)
     refuse_conditioner(clip.digest, conditioner)
-    probes, skipped = _make_probes(shards, clip, config)
+    probes, skipped = make_probes(shards, clip, config)
     return Judge(clip, probes, skipped)
 
 
@@ -156,7 +156,7 @@ def _make_clip(shards: AssetShards | None, config: DualEncoderConfig, folder: Pa
     return load_clip(folder, world.device)
 
 
-def _make_probes(
+def make_probes(
     shards: AssetShards | None, clip: Clip, config: JudgeConfig
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     if shards is None:

@@ -80,6 +80,9 @@ class SamplingConfig(Config):
     negative_prompt: str = ""
     guidance: GuidanceConfig = GuidanceConfig()
     weaker: Path | None = Key(None, description="folder of a worse prior to guide away from (autoguidance)")
+    classifier: Path | None = Key(
+        None, description="folder of a prior.classifier, for guidance.classifier_scale"
+    )
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
@@ -264,7 +267,7 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     on_gpu = device == "cuda" and torch.cuda.is_bf16_supported()
     return ShapePipeline.load(
         prior=prior, encoder=encoder, clip=clip, view_prior=config.view_prior,
-        weaker=config.weaker, ema=config.ema, device=device,
+        weaker=config.weaker, classifier=config.classifier, ema=config.ema, device=device,
         bf16=on_gpu if config.precision == "auto" else config.precision == "bf16",
     )  # fmt: skip
 
@@ -355,7 +358,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         "prior": pipeline.prior.digest, "encoder": pipeline.decoder.digest, "clip": pipeline.clip.digest
     }  # fmt: skip
-    for name, other in (("view_prior", pipeline.view_prior), ("weaker", pipeline.weaker)):
+    for name, other in (
+        ("view_prior", pipeline.view_prior), ("weaker", pipeline.weaker), ("classifier", pipeline.classifier)
+    ):  # fmt: skip
         if other is not None:
             inputs[name] = other.digest
     # A folder collects objects of one model and one set of settings; which ones is no part of that.

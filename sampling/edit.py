@@ -17,6 +17,7 @@ from sampling.guidance import prior_sigmas
 from sampling.pictures import contact_sheet
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import ShapeSample, render_shapes
+from shapeloom.config import UserError
 from shapeloom.decoder import DecoderConfig
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
@@ -50,8 +51,9 @@ def vary(
 
     The kept tokens are answered with their known values at every level. On the sampler's path they are then
     x_0 + sigma eps throughout, just as the network saw them in training (without churn this is exact).
-    Raises ValueError for a strength outside (0, 1].
+    Raises ValueError for a strength outside (0, 1], UserError for a distilled prior.
     """
+    check_levels(pipe)
     if not 0 < strength <= 1 or num_samples < 1:
         raise ValueError(f"expected 0 < strength <= 1 and num_samples >= 1, got {strength}, {num_samples}.")
     text = check_prompt(prompt)
@@ -73,6 +75,15 @@ def vary(
         on_step=on_step,
     )
     return _shapes(pipe, x0, text, seeds.tolist())
+
+
+def check_levels(pipe: ShapePipeline) -> None:
+    """Raises UserError if the prior was distilled: edits need an answer at any noise level, and guidance."""
+    if pipe.prior.distilled is not None:
+        raise UserError(
+            f"This prior was distilled to {pipe.prior.distilled.steps} noise levels of its own, and edits "
+            "start and walk at others. Edit with the prior that it was made from: its latents are the same."
+        )
 
 
 def changing_tokens(config: DecoderConfig, layers: Layers) -> Bool[Tensor, " tokens"]:
@@ -128,7 +139,9 @@ def morph(
 
     The noise goes from one seed's to the other's on the sphere, and what the denoiser says of each prompt is
     mixed in proportion. Equal seeds make a walk between prompts alone, equal prompts one between seeds.
+    Raises UserError for a distilled prior.
     """
+    check_levels(pipe)
     texts = [check_prompt(prompt) for prompt in prompts]
     share = _shares(num_samples)
     first, last = (pipe.prior.condition(pipe.clip.text([text]), batch=num_samples) for text in texts)

@@ -20,7 +20,7 @@ from pydantic import Field as Key
 
 from sampling.__main__ import SamplingConfig, file_stem, load_pipeline, save_sample
 from sampling.assets import read_shape
-from sampling.edit import Layers, interpolate, morph, strip, vary
+from sampling.edit import Layers, check_levels, interpolate, morph, strip, vary
 from sampling.pictures import png
 from sampling.pipeline import MAX_SEED, ShapePipeline
 from sampling.shape import ShapeSample
@@ -136,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(config)
     start_logging()
     pipe = load_pipeline(config)
+    if config.edit != "between":
+        check_levels(pipe)
     inputs = {"prior": pipe.prior.digest, "encoder": pipe.decoder.digest, "clip": pipe.clip.digest}
     inputs |= {f"shape {number}": file_digest(path) for number, path in enumerate(config.shapes)}
     run = Run.open(out, config, stage="edits", inputs=inputs)

@@ -17,9 +17,16 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
+from prior.classifier import LatentClassifier, load_classifier
 from prior.conditions import Condition
 from prior.denoiser import Distilled, Prior, load_prior
-from sampling.guidance import GuidanceConfig, prior_sigmas, steered
+from sampling.guidance import (
+    GuidanceConfig,
+    classifier_log_probability,
+    clip_score,
+    prior_sigmas,
+    steered,
+)
 from sampling.hub import Parts, fetch_package, upload_package, write_package
 from sampling.shape import ShapeSample, read_latent
 from shapeloom.clip import Clip, TextEmbedding, load_clip
@@ -42,6 +49,7 @@ class ShapePipeline:
     view_prior: from captions to pictures' CLIP vectors; prompts then become pictures' vectors first, and the
     prior follows those (unCLIP).
     weaker: a worse prior of the same latents to guide away from (autoguidance), in place of no condition.
+    classifier: of the prior's noisy latents, for `GuidanceConfig.classifier_scale`.
     """
 
     def __init__(
@@ -52,12 +60,16 @@ class ShapePipeline:
         parts: Parts | None = None,
         view_prior: Prior | None = None,
         weaker: Prior | None = None,
+        classifier: LatentClassifier | None = None,
     ) -> None:
         if prior.predicts != "latents":
             raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
         self.prior, self.decoder, self.clip = prior, decoder, clip
         self.parts, self.view_prior, self.weaker = parts, view_prior, weaker
+        self.classifier = classifier
+        if classifier is not None:
+            classifier.check(prior)
         if any(other is not None and other.distilled is not None for other in (view_prior, weaker)):
             raise UserError("view_prior and weaker are asked at any noise level: name undistilled ones.")
         if weaker is not None:
@@ -121,6 +133,7 @@ class ShapePipeline:
         clip: str | Path,
         view_prior: str | Path | None = None,
         weaker: str | Path | None = None,
+        classifier: str | Path | None = None,
         ema: float | None = None,
         device: torch.device | str = "cpu",
         bf16: bool = False,
@@ -138,7 +151,8 @@ class ShapePipeline:
             if bf16 and each is not None:
                 each.use_bf16()
         parts = Parts(Path(prior), Path(encoder), str(clip))
-        return cls(loaded, decoder, load_clip(clip, device), parts, views, worse)
+        known = None if classifier is None else load_classifier(Path(classifier), device)
+        return cls(loaded, decoder, load_clip(clip, device), parts, views, worse, known)
 
     def __call__(
         self,
@@ -163,11 +177,11 @@ class ShapePipeline:
             or seeds: one for each shape.
         image: a picture that all of them follow too, or one for each prompt; prompts may be empty then ("").
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
-        guidance: its interval, rescaling, thresholds and more prompts.
+        guidance: its interval, rescaling, thresholds, more prompts, and the gradients that it follows.
         on_step: called with 0, 1, ... as the steps are taken.
         A distilled prior takes its own number of steps, sampler=euler and guidance_scale=1, nothing else.
-        Raises UserError for a prompt that is empty or too long and for what a distilled prior doesn't take,
-        ValueError for numbers that don't fit.
+        Raises UserError for a prompt that is empty or too long, for what a distilled prior doesn't take and
+        for classes that the classifier doesn't know, ValueError for numbers that don't fit.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
@@ -199,7 +213,16 @@ class ShapePipeline:
             )
             sigmas = torch.tensor(self.prior.distilled.sigmas, dtype=torch.float64)
         x0 = sample(
-            steered(self.prior, negative, others, guidance, scale=guidance_scale, weaker=self.weaker),
+            steered(
+                self.prior,
+                negative,
+                others,
+                guidance,
+                scale=guidance_scale,
+                weaker=self.weaker,
+                score=clip_score(self.prior, self.decoder, self.clip, guidance),
+                log_probability=classifier_log_probability(self.classifier, texts, guidance),
+            ),
             initial_noise(noise, sigmas),
             sigmas,
             condition,

@@ -7,10 +7,11 @@ are refused with a `UserError` that says why, and no name that came from outside
 import hashlib
 import io
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +85,8 @@ class Item:
 class Studio:
     """Makes objects, one at a time, and keeps the newest `capacity` of them.
 
+    All of them are made on one thread of its own, whichever thread asks: the C library keeps freed memory for
+    each thread by itself, and those of a server come and go (100 MB and more of the demo's model).
     folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them.
     """
 
@@ -94,7 +97,7 @@ class Studio:
         self.objects, self.uploads = folder / "objects", folder / "uploads"
         self.uploads.mkdir(parents=True, exist_ok=True)
         self._items: dict[str, Item] = {}
-        self._work = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
 
     def make(self, order: Order, on_step: OnStep) -> Item:
         """Returns the object of an order: the same one for the same order."""
@@ -157,13 +160,17 @@ class Studio:
         make_shape: Callable[[], ShapeSample], on_step: OnStep,
     ) -> Item:  # fmt: skip
         key = hashlib.sha256(repr(identity).encode()).hexdigest()[:20]
-        with self._work:
+
+        def work() -> Item:
             item = self._items.pop(key, None) or self._write(key, label, seed, make_shape(), on_step)
             self._items[key] = item  # the newest comes last
             for old in list(self._items)[: -self.capacity]:
                 del self._items[old]
                 shutil.rmtree(self.objects / old)
-        return item
+            return item
+
+        # `on_step` finds its visitor by the context of the thread that asks.
+        return self._worker.submit(copy_context().run, work).result()
 
     def _write(self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep) -> Item:
         with _folder(self.objects / key) as folder:

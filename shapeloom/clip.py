@@ -156,11 +156,15 @@ class Clip:
             raise ValueError(
                 f"pictures must be uint8 [n, height, width, 3], got {pictures.dtype} {tuple(pictures.shape)}"
             )
-        parts = [
-            F.normalize(self.network.encode_image(self.preprocess(part.to(self.device))).float(), dim=-1)
-            for part in pictures.split(batch_size)
-        ]
+        parts = [self._embed(self.preprocess(part.to(self.device))) for part in pictures.split(batch_size)]
         return torch.cat(parts)
+
+    def differentiable_image(self, rgb: Float[Tensor, "n height width 3"]) -> Float[Tensor, "n embed"]:
+        """Embeds pictures of numbers in [0, 1], with gradients to them."""
+        return self._embed(self._fitted(rgb.permute(0, 3, 1, 2)))
+
+    def _embed(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n embed"]:
+        return F.normalize(self.network.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
     def grid(self, rgb: Tensor | np.ndarray, *, batch_size: int = 64) -> Float[Tensor, "n cells grid_width"]:
@@ -177,7 +181,9 @@ class Clip:
 
     def preprocess(self, rgb: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 size size"]:
         """Scales to [0, 1], resizes to the network's size with antialiasing, and normalises."""
-        pixels = rgb.permute(0, 3, 1, 2).float() / 255
+        return self._fitted(rgb.permute(0, 3, 1, 2).float() / 255)
+
+    def _fitted(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         size = (self.image_size, self.image_size)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(

@@ -164,6 +164,25 @@ class Decoder(nn.Module):
 
         Memory is bounded whatever the size: rays go through in chunks, and points by `points_at_once`.
         """
+        return self.differentiable_render(
+            weights, cam_to_world, intrinsics, height, width, samples=samples, background=background
+        )
+
+    def differentiable_render(
+        self,
+        weights: FieldWeights,
+        cam_to_world: Float[Tensor, "batch views 4 4"],
+        intrinsics: Float[Tensor, "batch views 3 3"],
+        height: int,
+        width: int,
+        *,
+        samples: RenderConfig = DEFAULT_SAMPLES,
+        background: float = 1.0,
+    ) -> Rendering:
+        """Returns what `render` does, with gradients to the weights: for few rays, as all activations stay.
+
+        There is none from what a picture leaves out: empty cells, and points that are hidden or too faint.
+        """
         batch, views = cam_to_world.shape[:2]
         origins, directions, cosine = camera_rays(cam_to_world, intrinsics, height, width)
         rays = torch.cat([origins, directions], dim=-1).reshape(batch, -1, 6)
@@ -198,7 +217,8 @@ class Decoder(nn.Module):
             left = left * torch.exp(-(parts[-1] * length).sum(dim=-1))
         density = torch.cat(parts, dim=-1)
         if samples.fine:
-            t_fine = importance_samples(edges, ray_weights(density, delta), samples.fine)
+            # Where to look is no part of what is seen.
+            t_fine = importance_samples(edges, ray_weights(density, delta).detach(), samples.fine)
             interval = torch.searchsorted(edges, t_fine).clamp(1, samples.coarse) - 1
             reached = transmittance(density, delta).gather(-1, interval) > HIDDEN
             fine_density = self._density(weights, occupied, rays, t_fine, reached)

@@ -1,9 +1,14 @@
 """Claims on edits of latents, with a small untrained prior."""
 
+import copy
+
 import pytest
 import torch
 
+from prior.denoiser import Distilled
 from sampling.edit import changing_tokens, interpolate, morph, slerp, strip, vary
+from sampling.pipeline import ShapePipeline
+from shapeloom.config import UserError
 from shapeloom.decoder import DecoderConfig
 
 
@@ -90,3 +95,15 @@ def test_impossible_edits_are_refused(pipeline, shape):
             vary(pipeline, shape, "a mug", strength=strength)
     with pytest.raises(ValueError, match="a walk has 2 shapes or more"):
         interpolate(pipeline, shape, shape, num_samples=1)
+
+
+def test_a_distilled_prior_only_walks_between_latents(pipeline, shape):
+    prior = copy.copy(pipeline.prior)
+    prior.distilled = Distilled((80.0, 2.0, 0.0), guidance_scale=3.0)
+    few = ShapePipeline(prior, pipeline.decoder, pipeline.clip)
+    with pytest.raises(UserError, match=r"distilled to 2 noise levels .* the prior that it was made from"):
+        vary(few, shape, "a mug", strength=0.5)
+    with pytest.raises(UserError, match="distilled to 2 noise levels"):
+        morph(few, ("a mug", "a chair"), seeds=(0, 1))
+    walk = interpolate(few, shape, shape, num_samples=2)
+    torch.testing.assert_close(walk[1].latent, shape.latent)

@@ -160,6 +160,18 @@ def test_wrong_pictures_and_a_bare_caption_are_refused(clip: Clip):
             clip.image(wrong)
 
 
+def test_pictures_with_gradients_are_embedded_as_others_are(clip: Clip):
+    pictures = torch.randint(
+        256, (2, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    rgb = (pictures / 255).requires_grad_()
+    found = clip.differentiable_image(rgb)
+    torch.testing.assert_close(found, clip.image(pictures))
+    (slope,) = torch.autograd.grad(found[:, 0].sum(), rgb)
+    assert slope.isfinite().all()
+    assert slope.abs().amax((1, 2, 3)).min() > 0
+
+
 def test_grids_are_the_tower_s_last_tokens_before_its_norm(clip: Clip):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     grid = clip.grid(pictures, batch_size=2)

@@ -162,3 +162,43 @@ def test_a_needle_thinner_than_a_cell_is_occupied(resolution: int) -> None:
     needle = torch.tensor([0.03, 0.03, 0.0]) + torch.linspace(-1, 1, 101)[:, None] * torch.tensor([0, 0, 1.0])
     assert in_occupied(occupied[None], needle[None]).all()
     assert occupied.float().mean() < 0.2
+
+
+def test_a_picture_s_gradient_is_that_of_finite_differences() -> None:
+    class Cloud(Ball):
+        """A ball of soft density, whose colour's red is a number of the latent's."""
+
+        def geometry(self, weights: FieldWeights, points: torch.Tensor) -> Geometry:
+            sdf = points.norm(dim=-1) - weights[0][:, :1, 0]
+            return Geometry(density=20 * torch.sigmoid(-sdf / 0.05), sdf=sdf)
+
+        def color(self, weights: FieldWeights, points: torch.Tensor, directions: object = None) -> Color:
+            red = weights[0][:, :1, 1].expand(points.shape[:2])
+            rgb = torch.stack([red, 0.5 + 0.5 * points[..., 0], torch.zeros_like(red)], dim=-1)
+            return Color(rgb=rgb, texture=rgb)
+
+    decoder, samples = Cloud(SMALL), RenderConfig(coarse=48, fine=0)
+    poses, matrices = cameras(2, 16)
+    values = torch.tensor([[0.5, 0.2], [0.7, 0.9]])
+
+    def means(values: torch.Tensor) -> torch.Tensor:
+        weights = [values[:, None].expand(2, 4, 2)]
+        rendering = decoder.differentiable_render(weights, poses, matrices, 16, 16, samples=samples)
+        return rendering.rgb.mean((1, 2, 3))[:, 0]
+
+    given = values.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(means(given).sum(), given)
+    for i in range(2):
+        change = torch.zeros(2, 2)
+        change[:, i] = 0.01
+        numeric = (means(values + change) - means(values - change)) / 0.02
+        # Points at the edge of the cells that count as empty come and go.
+        torch.testing.assert_close(slope[:, i], numeric, rtol=0.03, atol=1e-3)
+
+
+def test_gradients_change_no_pixel() -> None:
+    decoder, weights = balls()
+    poses, matrices = cameras(2, 24)
+    plain = decoder.render(weights, poses, matrices, 24, 24)
+    torch.testing.assert_close(plain.rgb, decoder.differentiable_render(weights, poses, matrices, 24, 24).rgb)
+    assert not plain.rgb.requires_grad

@@ -1,0 +1,126 @@
+"""The noisy classifier against the exact posterior of its toy latents, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prior.classifier import load_classifier, main
+from prior.denoiser import load_prior
+from prior.train import main as train_prior
+from shapeloom.config import UserError
+from tests.prior.test_train import centre, write_latents
+
+QUICK = ("train={steps: 1, batch_size: 8, warmup_steps: 0, precision: fp32}", "network={width: 16, heads: 2}")
+LEARN = (
+    "network={width: 32, depth: 1, heads: 2, group: 4}",
+    "train={steps: 150, batch_size: 64, learning_rate: 0.003, warmup_steps: 10, precision: fp32, "
+    "ema_decay: 0.95, picture_every: 75}",
+)
+
+
+def categorise(i: int, sample: dict) -> None:
+    sample["json"]["category"] = f"kind {i % 4}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents around four centres, an untrained prior that knows their statistics, and a classifier."""
+    folder = tmp_path_factory.mktemp("classifier")
+    write_latents(folder / "latents", change=categorise)
+    train_prior(["--out", str(folder / "prior"), "--set", f"latents={folder / 'latents'}", *QUICK])
+    learn(folder, folder / "classifier", *LEARN)
+    return folder
+
+
+def learn(folder: Path, out: Path, *settings: str) -> None:
+    inputs = (f"prior={folder / 'prior'}", f"latents={folder / 'latents'}")
+    main(["--out", str(out), "--set", *inputs, *settings])
+
+
+def test_it_says_the_posterior_of_four_centres(folder: Path):
+    classifier, prior = load_classifier(folder / "classifier"), load_prior(folder / "prior")
+    classifier.check(prior)
+    centres = prior.standardise(torch.stack([torch.from_numpy(centre(k)).float() for k in range(4)]))
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(4).repeat(64)
+    for level in (0.5, 1.5):
+        sigma = torch.full((len(label),), level)
+        x = centres[label] + level * torch.randn(len(label), 4, 3, generator=generator)
+        # The centres' own spread is small beside these levels.
+        distance = (x[:, None] - centres).square().flatten(2).sum(-1)
+        truth = torch.softmax(-distance / (2 * level**2), dim=1).gather(1, label[:, None])[:, 0]
+        found = classifier.log_probability(x, sigma, label).exp()
+        # A guess that ignores x is off by 0.6 and more.
+        assert float((found - truth).abs().mean()) < 0.1
+
+
+def test_its_gradient_points_to_the_named_centre(folder: Path):
+    classifier, prior = load_classifier(folder / "classifier"), load_prior(folder / "prior")
+    centres = prior.standardise(torch.stack([torch.from_numpy(centre(k)).float() for k in range(4)]))
+    label = torch.arange(4)
+    x = centres.mean(0, keepdim=True).expand(4, -1, -1).clone().requires_grad_()
+    score = classifier.log_probability(x, torch.full((4,), 1.5), label).sum()
+    slope = torch.autograd.grad(score, x)[0]
+    gain = torch.einsum("itc,jtc->ij", slope, centres - centres.mean(0))
+    assert torch.equal(gain.argmax(1), label)
+
+
+def test_classes_of_several_clusters_whose_means_say_nothing_are_learnt(folder: Path, tmp_path: Path):
+    def crossed(i: int, sample: dict) -> None:
+        sign = 1 if i % 8 < 4 else -1
+        sample["json"]["category"] = f"kind {i % 2}"
+        sample["latent.npy"] = (sign * centre(i % 2) + sample["latent.npy"] - centre(i % 4)).astype(
+            np.float16
+        )
+
+    write_latents(tmp_path / "latents", change=crossed)
+    train_prior(["--out", str(tmp_path / "prior"), "--set", f"latents={tmp_path / 'latents'}", *QUICK])
+    learn(tmp_path, tmp_path / "classifier", *LEARN)
+    classifier, prior = load_classifier(tmp_path / "classifier"), load_prior(tmp_path / "prior")
+    x = torch.stack([sign * torch.from_numpy(centre(k)).float() for k in range(2) for sign in (1, -1)])
+    label = torch.tensor([0, 0, 1, 1])
+    found = classifier.log_probability(prior.standardise(x), torch.full((4,), 0.3), label)
+    assert found.exp().min() > 0.9
+    classifier.network.out.weight.zero_()
+    classifier.network.out.bias.zero_()
+    # Both means are near the middle, so that clusters on opposite sides are told apart half of the time.
+    alone = classifier.log_probability(prior.standardise(x), torch.full((4,), 0.3), label)
+    assert alone.exp().min() < 0.5
+
+
+def test_held_out_accuracy_is_recorded(folder: Path):
+    losses = json.loads((folder / "classifier" / "meta.json").read_text())["losses"]
+    assert losses["held_out/accuracy_sigma0.1"] == 1
+    assert losses["held_out/accuracy_sigma5"] < 1
+
+
+def test_a_finished_classifier_is_left_alone(folder: Path):
+    before = (folder / "classifier" / "weights.safetensors").read_bytes()
+    learn(folder, folder / "classifier", *LEARN)
+    assert (folder / "classifier" / "weights.safetensors").read_bytes() == before
+
+
+def test_what_cannot_be_learnt_from_is_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="needs --set prior="):
+        main(["--out", str(tmp_path / "a")])
+    write_latents(tmp_path / "nameless")
+    with pytest.raises(UserError, match="0 categories"):
+        learn(folder, tmp_path / "b", f"latents={tmp_path / 'nameless'}", *QUICK)
+    write_latents(tmp_path / "other", change=categorise, encoder="f" * 64)
+    with pytest.raises(UserError, match="trained with the encoder eeee"):
+        learn(folder, tmp_path / "c", f"latents={tmp_path / 'other'}", *QUICK)
+    with pytest.raises(UserError, match="must divide the latents' 4 tokens"):
+        learn(folder, tmp_path / "d", *QUICK, "network.group=3")
+
+
+def test_a_classifier_of_other_latents_is_refused(folder: Path):
+    classifier, prior = load_classifier(folder / "classifier"), load_prior(folder / "prior")
+    prior.network.standard_mean += 1
+    with pytest.raises(UserError, match="standardises its latents otherwise"):
+        classifier.check(prior)
+    prior.encoder_digest = "f" * 64
+    with pytest.raises(UserError, match="latents of the encoder eeee"):
+        classifier.check(prior)
