@@ -164,7 +164,11 @@ def check_finite(values: Float[Tensor, "assets *shape"], keys: Sequence[str], wh
 
 
 def _names(keys: Sequence[str], chosen: Sequence[bool]) -> str:
-    names = [key for key, wanted in zip(keys, chosen, strict=True) if wanted]
+    return name_some([key for key, wanted in zip(keys, chosen, strict=True) if wanted])
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Returns the first five, for messages."""
     return ", ".join(names[:5]) + ("..." if len(names) > 5 else "")
 
 

@@ -31,7 +31,7 @@ from prior.denoiser import (
     split_answer,
 )
 from prior.fine_tune import FineTuneConfig, check_conditions, start_from, warn_of_forgetting
-from prior.latents import Latents, MixtureConfig, ViewLatents, standardisation
+from prior.latents import Latents, MixtureConfig, ViewLatents, name_some, standardisation
 from prior.lora import merge_lora
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
@@ -63,6 +63,9 @@ class PriorConfig(Config):
 
     latents: Path | None = Field(default=None, description="folder of latent shards")
     split: str = Field(default="train", description="which assets to learn from")
+    min_psnr: float | None = Field(
+        default=None, description="leave out assets whose latents' renders encode found worse, dB"
+    )
     predict: Literal["latents", "views"] = Field(
         default="latents", description="views: pictures' CLIP vectors, from captions"
     )
@@ -96,7 +99,13 @@ class PriorConfig(Config):
 def read_latents(folder: Path, split: str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents:
     """What the config says to learn, of a split."""
     kind = Latents if config.predict == "latents" else ViewLatents
-    return kind(LatentShards(folder, split), config.mixture, classes)
+    shards = LatentShards(folder, split)
+    if config.min_psnr is not None and (left_out := shards.leave_out(below_psnr=config.min_psnr)):
+        log.warning(
+            "%s: %d of %d assets are left out, whose latents render below %g dB: %s",
+            split, len(left_out), len(left_out) + len(shards), config.min_psnr, name_some(left_out),
+        )  # fmt: skip
+    return kind(shards, config.mixture, classes)
 
 
 def read_held_out(folder: Path, config: PriorConfig, classes: Sequence[str] = ()) -> Latents | None:

@@ -247,6 +247,28 @@ class LatentShards(_Shards):
             n.removesuffix(".npy"): torch.from_numpy(decode_npy(r)) for n, r in zip(names, raw, strict=True)
         }
 
+    def leave_out(self, *, below_psnr: float) -> list[str]:
+        """Leaves out the rows whose latents' renders encode found below so many dB, and returns their keys.
+
+        Raises UserError if it recorded none, or if no row is left.
+        """
+        fidelity = [self.facts(i).get("fidelity") for i in range(len(self))]
+        if not all(fidelity):
+            raise UserError(
+                f"{self.folder} doesn't say how faithful its latents are, so min_psnr can't choose among "
+                "them. Leave it out, or encode the assets again."
+            )
+        quality = np.array([each["psnr"] for each in fidelity if each])
+        if not (quality >= below_psnr).any():
+            raise UserError(
+                f"min_psnr={below_psnr:g} leaves none of the {len(self)} latents in {self.folder}: their "
+                f"renders reach {np.median(quality):.1f} dB at the median and {quality.max():.1f} dB at best."
+            )
+        kept = quality >= below_psnr
+        left_out = [row.key for row, keep in zip(self.rows, kept, strict=True) if not keep]
+        self.rows = [row for row, keep in zip(self.rows, kept, strict=True) if keep]
+        return left_out
+
     def load(self) -> dict[str, Tensor]:
         """All rows stacked, for sets that fit into memory: each entry of `read` with a leading [assets].
 

@@ -10,7 +10,7 @@ import torch
 
 from prior.denoiser import load_prior
 from prior.latents import Latents, MixtureConfig
-from prior.train import main
+from prior.train import PriorConfig, main, read_latents
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
 from shapeloom.diffusion.guidance import classifier_free
@@ -275,3 +275,22 @@ def test_a_prior_of_views_finds_the_pictures_that_captions_name(latents: Path, t
     assert float((found * -pooled).sum(1).min()) > 0.8
     with pytest.raises(UserError, match="doesn't fit their width 6"):
         main(["--out", str(tmp_path / "no"), "--set", f"latents={latents}", *SETTINGS, *shares])
+
+
+def test_latents_of_bad_fidelity_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def rate(i: int, sample: dict) -> None:
+        sample["json"]["fidelity"] = {"psnr": 10.0 + i % 2, "iou": 0.5}
+
+    folder = write_latents(tmp_path / "latents", change=rate)
+    config = PriorConfig(latents=folder, min_psnr=10.5)
+    whole, kept = LatentShards(folder, "train"), read_latents(folder, "train", config)
+    odd = [i for i in range(len(whole)) if int(whole.rows[i].key[-3:]) % 2]
+    torch.testing.assert_close(kept.latent, torch.stack([whole.read(i)["latent"] for i in odd]))
+    assert "36 of 72 assets are left out" in caplog.text
+    with pytest.raises(UserError, match=r"min_psnr=12 leaves none of the 72 .* 11.0 dB at best"):
+        read_latents(folder, "train", config.model_copy(update={"min_psnr": 12.0}))
+
+
+def test_fidelity_that_was_not_recorded_cannot_choose(latents: Path):
+    with pytest.raises(UserError, match="doesn't say how faithful"):
+        read_latents(latents, "train", PriorConfig(min_psnr=10))
