@@ -35,8 +35,8 @@ class GridTokens(nn.Module):
             self.mix.append(nn.Conv3d(wider, wider, 3, padding=1))
             channels = wider
         self.linear = nn.Linear(channels, width)
-        # Standard deviations that keep SiLU's outputs at one size: torch's shrink what assets differ in with each
-        # layer, until the latent's noise hides it (5e-4 beside 0.05), and colours stay grey for hundreds of steps.
+        # Spreads that keep SiLU's outputs at one size. torch's shrink what assets differ in with each layer,
+        # to a hundredth of the latent's noise: colours then stay grey for hundreds of steps.
         for layer in (self.first, *self.halve, *self.mix, self.linear):
             nn.init.normal_(layer.weight, std=1.68 / layer.weight[0].numel() ** 0.5)
             nn.init.zeros_(layer.bias)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_shapes
+from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_bumps, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
 from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
 from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
@@ -81,8 +81,8 @@ class Decoder(nn.Module):
             self.projection: nn.Module = ShapEProjection(config.shap_e)
             self.field: FieldMLP | ShapEField = ShapEField(config.shap_e)
         else:
-            num_bumps = config.field.encoding.bumps**3
-            self.projection = make_projection(config.projection, own_shapes(config.field), num_bumps)
+            shapes, bumps = own_shapes(config.field), own_bumps(config.field)
+            self.projection = make_projection(config.projection, shapes, bumps)
             self.field = FieldMLP(config.field)
 
     @property

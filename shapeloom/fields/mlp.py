@@ -2,7 +2,8 @@
 
 x in [-1, 1]^3 -> positional encoding -> two trunks of hidden layers (SiLU), one for geometry and one for
 colour -> heads. The first layers of a trunk have matrices of each asset's own, from the projection; later
-layers, biases and heads are shared. What is specific to an asset is then which patterns of space its first
+layers, biases and heads are shared. A first layer may have a column for each of a grid of places too
+(`bumps`). What is specific to an asset is then which patterns of space its first
 layer responds to, and the shared layers compose them (Kim et al. 2023, "Generalizable Implicit Neural
 Representations via Instance Pattern Composers").
 """
@@ -16,6 +17,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config
+from shapeloom.fields.bumps import bump_slopes, bumps_at, weigh_columns
 from shapeloom.fields.encoding import EncodingConfig, encode, encoding_gradient, encoding_matrix
 from shapeloom.fields.heads import Color, ColorHead, Geometry, GeometryHead
 from shapeloom.fields.projection import FieldWeights
@@ -29,6 +31,8 @@ class TrunkConfig(Config):
     width: int = Key(64, ge=4)
     num_layers: int = Key(4, ge=1)
     own_layers: int = Key(1, ge=1)  # how many of them, from the first, have matrices of each asset's own
+    # Along each axis of a grid over the box: the places that the first layer has a column for.
+    bumps: int = Key(0, ge=0)
 
 
 class FieldConfig(Config):
@@ -41,10 +45,21 @@ class FieldConfig(Config):
 
 
 def own_shapes(config: FieldConfig) -> list[tuple[int, int]]:
-    """Returns (out, in) of each matrix that an asset has of its own: the geometry's, then the colour's."""
-    first = config.encoding.width
+    """Returns (out, in) of each matrix that an asset has of its own: the geometry's, then the colour's.
+
+    Those of bumps are the last columns.
+    """
     return [
-        (trunk.width, trunk.width if layer else first)
+        (trunk.width, trunk.width if layer else config.encoding.width + trunk.bumps**3)
+        for trunk in (config.geometry, config.color)
+        for layer in range(min(trunk.own_layers, trunk.num_layers))
+    ]
+
+
+def own_bumps(config: FieldConfig) -> list[int]:
+    """Returns how many columns of each of those matrices are bumps'."""
+    return [
+        0 if layer else trunk.bumps**3
         for trunk in (config.geometry, config.color)
         for layer in range(min(trunk.own_layers, trunk.num_layers))
     ]
@@ -55,19 +70,23 @@ class Trunk(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
+        self.bumps = config.bumps
         own = min(config.own_layers, config.num_layers)
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(config.width)) for _ in range(own)])
         self.shared = nn.ModuleList([_linear(config.width) for _ in range(config.num_layers - own)])
 
     def forward(
-        self, weights: FieldWeights, features: Float[Tensor, "#batch points encoded"]
+        self,
+        weights: FieldWeights,
+        points: Float[Tensor, "#batch points 3"],
+        encoded: Float[Tensor, "#batch points encoded"],
     ) -> Float[Tensor, "batch points width"]:
         """Returns the last layer's features. weights: one [batch, out, in] matrix a layer of its own.
 
-        Features of a batch of one serve all assets: the same points for each.
+        Points of a batch of one serve all assets: the same points for each.
         """
-        features = features.expand(weights[0].shape[0], -1, -1)
-        for matrix, bias in zip(weights, self.biases, strict=True):
+        features = F.silu(self._first_sums(weights[0], points, encoded))
+        for matrix, bias in zip(weights[1:], list(self.biases)[1:], strict=True):
             features = F.silu(_own_layer(features, matrix, bias))
         for layer in self.shared:
             features = F.silu(layer(features))
@@ -76,26 +95,46 @@ class Trunk(nn.Module):
     def gradient(
         self,
         weights: FieldWeights,
-        features: Float[Tensor, "batch points encoded"],
+        points: Float[Tensor, "batch points 3"],
+        encoded: Float[Tensor, "batch points encoded"],
         of_output: Float[Tensor, " width"],
-    ) -> Float[Tensor, "batch points encoded"]:
-        """Returns the gradient by the input of `of_output` times the last layer's features, in closed form.
+    ) -> tuple[Float[Tensor, "batch points encoded"], Float[Tensor, "batch points 3"]]:
+        """Returns the gradients of `of_output` times the last layer's features, in closed form.
 
+        By the encoded points, and by the points through the bumps.
         One pass forward, one back, and no graph; autograd can go through it again.
         """
-        sums, matrices = [], list(weights)
-        for matrix, bias in zip(weights, self.biases, strict=True):
-            sums.append(_own_layer(features, matrix, bias))
-            features = F.silu(sums[-1])
+        sums, matrices = [self._first_sums(weights[0], points, encoded)], list(weights[1:])
+        for matrix, bias in zip(weights[1:], list(self.biases)[1:], strict=True):
+            sums.append(_own_layer(F.silu(sums[-1]), matrix, bias))
         for layer in self.shared:
             assert isinstance(layer, nn.Linear)
             matrices.append(layer.weight)
-            sums.append(layer(features))
-            features = F.silu(sums[-1])
-        gradient = of_output.expand_as(features)
+            sums.append(layer(F.silu(sums[-1])))
+        gradient = _silu_gradient(of_output.expand_as(sums[-1]), sums.pop())
         while sums:
-            gradient = _silu_gradient(gradient, sums.pop()) @ matrices.pop()
-        return gradient
+            gradient = _silu_gradient(gradient @ matrices.pop(), sums.pop())
+        waves, columns = self._split(weights[0])
+        by_points = torch.zeros_like(points)
+        if self.bumps:
+            index, _ = bumps_at(points, self.bumps)
+            slopes = bump_slopes(points, self.bumps).unbind(-2)
+            changes = [(gradient * weigh_columns(columns, index, slope)).sum(dim=-1) for slope in slopes]
+            by_points = torch.stack(changes, dim=-1)
+        return gradient @ waves, by_points
+
+    def _first_sums(
+        self, matrix: Tensor, points: Tensor, encoded: Tensor
+    ) -> Float[Tensor, "batch points out"]:
+        """The first layer before its activation."""
+        waves, columns = self._split(matrix)
+        sums = _own_layer(encoded.expand(matrix.shape[0], -1, -1), waves, self.biases[0])
+        return sums + weigh_columns(columns, *bumps_at(points, self.bumps)) if self.bumps else sums
+
+    def _split(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        num_bumps = self.bumps**3
+        waves, columns = matrix.split([matrix.shape[-1] - num_bumps, num_bumps], dim=-1)
+        return waves, columns
 
 
 def _own_layer(features: Tensor, matrix: Tensor, bias: Tensor) -> Float[Tensor, "batch points out"]:
@@ -132,7 +171,6 @@ class FieldMLP(nn.Module):
         super().__init__()
         # Kept with the weights: another release of torch may draw other random numbers.
         self.register_buffer("frequencies", encoding_matrix(config.encoding))
-        self.bumps = config.encoding.bumps
         self.num_geometry = min(config.geometry.own_layers, config.geometry.num_layers)
         self.geometry_trunk, self.color_trunk = Trunk(config.geometry), Trunk(config.color)
         self.geometry_head = GeometryHead(config.geometry.width)
@@ -145,33 +183,34 @@ class FieldMLP(nn.Module):
 
         directions: unit vectors from the camera, one a point.
         """
-        encoded = encode(points.float(), self.frequencies, self.bumps)
-        return self._geometry(weights, encoded), self._color(weights, encoded, directions)
+        encoded = encode(points.float(), self.frequencies)
+        return self._geometry(weights, points, encoded), self._color(weights, points, encoded, directions)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density and signed distance alone."""
-        return self._geometry(weights, encode(points.float(), self.frequencies, self.bumps))
+        return self._geometry(weights, points, encode(points.float(), self.frequencies))
 
     def color(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> Color:
         """Returns the colours alone."""
-        return self._color(weights, encode(points.float(), self.frequencies, self.bumps), directions)
+        return self._color(weights, points, encode(points.float(), self.frequencies), directions)
 
     def sdf_gradient(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
     ) -> Float[Tensor, "batch points 3"]:
         """Returns the signed distance's gradient by position, in closed form."""
-        encoded = encode(points.float(), self.frequencies, self.bumps)
-        of_sdf = self.geometry_head.linear.weight[1]
-        own = weights[: self.num_geometry]
-        gradient = self.geometry_trunk.gradient(own, encoded, of_sdf)
-        return encoding_gradient(gradient, points, self.frequencies, self.bumps)
+        own, of_sdf = weights[: self.num_geometry], self.geometry_head.linear.weight[1]
+        encoded = encode(points.float(), self.frequencies)
+        by_encoded, by_points = self.geometry_trunk.gradient(own, points, encoded, of_sdf)
+        return by_points + encoding_gradient(by_encoded, points, self.frequencies)
 
-    def _geometry(self, weights: FieldWeights, encoded: Tensor) -> Geometry:
-        values: Geometry = self.geometry_head(self.geometry_trunk(weights[: self.num_geometry], encoded))
+    def _geometry(self, weights: FieldWeights, points: Tensor, encoded: Tensor) -> Geometry:
+        trunk = self.geometry_trunk(weights[: self.num_geometry], points, encoded)
+        values: Geometry = self.geometry_head(trunk)
         return values
 
-    def _color(self, weights: FieldWeights, encoded: Tensor, directions: Directions) -> Color:
-        values: Color = self.color_head(self.color_trunk(weights[self.num_geometry :], encoded), directions)
+    def _color(self, weights: FieldWeights, points: Tensor, encoded: Tensor, directions: Directions) -> Color:
+        trunk = self.color_trunk(weights[self.num_geometry :], points, encoded)
+        values: Color = self.color_head(trunk, directions)
         return values

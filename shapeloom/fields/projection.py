@@ -1,11 +1,11 @@
 """Latent tokens to the hidden matrices of an asset's field.
 
 `rows` (Shap-E, section 4.2): token i becomes row i of the stacked matrices, normalised, with a learned gain,
-plus a shared base: every token says something of the whole box. `columns`: token i becomes column i of a
-matrix, which weighs bump i of the positional encoding, so that it speaks of its own place; what is asked of
-the periodic features is shared. `low_rank`: layer l is base + U diag(c) V with shared U and V, where c is
-linear in that layer's tokens. Nowhere are two per-asset factors multiplied, so latents have no sign ambiguity
-and their noise stays what it is.
+plus a shared base: every token says something of the whole box. `columns`: a layer's tokens are a grid over
+the box; token i becomes the columns of the bumps in cell i, so that it speaks of its own place, and what is
+asked of the waves is shared. `low_rank`: layer l is base + U diag(c) V with shared U and V, where c is linear
+in that layer's tokens. Nowhere are two per-asset factors multiplied, so latents have no sign ambiguity and
+their noise stays what it is.
 """
 
 import math
@@ -26,7 +26,7 @@ class ProjectionConfig(Config):
     """How a latent becomes weights."""
 
     kind: Literal["rows", "columns", "low_rank"] = "low_rank"
-    # rows: those of all matrices; columns: a layer's bumps, times layers; low_rank: a multiple of the layers.
+    # rows: those of all matrices; columns: a layer's grid, times layers; low_rank: a multiple of the layers.
     num_tokens: int = Key(64, ge=1)
     channels: int = Key(16, ge=1)
     rank: int = Key(256, ge=1)  # coefficients a layer (low_rank)
@@ -62,13 +62,22 @@ class RowProjection(nn.Module):
 
 
 class ColumnProjection(nn.Module):
-    """Token i of a layer -> the column of bump i, the last ones of its matrix."""
+    """Token i of a layer -> the columns of the bumps in cell i of a grid, x fastest: its matrix's last."""
 
-    def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]]) -> None:
+    def __init__(self, config: ProjectionConfig, shapes: list[tuple[int, int]], bumps: list[int]) -> None:
         super().__init__()
         self.layers = layer_tokens(config, shapes)
-        self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
-        self.linear = nn.ModuleList([nn.Linear(config.channels, out, bias=False) for out, _ in shapes])
+        self.side = _side(self.layers[0])
+        self.each = [_side(num) // self.side for num in bumps]
+        self.base = nn.ParameterList(
+            [_initial_matrix(out, width - num) for (out, width), num in zip(shapes, bumps, strict=True)]
+        )
+        self.linear = nn.ModuleList(
+            [
+                nn.Linear(config.channels, out * each**3, bias=False)
+                for (out, _), each in zip(shapes, self.each, strict=True)
+            ]
+        )
         for weight in self.linear.parameters():
             # Sums of order one for latents of half their range.
             nn.init.normal_(weight, std=2 / math.sqrt(config.channels))
@@ -76,11 +85,13 @@ class ColumnProjection(nn.Module):
     def forward(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
         """Returns one [batch, out, in] matrix a layer."""
         weights = []
-        for tokens, base, linear in zip(
-            latent.split(self.layers, dim=1), self.base, self.linear, strict=True
+        for tokens, base, linear, each in zip(
+            latent.split(self.layers, dim=1), self.base, self.linear, self.each, strict=True
         ):
-            columns = linear(tokens).transpose(1, 2)
-            weights.append(base + nn.functional.pad(columns, (base.shape[1] - columns.shape[2], 0)))
+            columns = linear(tokens).unflatten(1, (self.side,) * 3).unflatten(-1, (-1, each, each, each))
+            # [batch, out, z of cell, z in cell, y, y, x, x]
+            columns = columns.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(2)
+            weights.append(torch.cat([base.expand(len(latent), -1, -1), columns], dim=-1))
         return weights
 
 
@@ -121,8 +132,16 @@ def _initial_matrix(out: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(out, width) * math.sqrt(2.0 / width))
 
 
-def make_projection(config: ProjectionConfig, shapes: list[tuple[int, int]], num_bumps: int) -> nn.Module:
-    """Returns the projection for hidden matrices of `shapes`; raises ValueError if the tokens don't fit."""
+def _side(num: int) -> int:
+    """The side of a cubic grid of `num` cells."""
+    return round(num ** (1 / 3))
+
+
+def make_projection(config: ProjectionConfig, shapes: list[tuple[int, int]], bumps: list[int]) -> nn.Module:
+    """Returns the projection for hidden matrices of `shapes`, whose last `bumps` columns are bumps'.
+
+    Raises ValueError if the tokens don't fit.
+    """
     if config.kind == "rows":
         rows = sum(out for out, _ in shapes)
         if config.num_tokens != rows:
@@ -131,19 +150,19 @@ def make_projection(config: ProjectionConfig, shapes: list[tuple[int, int]], num
                 f"not {config.num_tokens}."
             )
         return RowProjection(config, shapes)
-    if config.kind == "columns":
-        if any(width != shapes[0][1] for _, width in shapes):
-            raise ValueError("projection.kind=columns is for first layers: own_layers must be 1.")
-        if not num_bumps or config.num_tokens != len(shapes) * num_bumps:
-            raise ValueError(
-                f"projection.kind=columns needs one token a bump of the positional encoding in each of "
-                f"{len(shapes)} layers: num_tokens must be {len(shapes)} x bumps^3, and not "
-                f"{config.num_tokens} with {num_bumps} bumps."
-            )
-        return ColumnProjection(config, shapes)
     if config.num_tokens % len(shapes):
         raise ValueError(
             f"projection.num_tokens must be a multiple of the field's {len(shapes)} layers, "
             f"but is {config.num_tokens}."
         )
+    if config.kind == "columns":
+        each = config.num_tokens // len(shapes)
+        sides = [_side(num) for num in (each, *bumps)]
+        if sides[0] ** 3 != each or any(side == 0 or side % sides[0] for side in sides[1:]):
+            raise ValueError(
+                "projection.kind=columns needs own_layers=1 and a grid of tokens a layer, whose side divides "
+                f"that of the trunk's bumps: num_tokens=128 with bumps 4 or 8, say. Here are {each} tokens a "
+                f"layer, with bumps {sides[1:]} a side."
+            )
+        return ColumnProjection(config, shapes, bumps)
     return LowRankProjection(config, shapes)

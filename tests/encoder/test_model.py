@@ -46,6 +46,19 @@ def test_the_tokens_of_each_layer_start_from_the_whole_box(num_tokens: int) -> N
         assert layer.abs().sum(dim=0).min() > 0
 
 
+def test_what_assets_differ_in_reaches_the_latent_from_the_start() -> None:
+    """Less than the noise that training adds would take long to be found."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(num_layers=1), DECODER)
+    points = normalize(torch.randn(4, 2048, 3), dim=-1) * torch.tensor([0.9, 0.9, 0.5, 0.5])[:, None, None]
+    red, blue = torch.tensor([1.0, 0, 0]).expand(2048, 3), torch.tensor([0, 0, 1.0]).expand(2048, 3)
+    assets = EncoderInputs(points, torch.stack([red, blue, red, blue]), normalize(points, dim=-1))
+    latent = encoder(assets)
+    by_colour, by_shape = (latent[0] - latent[1]).std(), (latent[0] - latent[2]).std()
+    noise = EncoderTrainConfig.model_fields["bottleneck_noise"].default
+    assert by_colour > noise and by_shape > noise
+
+
 def test_recomputing_blocks_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):

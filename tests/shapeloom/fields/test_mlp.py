@@ -84,8 +84,11 @@ def test_a_render_shows_the_direction():
 
 @pytest.mark.parametrize("bumps", [0, 3])
 def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences(bumps):
-    made = decoder(encoding={"bumps": bumps})
+    made = decoder(geometry={"width": 32, "num_layers": 3, "bumps": bumps})
     weights, points = made.weights(torch.rand(2, 8, 4)), (2 * torch.rand(2, 40, 3) - 1).requires_grad_()
+    # A finite difference across the middle of a bump, where hats have an edge, is half of each side's.
+    middles = (torch.arange(max(1, bumps)) + 0.5) * 2 / max(1, bumps) - 1
+    clear = ((points.detach()[..., None] - middles).abs() > 2e-3).flatten(2).all(-1) | (bumps == 0)
     (expected,) = torch.autograd.grad(made.geometry(weights, points).sdf.sum(), points, create_graph=True)
     found = made.sdf_gradient(weights, points)
     torch.testing.assert_close(found, expected)
@@ -94,7 +97,7 @@ def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences(b
         (made.geometry(weights, points + step[i]).sdf - made.geometry(weights, points - step[i]).sdf) / 2e-3
         for i in range(3)
     ]
-    torch.testing.assert_close(found, torch.stack(differences, -1), atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(found[clear], torch.stack(differences, -1)[clear], atol=5e-3, rtol=5e-3)
     with torch.no_grad():  # another formula of the activation's derivative
         torch.testing.assert_close(made.sdf_gradient(weights, points), expected)
 

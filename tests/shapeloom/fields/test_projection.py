@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from shapeloom.fields.encoding import EncodingConfig, encode, encoding_matrix
-from shapeloom.fields.mlp import FieldConfig, FieldMLP, TrunkConfig, own_shapes
+from shapeloom.fields.mlp import FieldConfig, FieldMLP, TrunkConfig, own_bumps, own_shapes
 from shapeloom.fields.projection import ProjectionConfig, make_projection
 
 FIELD = FieldConfig(
@@ -15,8 +15,8 @@ FIELD = FieldConfig(
 )
 BUMPY = FIELD.model_copy(
     update={
-        "encoding": EncodingConfig(num_octaves=2, num_random=4, bumps=3),
-        "geometry": TrunkConfig(width=8, num_layers=4),
+        "geometry": TrunkConfig(width=8, num_layers=4, bumps=6),
+        "color": TrunkConfig(width=16, num_layers=2, bumps=3),
     }
 )
 KINDS = [
@@ -32,7 +32,7 @@ def field_config(config: ProjectionConfig) -> FieldConfig:
 
 def projection_of(config: ProjectionConfig) -> nn.Module:
     field = field_config(config)
-    return make_projection(config, own_shapes(field), field.encoding.bumps**3)
+    return make_projection(config, own_shapes(field), own_bumps(field))
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda c: c.kind)
@@ -65,19 +65,31 @@ def test_the_low_rank_projection_is_affine_in_the_latent() -> None:
         torch.testing.assert_close(middle, 0.5 * (left + right), atol=1e-5, rtol=1e-4)
 
 
-def test_a_column_changes_the_field_around_its_own_place_alone() -> None:
+@pytest.mark.parametrize(
+    ("token", "reach"),
+    [
+        # The geometry's bumps of this cell are centred half a third from its middle and reach a third on.
+        (2, 1 / 2),
+        # The colour's only one is centred in its middle, and reaches the middles of its neighbours.
+        (27 + 2, 2 / 3),
+    ],
+)
+def test_a_column_changes_the_field_around_its_own_place_alone(token: int, reach: float) -> None:
     torch.manual_seed(0)
     projection, field = projection_of(KINDS[2]), FieldMLP(BUMPY)
     latent = torch.randn(1, 54, 6)
     changed = latent.clone()
-    changed[0, 27 + 2] += 1  # a token of the colour's, of the bump at the largest x, the smallest y and z
-    points = torch.rand(1, 4000, 3) * 2 - 1
+    changed[0, token] += 1  # of the cell at the largest x, the smallest y and z
+    points = torch.rand(1, 8000, 3) * 2 - 1
     weights, others = projection(latent), projection(changed)
-    differs = (field.color(weights, points).rgb - field.color(others, points).rgb)[0].abs().sum(-1) > 1e-6
-    # The bump's centre is two thirds from the middle, and it reaches one whole (1.5 cells of two thirds).
-    reached = ((points[0] - torch.tensor([2 / 3, -2 / 3, -2 / 3])).abs() < 1).all(dim=-1)
-    assert not differs[~reached].any() and differs[reached].float().mean() > 0.9
-    torch.testing.assert_close(field.geometry(weights, points).sdf, field.geometry(others, points).sdf)
+    sdf = (field.geometry(weights, points).sdf - field.geometry(others, points).sdf)[0].abs()
+    rgb = (field.color(weights, points).rgb - field.color(others, points).rgb)[0].abs().sum(-1)
+    own, other = (sdf, rgb) if token < 27 else (rgb, sdf)
+    away = points[0] - torch.tensor([2 / 3, -2 / 3, -2 / 3])
+    # The outermost bumps go on to the box's faces.
+    reached = (away * torch.tensor([-1.0, 1, 1]) < reach).all(dim=-1)
+    assert (own[~reached] <= 1e-6).all() and (own[reached] > 1e-6).float().mean() > 0.9
+    assert (other == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -85,33 +97,25 @@ def test_a_column_changes_the_field_around_its_own_place_alone() -> None:
     [
         ({"kind": "rows", "num_tokens": 31}, "must be 32"),
         ({"kind": "low_rank", "num_tokens": 31}, "multiple of the field's 3 layers"),
-        ({"kind": "columns", "num_tokens": 54}, "own_layers must be 1"),
+        ({"kind": "columns", "num_tokens": 81}, "own_layers=1"),
     ],
 )
 def test_tokens_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_projection(ProjectionConfig.model_validate(settings), own_shapes(FIELD), 27)
+        make_projection(ProjectionConfig.model_validate(settings), own_shapes(FIELD), own_bumps(FIELD))
 
 
-@pytest.mark.parametrize(("num_bumps", "num_tokens"), [(27, 53), (0, 54)])
-def test_columns_want_as_many_tokens_as_bumps(num_bumps: int, num_tokens: int) -> None:
-    with pytest.raises(ValueError, match="one token a bump"):
-        make_projection(ProjectionConfig(kind="columns", num_tokens=num_tokens), own_shapes(BUMPY), num_bumps)
-
-
-@pytest.mark.parametrize("num", [1, 4, 5])
-def test_bumps_sum_to_one_within_the_box(num: int) -> None:
-    config = EncodingConfig(num_octaves=0, num_random=0, bumps=num)
-    points = torch.rand(200, 3) * 2 - 1
-    bumps = encode(points, encoding_matrix(config), num)[:, 4:]
-    assert bumps.shape[1] == num**3 and bumps.min() >= 0
-    torch.testing.assert_close(bumps.sum(dim=1), torch.ones(200))
+@pytest.mark.parametrize("num_tokens", [52, 16, 128])
+def test_columns_want_a_grid_of_tokens_that_divides_the_bumps(num_tokens: int) -> None:
+    config = ProjectionConfig(kind="columns", num_tokens=num_tokens)
+    with pytest.raises(ValueError, match=r"bumps \[6, 3\] a side"):
+        make_projection(config, own_shapes(BUMPY), own_bumps(BUMPY))
 
 
 @pytest.mark.parametrize("axes", ["cartesian", "icosahedron"])
 def test_encodings_have_the_width_that_is_announced(axes: str) -> None:
-    config = EncodingConfig(axes=axes, num_octaves=4, num_random=5, bumps=2)
-    assert encode(torch.rand(5, 3), encoding_matrix(config), 2).shape[-1] == config.width
+    config = EncodingConfig(axes=axes, num_octaves=4, num_random=5)
+    assert encode(torch.rand(5, 3), encoding_matrix(config)).shape[-1] == config.width
 
 
 def test_density_and_signed_distance_agree_where_the_surface_is() -> None:
