@@ -45,6 +45,9 @@ class GenerationConfig(Config):
 
     num_prompts: int = Field(100, ge=2, description="mutually exclusive; chance is one in this many")
     samples_per_prompt: int = Field(1, ge=1)
+    least_assets: int = Field(
+        1, ge=1, description="that answer to a prompt; more: names of frequent things alone"
+    )
     steps: int = Field(64, ge=1, description="sampling steps")
     guidance_scale: float = Field(3.0, ge=0)
     batch_size: int = Field(25, ge=1)
@@ -65,7 +68,9 @@ def evaluate_generation(
     there are fewer than two prompts.
     """
     shards = AssetShards(data)
-    prompts = choose_prompts(shards.rows, config.num_prompts, seed=config.seed)
+    prompts = choose_prompts(
+        shards.rows, config.num_prompts, seed=config.seed, least_assets=config.least_assets
+    )
     if len(prompts) < 2:
         return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, []
     latents, pictures = make_samples(shards, decoder, sampler, prompts, config, folder)

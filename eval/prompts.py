@@ -4,6 +4,7 @@ Where every asset names its colour and category, a prompt is such a pair ("an or
 or held out from it. Elsewhere a prompt is the caption of one name group, and no two groups share a caption.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,19 +44,22 @@ def own_prompt(row: Row, *, by_pairs: bool) -> str:
     return row.captions[0] if row.captions else ""
 
 
-def choose_prompts(rows: Sequence[Row], num: int, *, seed: int) -> list[Prompt]:
+def choose_prompts(rows: Sequence[Row], num: int, *, seed: int, least_assets: int = 1) -> list[Prompt]:
     """Returns up to `num` mutually exclusive prompts in an order drawn by `seed`, held-out ones up to a half.
 
-    rows: all rows of the data; those of the split "judge" are left out.
+    rows: all rows of the data; those of the split "judge" are left out. least_assets: how many assets must
+    answer to a prompt: more leave out names that one asset alone has.
     """
     rows = [row for row in rows if row.split != "judge"]
     by_pairs = has_colours(rows)
+    answers = Counter(own_prompt(row, by_pairs=by_pairs) for row in rows)
     first: dict[str, Row] = {}
     groups: set[str] = set()
     # Training assets first: a prompt that both sides show counts as seen.
     for row in sorted(rows, key=lambda row: (row.split != "train", row.key)):
         text = own_prompt(row, by_pairs=by_pairs)
-        if text and text not in first and (by_pairs or row.group not in groups):
+        known = text in first or (not by_pairs and row.group in groups)
+        if text and not known and answers[text] >= least_assets:
             first[text] = row
             groups.add(row.group)
     prompts = [

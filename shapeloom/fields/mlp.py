@@ -35,12 +35,18 @@ class TrunkConfig(Config):
     bumps: int = Key(0, ge=0)
 
 
+class ColorTrunkConfig(TrunkConfig):
+    """The colour's, which is the simpler one."""
+
+    num_layers: int = Key(3, ge=1)
+
+
 class FieldConfig(Config):
     """The implicit MLP's size."""
 
     encoding: EncodingConfig = EncodingConfig()
     geometry: TrunkConfig = TrunkConfig()
-    color: TrunkConfig = TrunkConfig(num_layers=3)
+    color: ColorTrunkConfig = ColorTrunkConfig()
     directional: bool = False  # NeRF colours depend on the direction of view; textures never do
 
 

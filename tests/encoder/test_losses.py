@@ -14,7 +14,7 @@ from encoder.losses import (
 )
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import FieldConfig, TrunkConfig
+from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import ProjectionConfig
 from shapeloom.rendering.cameras import intrinsics, look_at
 from shapeloom.rendering.rays import edges_from_samples
@@ -175,8 +175,8 @@ def test_a_fitted_field_shows_a_highlight_that_depends_on_the_direction() -> Non
     imitate a part of the highlight. So the direction's own share is asked for at one and the same point.
     """
     torch.manual_seed(0)
-    trunk = TrunkConfig(width=32, num_layers=2)
-    field = FieldConfig(geometry=trunk, color=trunk, directional=True)
+    trunk = {"width": 32, "num_layers": 2}
+    field = FieldConfig.model_validate({"geometry": trunk, "color": trunk, "directional": True})
     projection = ProjectionConfig(num_tokens=8, channels=4, rank=16)
     decoder, latent = Decoder(DecoderConfig(projection=projection, field=field)), torch.rand(1, 8, 4)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)

@@ -48,6 +48,14 @@ def test_without_colours_each_group_has_one_caption_and_no_caption_two_groups() 
     assert all(prompt.colour == prompt.family == "" for prompt in prompts)
 
 
+def test_names_that_few_assets_have_can_be_left_out() -> None:
+    rows = [row("train", f"tree{i}", group="tree", captions=("tree",)) for i in range(3)]
+    rows += [row("train", f"rock{i}", group="rock", captions=("rock",)) for i in range(2)]
+    rows += [row("judge", f"rock{i}", group="rock", captions=("rock",)) for i in range(2)]
+    assert [prompt.text for prompt in choose_prompts(rows, 10, seed=0, least_assets=3)] == ["tree"]
+    assert len(choose_prompts(rows, 10, seed=0, least_assets=2)) == 2
+
+
 def test_articles_agree_with_colours() -> None:
     assert pair_prompt(row("train", "chair", "orange")) == "an orange chair"
     assert pair_prompt(row("train", "umbrella", "pink")) == "a pink umbrella"

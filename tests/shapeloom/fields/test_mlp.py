@@ -6,14 +6,17 @@ import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
 from shapeloom.fields.heads import ColorHead, harmonics
-from shapeloom.fields.mlp import FieldConfig, TrunkConfig
+from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
 
 def decoder(**field: object) -> Decoder:
     torch.manual_seed(0)
-    trunks = {"geometry": TrunkConfig(width=32, num_layers=3), "color": TrunkConfig(width=32, num_layers=2)}
+    trunks = {
+        "geometry": TrunkConfig(width=32, num_layers=3),
+        "color": ColorTrunkConfig(width=32, num_layers=2),
+    }
     config = FieldConfig.model_validate({**trunks, **field})
     return Decoder(
         DecoderConfig(projection=ProjectionConfig(num_tokens=8, channels=4, rank=16), field=config)

@@ -5,18 +5,18 @@ import torch
 from torch import nn
 
 from shapeloom.fields.encoding import EncodingConfig, encode, encoding_matrix
-from shapeloom.fields.mlp import FieldConfig, FieldMLP, TrunkConfig, own_bumps, own_shapes
+from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, FieldMLP, TrunkConfig, own_bumps, own_shapes
 from shapeloom.fields.projection import ProjectionConfig, make_projection
 
 FIELD = FieldConfig(
     encoding=EncodingConfig(num_octaves=2, num_random=4),
     geometry=TrunkConfig(width=8, num_layers=4, own_layers=2),
-    color=TrunkConfig(width=16, num_layers=2, own_layers=1),
+    color=ColorTrunkConfig(width=16, num_layers=2, own_layers=1),
 )
 BUMPY = FIELD.model_copy(
     update={
         "geometry": TrunkConfig(width=8, num_layers=4, bumps=6),
-        "color": TrunkConfig(width=16, num_layers=2, bumps=3),
+        "color": ColorTrunkConfig(width=16, num_layers=2, bumps=3),
     }
 )
 KINDS = [
