@@ -12,6 +12,7 @@ import prior.train_clip
 from benchmarks import guidance
 from shapeloom.shards import AssetShards, finish_dataset, write_shard
 
+
 def two_classes(balls: Path, folder: Path) -> Path:
     """The balls again, those that aren't red as globes."""
     shards, samples = AssetShards(balls), []
@@ -40,7 +41,8 @@ def test_each_setting_is_measured_and_drawn(
         settings = ["--set", data, STEPS, f"split={split}"]
         prior.train_clip.main(["--config", smoke("clip"), "--out", str(folder), *settings])
     made = [f"{name}={parts[name]}" for name in ("encoder", "clip")]
-    encoder.encode.main(["--out", str(parts["latents"]), "--set", data, *made, "workers=0", "fidelity_size=8"])
+    quickly = ["workers=0", "fidelity_size=8"]
+    encoder.encode.main(["--out", str(parts["latents"]), "--set", data, *made, *quickly])
     latents = f"latents={parts['latents']}"
     prior.train.main(["--config", smoke("prior"), "--out", str(parts["prior"]), "--set", latents, STEPS])
     of_prior = [f"prior={parts['prior']}", latents, STEPS, "network={width: 16, heads: 2}"]
