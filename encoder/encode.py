@@ -1,18 +1,20 @@
 """Encodes every asset: python -m encoder.encode --out RUN/latents --set data=.. encoder=.. clip=..
 
 Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
-latent reproduces the asset, so that bad encodings can be left out. Shards are worked on side by side, each
+latent reproduces the asset, so that bad encodings can be left out. `mirrored` and `turned` add latents of an
+asset's other poses, for an encoder that learnt these: a prior that has few assets then overfits later. Shards are worked on side by side, each
 written aside and renamed: whatever was finished before a kill stays finished.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from pydantic import Field as Key
 
 from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
@@ -25,6 +27,7 @@ from shapeloom.metrics import mask_iou, psnr
 from shapeloom.pictures import on_white, read_views
 from shapeloom.runs import Run
 from shapeloom.shards import (
+    AssetSample,
     AssetShards,
     LatentShards,
     finish_dataset,
@@ -47,6 +50,8 @@ class EncodeConfig(Config):
     clip_grid: bool = False  # keep the views' grids of tokens too, for priors that look at them
     batch_size: int = Key(16, ge=1)
     fidelity_size: int = Key(32, ge=8)  # pixels a side that fidelity is measured at; divides the data's
+    mirrored: bool = False  # latents of mirror images (x -> -x) too, as `latent_copies`
+    turned: bool = False  # and of quarter turns about +Z; captions must hold for them all the same
     workers: int | None = Key(None, ge=0)  # processes; none: one a GPU, or one a core. 0: in this process
 
 
@@ -90,6 +95,7 @@ def encode_batch(
     """Returns one latent-shard sample an asset."""
     samples = [read_for_encoding(shards, i, model.encoder.config) for i in indices]
     latents = model.encode(samples)
+    copies = [model.encode([_moved(sample, matrix) for sample in samples]) for matrix in _symmetries(config)]
     num_views = min(config.clip_views, shards.num_views)
     seen = [shards.read(i, views=range(num_views)) for i in indices]
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
@@ -121,9 +127,47 @@ def encode_batch(
                 "image_pooled.npy": image_pooled[number].cpu().numpy().astype(np.float16),
             }
         )
+        if copies:
+            moved = torch.stack([copy[number] for copy in copies])
+            out[-1]["latent_copies.npy"] = moved.cpu().numpy().astype(np.float16)
         if grids is not None:
             out[-1]["image_grid.npy"] = grids[number].cpu().numpy().astype(np.float16)
     return out
+
+
+def _symmetries(config: EncodeConfig) -> list[np.ndarray]:
+    """The orthogonal matrices of the copies that are wanted, without the identity."""
+    mirror = np.diag(np.array([-1, 1, 1], np.float32))
+    quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
+    turns = [np.linalg.matrix_power(quarter, k) for k in range(4 if config.turned else 1)]
+    matrices = [
+        turn @ m for m in ([np.eye(3, dtype=np.float32), mirror][: 1 + config.mirrored]) for turn in turns
+    ]
+    return matrices[1:]
+
+
+def _moved(sample: AssetSample, matrix: np.ndarray) -> AssetSample:
+    """What the encoder reads of the asset, as if it had been moved before it was prepared."""
+    assert sample.points is not None and sample.points_normal is not None
+    poses = sample.cam_to_world.copy()
+    poses[:, :3] = matrix @ poses[:, :3]
+    return replace(
+        sample,
+        points=sample.points @ matrix.T,
+        points_normal=np.round(sample.points_normal @ matrix.T).astype(np.int8),
+        cam_to_world=poses,
+    )
+
+
+def _check_symmetries(config: EncodeConfig) -> None:
+    """Raises UserError for copies of a kind that the encoder has never seen."""
+    trained = yaml.safe_load((config.encoder / "config.yaml").read_text()).get("augment", {})
+    for name, key in (("mirrored", "mirror"), ("turned", "turn")):
+        if getattr(config, name) and not trained.get(key):
+            raise UserError(
+                f"{name}=true asks for latents of assets as the encoder {config.encoder} has never seen them: "
+                f"train one with augment.{key}=true, or leave {name} out."
+            )
 
 
 def _fidelity(
@@ -153,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging()
     shards = AssetShards(config.data)
     decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
+    _check_symmetries(config)
     inputs = {"data": shards.digest, "encoder": decoder.digest, "clip": clip.digest}
     run = Run.open(out, config, stage="encode", inputs=inputs)
     if run.done:

@@ -44,7 +44,10 @@ class MixtureConfig(Config):
 
 
 class Latents:
-    """A split's latents and conditions in memory, as stored."""
+    """A split's latents and conditions in memory, as stored.
+
+    copies: [assets, copies, tokens, channels], latents of the assets' mirror images and turns, or none.
+    """
 
     def __init__(self, shards: LatentShards, config: MixtureConfig, classes: Sequence[str] = ()) -> None:
         """classes: of the prior, in their order; by default those of this split.
@@ -55,6 +58,9 @@ class Latents:
         keys = [row.key for row in shards.rows]
         self.latent: Tensor = data["latent"]
         check_finite(self.latent, keys, "latents", "The encoder that made them")
+        self.copies: Tensor | None = data.get("latent_copies")
+        if self.copies is not None:
+            check_finite(self.copies, keys, "latents of copies", "The encoder that made them")
         check_finite(data["text_pooled"], keys, "caption embeddings", "The CLIP that made them")
         check_finite(data["image_pooled"], keys, "view embeddings", "The CLIP that made them")
         self.num_captions = data["num_captions"]
@@ -110,9 +116,12 @@ class Latents:
         if image_alone or both:
             has_view[: 1 if len(views) == 1 else int(rng.integers(1, len(views) + 1))] = True
         labelled = bool(self._classes) and share >= 0 and rng.random() >= config.drop_label
+        latent = self.latent[row]
+        if self.copies is not None and (pose := int(rng.integers(1 + self.copies.shape[1]))):
+            latent = self.copies[row, pose - 1]
         tokens_kept = not config.drop_tokens or rng.random() >= config.drop_tokens
         out = {
-            "latent": self.latent[row].float(),
+            "latent": latent.float(),
             "text_pooled": data["text_pooled"][row, caption].float(),
             "text_tokens": data["text_tokens"][row, caption].float(),
             "text_mask": data["text_mask"][row, caption] & tokens_kept,

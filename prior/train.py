@@ -259,7 +259,8 @@ def new_model(latents: Latents, config: PriorConfig) -> Network:
             latents.shapes, config.network, learned_variance=config.diffusion.learned_variance
         )
     if config.standardise != "none" and not model.published:  # those were made for latents as they are
-        mean, std = standardisation(latents.latent, common=config.standardise == "common")
+        known = [latents.latent, *([] if latents.copies is None else [latents.copies.flatten(0, 1)])]
+        mean, std = standardisation(torch.cat(known), common=config.standardise == "common")
         model.standard_mean.copy_(mean)
         model.standard_std.copy_(std)
     return model

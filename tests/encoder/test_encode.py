@@ -1,12 +1,17 @@
 """Encoding as a whole: through its command line, on spheres in closed form."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import encoder.encode as encode
+from encoder.model import load_encoder, read_for_encoding
 from encoder.train import main as train_encoder
 from prior.train_clip import main as train_clip
+from shapeloom.config import UserError
 from shapeloom.shards import AssetShards, LatentShards
 
 
@@ -44,6 +49,45 @@ def test_each_asset_becomes_a_latent_with_its_captions_and_fidelity(latents: Pat
     assert 0 < facts["fidelity"]["psnr"] < 60
     assert 0 <= facts["fidelity"]["iou"] <= 1
     assert encoded.read(3)["latent"].abs().max() <= 1
+
+
+def test_copies_are_the_latents_of_moved_points(latents: Path, parts: list[str], tmp_path: Path):
+    encode.main(
+        [
+            "--out",
+            str(tmp_path),
+            "--set",
+            *parts,
+            "fidelity_size=8",
+            "workers=0",
+            "mirrored=true",
+            "turned=true",
+        ]
+    )
+    plain, moved = LatentShards(latents), LatentShards(tmp_path)
+    copies = moved.read(3)["latent_copies"]
+    assert copies.shape == (7, *plain.read(3)["latent"].shape)
+    torch.testing.assert_close(moved.read(3)["latent"], plain.read(3)["latent"])
+    model = load_encoder(Path(parts[1].removeprefix("encoder=")))
+    sample = read_for_encoding(AssetShards(Path(parts[0].removeprefix("data="))), 3, model.encoder.config)
+    assert sample.points is not None and sample.points_normal is not None
+    flip = np.array([-1, 1, 1])
+    poses = sample.cam_to_world * np.array([-1, 1, 1, 1], np.float32)[:, None]
+    mirrored = replace(
+        sample, points=sample.points * flip.astype(np.float32),
+        points_normal=(sample.points_normal * flip).astype(np.int8), cam_to_world=poses,
+    )  # fmt: skip
+    torch.testing.assert_close(copies[3].float(), model.encode([mirrored])[0], atol=1e-3, rtol=1e-3)
+    assert len(torch.unique(copies.flatten(1), dim=0)) == 7
+
+
+def test_copies_that_the_encoder_never_saw_are_refused(parts: list[str], ball_dataset: Path, tmp_path: Path):
+    quick = ["train.precision=fp32", "train.steps=1", f"data={ball_dataset}", "augment.mirror=false"]
+    smoke = "configs/encoder/smoke.yaml"
+    train_encoder(["--config", smoke, "--out", str(tmp_path / "encoder"), "--set", *quick])
+    settings = [parts[0], f"encoder={tmp_path / 'encoder'}", parts[2], "mirrored=true"]
+    with pytest.raises(UserError, match=r"train one with augment\.mirror=true"):
+        encode.main(["--out", str(tmp_path / "latents"), "--set", *settings])
 
 
 def test_any_number_of_workers_writes_the_same_bytes(latents: Path, parts: list[str], tmp_path: Path):

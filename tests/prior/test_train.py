@@ -277,6 +277,19 @@ def test_a_prior_of_views_finds_the_pictures_that_captions_name(latents: Path, t
         main(["--out", str(tmp_path / "no"), "--set", f"latents={latents}", *SETTINGS, *shares])
 
 
+def test_copies_are_drawn_as_often_as_the_latents_themselves(tmp_path: Path):
+    def mirror(i: int, sample: dict) -> None:
+        sample["latent_copies.npy"] = np.stack([-sample["latent.npy"], 0 * sample["latent.npy"] + 0.5])
+
+    folder = write_latents(tmp_path / "latents", change=mirror)
+    latents = read_latents(folder, "train", PriorConfig())
+    assert latents.copies is not None
+    drawn = [latents.draw(5, numpy_rng("copies", i))["latent"] for i in range(300)]
+    for each in (latents.latent[5], -latents.latent[5], torch.full((4, 3), 0.5)):
+        share = np.mean([bool((one == each.float()).all()) for one in drawn])
+        assert 0.25 < share < 0.42
+
+
 def test_latents_of_bad_fidelity_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def rate(i: int, sample: dict) -> None:
         sample["json"]["fidelity"] = {"psnr": 10.0 + i % 2, "iou": 0.5}
