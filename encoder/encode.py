@@ -2,8 +2,8 @@
 
 Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
 latent reproduces the asset, so that bad encodings can be left out. `mirrored` and `turned` add latents of an
-asset's other poses, for an encoder that learnt these: a prior that has few assets then overfits later. Shards are worked on side by side, each
-written aside and renamed: whatever was finished before a kill stays finished.
+asset's other poses, for an encoder that learnt these: a prior that has few assets then overfits later. Shards
+are worked on side by side, each written aside and renamed: whatever was finished before a kill stays finished.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,10 +140,8 @@ def _symmetries(config: EncodeConfig) -> list[np.ndarray]:
     mirror = np.diag(np.array([-1, 1, 1], np.float32))
     quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
     turns = [np.linalg.matrix_power(quarter, k) for k in range(4 if config.turned else 1)]
-    matrices = [
-        turn @ m for m in ([np.eye(3, dtype=np.float32), mirror][: 1 + config.mirrored]) for turn in turns
-    ]
-    return matrices[1:]
+    mirrored = [mirror @ turn for turn in turns] if config.mirrored else []
+    return [*turns, *mirrored][1:]
 
 
 def _moved(sample: AssetSample, matrix: np.ndarray) -> AssetSample:
@@ -165,8 +163,8 @@ def _check_symmetries(config: EncodeConfig) -> None:
     for name, key in (("mirrored", "mirror"), ("turned", "turn")):
         if getattr(config, name) and not trained.get(key):
             raise UserError(
-                f"{name}=true asks for latents of assets as the encoder {config.encoder} has never seen them: "
-                f"train one with augment.{key}=true, or leave {name} out."
+                f"{name}=true asks for latents of assets as the encoder {config.encoder} has never seen "
+                f"them: train one with augment.{key}=true, or leave {name} out."
             )
 
 

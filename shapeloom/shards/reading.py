@@ -240,7 +240,8 @@ class LatentShards(_Shards):
     def read(self, index: int) -> dict[str, Tensor]:
         """Every array of row `index` as a tensor of its stored type: latent [tokens, channels],
         text_pooled [captions, dim], text_tokens [captions, length, width], text_mask [captions, length],
-        image_pooled [views, dim], and latent_copies [copies, tokens, channels] and image_grid [views, cells, width] where encode was asked for it."""
+        image_pooled [views, dim], and where encode was asked for them latent_copies
+        [copies, tokens, channels] and image_grid [views, cells, width]."""
         names = [name for name in self.rows[index].members if name.endswith(".npy")]
         raw = self.members(index, names)
         return {
