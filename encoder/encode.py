@@ -3,7 +3,7 @@
 Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
 latent reproduces the asset, so that bad encodings can be left out. `mirrored` and `turned` add latents of an
 asset's other poses, for an encoder that learnt these: a prior that has few assets then overfits later. Shards
-are worked on side by side, each written aside and renamed: whatever was finished before a kill stays finished.
+are worked on side by side, each written aside and renamed: what was finished before a kill stays finished.
 """
 
 from collections.abc import Callable, Sequence
