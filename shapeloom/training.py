@@ -5,6 +5,7 @@ batch, derived from (seed, sample number), so that a run is the same whatever th
 float tolerance) and goes on bit for bit after a kill at the same number of processes and threads.
 """
 
+import copy
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -224,6 +225,8 @@ def train(
     bf16 = choose_bf16(config.precision, world.device, run, world)
     module = _LossModule(task, bf16=bf16).to(world.device)
     optimizer = make_optimizer(module, config)
+    # ZeRO 3 leaves each process a part of the weights, and pictures are drawn by the main one alone.
+    whole = copy.deepcopy(task.model) if config.zero_stage == 3 and world.is_main else None
     converted = prepare_state(run.folder, config.zero_stage, world)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
@@ -244,7 +247,7 @@ def train(
         run.meta["stage"], millions, world.size, world.device, "bf16" if bf16 else "fp32",
         torch.get_num_threads(),
     )  # fmt: skip
-    _Loop(task, config, run, world, engine, averages, share).run_from(first)
+    _Loop(task, config, run, world, engine, averages, share, whole or engine.module.model).run_from(first)
     found = {
         decay: {name.removeprefix("model."): value.cpu() for name, value in weights.items()}
         for decay, weights in averages.all.items()
@@ -265,8 +268,10 @@ class _Loop:
 
     def __init__(
         self, task: Task, config: TrainConfig, run: Run, world: distributed.World, engine: Any,
-        averages: _Averages, share: int,
+        averages: _Averages, share: int, shown: nn.Module,
     ) -> None:  # fmt: skip
+        """shown: what pictures are drawn with."""
+        self.shown = shown
         self.task, self.config, self.run, self.world = task, config, run, world
         self.engine, self.averages, self.share = engine, averages, share
         self.stopped = False
@@ -384,9 +389,9 @@ class _Loop:
     @torch.no_grad()
     def _pictures(self, done: int) -> None:
         """Shows the averaged weights' work; the trained ones are put back afterwards."""
-        if not self.world.is_main or self.config.zero_stage == 3:
+        if not self.world.is_main:
             return
-        model = self.engine.module.model
+        model = self.shown.to(self.world.device)
         trained = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict({k.removeprefix("model."): v for k, v in self.averages.weights.items()})
         model.eval()

@@ -108,6 +108,31 @@ def test_slurm_names_a_process_that_no_launcher_did() -> None:
     assert distributed.slurm_variables({}) == {}
 
 
+class Drawn(Line):
+    """Notes what the averaged weights make of a number when pictures are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        self.seen.append(float(model(torch.ones(1, 1)).detach()))
+        return {}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_pictures_are_of_the_averages_whatever_the_zero_stage(tmp_path: Path, zero_stage: int) -> None:
+    tasks = {stage: Drawn() for stage in (0, zero_stage)}
+    for stage, task in tasks.items():
+        run_line(tmp_path / str(stage), task, zero_stage=stage, picture_every=10, ema_decay=0.9)
+    assert len(tasks[0].seen) == 2 and tasks[0].seen[0] != tasks[0].seen[1]
+    np.testing.assert_allclose(tasks[zero_stage].seen, tasks[0].seen, rtol=1e-4)
+    # What is written is what was shown last.
+    task = Drawn()
+    task.model.load_state_dict(load_file(tmp_path / str(zero_stage) / "weights.safetensors"))
+    assert task.pictures(task.model, 20) == {} and task.seen == pytest.approx(tasks[zero_stage].seen[-1:])
+
+
 class Steep(Line):
     """One sample's loss is finite and its gradient is not: the square root of zero."""
 
