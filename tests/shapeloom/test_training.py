@@ -182,7 +182,7 @@ def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-@pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (2, False), (3, True)])
+@pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (1, False), (2, False), (3, True)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, zero_stage: int, back: bool) -> None:
     """From two to one, and back to two."""
     whole = run_line(tmp_path / "whole", zero_stage=zero_stage)
