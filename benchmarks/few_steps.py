@@ -10,14 +10,14 @@ Two questions, of a trained prior:
   for a distilled prior (`--distilled`). `--num 0` leaves this out; it needs RUN/eval/judge and RUN/latents.
 
 An evaluation is one guided step: two network calls, but one of a distilled prior. Writes table.md,
-figures.json and curve.svg.
+figures.json and curve.svg as far as they are known, after each part. The demo's takes 40 minutes of a core.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -115,31 +115,31 @@ def features(decoder: Decoder, judge: Clip, found: Tensor) -> np.ndarray:
 
 def frechet_rows(
     pipeline: ShapePipeline, rows: Sequence[Row], arguments: argparse.Namespace
-) -> list[tuple[str, int, float]]:
-    """(sampler, evaluations, Frechet distance to rendered training latents of the same captions)."""
+) -> Iterator[tuple[str, int, float]]:
+    """Yields (sampler, evaluations, Frechet distance to rendered training latents of the same captions)."""
     run = Path(arguments.model)
     judge, shards = load_clip(run / "eval" / "judge"), LatentShards(run / "latents", "train")
     known = [(row.captions[0], i) for i, row in enumerate(shards.rows) if row.captions][: arguments.num]
     if len(known) < 2:
         raise UserError(f"{run}/latents has {len(known)} captioned assets; Frechet distances need two.")
     prompts, truth = [text for text, _ in known], shards.load()["latent"][[i for _, i in known]].float()
-    reference, results = features(pipeline.decoder, judge, truth), []
+    reference = features(pipeline.decoder, judge, truth)
 
-    def measure(name: str, model: ShapePipeline, row: tuple[SamplerName, StepChoice], n: int, scale: float
-                ) -> None:  # fmt: skip
+    def measured(
+        name: str, model: ShapePipeline, row: tuple[SamplerName, StepChoice], n: int, scale: float
+    ) -> tuple[str, int, float]:
         found = features(model.decoder, judge, latents(model, prompts, *row, n, scale))
-        results.append((name, n, frechet_distance(found, reference)))
+        return name, n, frechet_distance(found, reference)
 
     if arguments.distilled:
         few = ShapePipeline.load(prior=arguments.distilled, encoder=run / "encoder", clip=run / "clip")
         if few.prior.distilled is None:
             raise UserError(f"{arguments.distilled} isn't distilled: name what `prior.distill` wrote.")
-        measure("distilled", few, ("euler", "karras"), few.prior.distilled.steps, 1.0)
+        yield measured("distilled", few, ("euler", "karras"), few.prior.distilled.steps, 1.0)
     for sampler, choice, _ in best_rows(rows, arguments.evaluations.index(arguments.few)):
         for evaluations in (arguments.few, arguments.truth):
-            measure(f"{sampler}, {choice}", pipeline, (sampler, choice), evaluations,
-                    arguments.guidance_scale)  # fmt: skip
-    return results
+            row = (sampler, choice)
+            yield measured(f"{sampler}, {choice}", pipeline, row, evaluations, arguments.guidance_scale)
 
 
 # ---------------------------------------------------------------- what is written
@@ -212,12 +212,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     pipeline = ShapePipeline.from_pretrained(arguments.model)
     rows = error_rows(pipeline, arguments)
-    distances = frechet_rows(pipeline, rows, arguments) if arguments.num else []
-    text = tables(rows, distances, arguments.evaluations)
-    write_atomic(arguments.out / "table.md", text)
-    write_atomic(arguments.out / "figures.json", json.dumps({"errors": rows, "frechet": distances}, indent=1))
+    distances: list[tuple[str, int, float]] = []
     write_atomic(arguments.out / "curve.svg", curve_svg(rows, arguments.evaluations))
-    sys.stdout.write(text)
+    write(rows, distances, arguments)
+    for distance in frechet_rows(pipeline, rows, arguments) if arguments.num else ():
+        distances.append(distance)
+        write(rows, distances, arguments)
+    sys.stdout.write((arguments.out / "table.md").read_text())
+
+
+def write(
+    rows: Sequence[Row], distances: Sequence[tuple[str, int, float]], arguments: argparse.Namespace
+) -> None:
+    """Both tables and the figures, as far as they are known."""
+    write_atomic(arguments.out / "table.md", tables(rows, distances, arguments.evaluations))
+    write_atomic(arguments.out / "figures.json", json.dumps({"errors": rows, "frechet": distances}, indent=1))
 
 
 if __name__ == "__main__":
