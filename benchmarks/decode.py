@@ -27,7 +27,7 @@ from encoder.losses import LossConfig, point_losses, ray_losses, total_loss
 from encoder.model import EncoderConfig
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, points_at_once
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import Directions, FieldConfig, TrunkConfig, own_shapes
+from shapeloom.fields.mlp import ColorTrunkConfig, Directions, FieldConfig, TrunkConfig, own_shapes
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.fields.shap_e import POINT_OCTAVES, ShapEFieldConfig
 from shapeloom.metrics import psnr
@@ -67,7 +67,7 @@ def fit(
         size = ShapEFieldConfig(width=width, channels=1)
         config, shapes = DecoderConfig(shap_e=size), [(width, columns) for columns in size.row_lengths]
     else:
-        geometry, color = TrunkConfig(width=width, num_layers=6), TrunkConfig(width=width, num_layers=3)
+        geometry, color = TrunkConfig(width=width, num_layers=6), ColorTrunkConfig(width=width, num_layers=3)
         config = DecoderConfig(field=FieldConfig(geometry=geometry, color=color))
         shapes = own_shapes(config.field)
     decoder = CountingDecoder(config)

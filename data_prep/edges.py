@@ -20,7 +20,7 @@ _CANDIDATES = 3
 """Points a kept one, for farthest-point thinning."""
 
 Hidden = Callable[
-    [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, "candidates"]
+    [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, " candidates"]
 ]
 
 
@@ -51,7 +51,7 @@ def sharp_edges(
     return mesh.triangles.reshape(-1, 3)[_ends(one[sharp])], sides[sharp]
 
 
-def _ends(corner: Int[ndarray, "edges"]) -> Int[ndarray, "edges 2"]:
+def _ends(corner: Int[ndarray, " edges"]) -> Int[ndarray, "edges 2"]:
     """Corner numbers of an edge's ends, by the corner that it starts from."""
     return np.stack([corner, corner - corner % 3 + (corner + 1) % 3], axis=1)
 

@@ -50,7 +50,7 @@ def check_shape(mesh: Mesh, filters: Filters) -> list[str]:
     return [f"flat: its thickness is {thickness:.2%} of its longest side"] if thickness < FLAT else []
 
 
-def check_views(covered: Bool[ndarray, "views"], filters: Filters) -> list[str]:
+def check_views(covered: Bool[ndarray, " views"], filters: Filters) -> list[str]:
     """Warnings about blank views, given which show anything. Raises AssetError "invisible" or "blank"."""
     blank, num = int((~covered).sum()), len(covered)
     if blank == num:
@@ -72,7 +72,7 @@ def check_colors(srgb: UInt8[ndarray, "points 3"], filters: Filters) -> list[str
 
 def feature(
     points: Float32[ndarray, "points 3"], srgb: UInt8[ndarray, "points 3"]
-) -> Float32[ndarray, "dim"]:
+) -> Float32[ndarray, " dim"]:
     """A unit vector of where an asset's surface is and how it is coloured there.
 
     Points are shared out among the eight nearest cells of a grid, so that it changes little with the sample

@@ -18,9 +18,9 @@ class Lighting:
     ambient: float
     directions: Float32[ndarray, "lights 3"]
     """Unit, towards the light."""
-    intensities: Float32[ndarray, "lights"]
+    intensities: Float32[ndarray, " lights"]
 
-    def irradiance(self, normals: Float32[ndarray, "hits 3"]) -> Float32[ndarray, "hits"]:
+    def irradiance(self, normals: Float32[ndarray, "hits 3"]) -> Float32[ndarray, " hits"]:
         """Light on a surface whose unit normal faces the viewer, in [ambient, 1]."""
         return np.float32(self.ambient) + np.maximum(normals @ self.directions.T, 0) @ self.intensities
 

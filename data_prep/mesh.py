@@ -56,9 +56,9 @@ class Mesh:
     shading: Float32[ndarray, "faces 3 3"]
     """Normal at each corner for lighting, of either sign: the file's where it has some, else the face's."""
     uv: Float32[ndarray, "faces 3 2"]
-    texture: Int[ndarray, "faces"]
+    texture: Int[ndarray, " faces"]
     """Index into `textures`, or -1."""
-    cutoff: Float32[ndarray, "faces"]
+    cutoff: Float32[ndarray, " faces"]
     """Of a masked material: alpha below which it is a hole. 0: opaque. `BLEND`: alpha is coverage."""
     textures: list[UInt8[ndarray, "height width 4"] | Float32[ndarray, "height width 4"]] = field(
         default_factory=list
@@ -68,7 +68,7 @@ class Mesh:
     """Of each texture; an empty list: all repeat and are bilinear."""
     opacity: Float32[ndarray, "faces 3"] | None = None
     """Alpha at each corner, of factor and vertex colour, which a texture's multiplies; none: 1."""
-    unlit: Bool[ndarray, "faces"] | None = None
+    unlit: Bool[ndarray, " faces"] | None = None
     """Faces whose colour is shown as it is, without lighting; none: no face."""
     warnings: list[str] = field(default_factory=list)
 
@@ -86,7 +86,7 @@ class Mesh:
             unlit=None if self.unlit is None else self.unlit[keep],
         )  # fmt: skip
 
-    def flip(self, flipped: Bool[ndarray, "faces"]) -> "Mesh":
+    def flip(self, flipped: Bool[ndarray, " faces"]) -> "Mesh":
         """The same mesh with the winding of some faces reversed."""
         order = np.where(flipped[:, None], [0, 2, 1], [0, 1, 2])
         rows = np.arange(len(self.faces))[:, None]
@@ -110,8 +110,8 @@ def unit_normals(triangles: Float[ndarray, "faces 3 3"]) -> Float[ndarray, "face
 
 
 def base_color(
-    mesh: Mesh, faces: Int[ndarray, "hits"], weights: Float[ndarray, "hits 3"]
-) -> tuple[Float32[ndarray, "hits 3"], Float32[ndarray, "hits"]]:
+    mesh: Mesh, faces: Int[ndarray, " hits"], weights: Float[ndarray, "hits 3"]
+) -> tuple[Float32[ndarray, "hits 3"], Float32[ndarray, " hits"]]:
     """Unlit linear RGB and alpha in [0, 1] at points given by face and barycentric weights.
 
     Alpha is 1 on opaque materials and 0 (a hole) or 1 on masked ones; whoever shows blended ones lays the

@@ -19,7 +19,7 @@ EXPOSED = 1.5
 
 def sample_surface(
     mesh: Mesh, num: int, rng: np.random.Generator
-) -> tuple[Int[ndarray, "num"], Float64[ndarray, "num 3"]]:
+) -> tuple[Int[ndarray, " num"], Float64[ndarray, "num 3"]]:
     """Face and barycentric weights of points uniform by area, stratified for an even share a face."""
     area = np.linalg.norm(face_crosses(mesh.triangles), axis=1)
     cumulative = np.cumsum(area)
@@ -35,7 +35,7 @@ def surface_points(
     rng: np.random.Generator,
     *,
     hidden: Callable[
-        [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, "candidates"]
+        [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, " candidates"]
     ],
 ) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"], Int8[ndarray, "num 3"]]:
     """Positions, unlit sRGB base colours and unit normals times 127 of `num` points.

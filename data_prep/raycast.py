@@ -34,7 +34,7 @@ class Samples:
 
     color: Float32[ndarray, "*rays 7"]
     """Lit linear RGB times alpha, alpha, and unlit linear RGB times alpha."""
-    depth: Float32[ndarray, "*rays"]
+    depth: Float32[ndarray, " *rays"]
     """Along the camera's z, of the surface that contributes most."""
     normal: Float32[ndarray, "*rays 3"]
     """Of that surface: unit, in world axes, on the viewer's side."""

@@ -36,12 +36,12 @@ HIDDEN_OFFSET = 3e-3
 class Topology:
     """How a mesh's faces hang together."""
 
-    component: Int[ndarray, "faces"]
-    closed: Bool[ndarray, "components"]
+    component: Int[ndarray, " faces"]
+    closed: Bool[ndarray, " components"]
     """Whether every edge is passed as often forwards as backwards: the component has no boundary."""
-    volume: Float64[ndarray, "components"]
+    volume: Float64[ndarray, " components"]
     """Signed; about the component's own middle, so that it means something for open ones too."""
-    area: Float64[ndarray, "components"]
+    area: Float64[ndarray, " components"]
 
 
 def weld(vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]) -> Int[ndarray, "faces 3"]:
@@ -85,7 +85,7 @@ def topology(vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "face
 
 def against_majority(
     vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]
-) -> Bool[ndarray, "faces"]:
+) -> Bool[ndarray, " faces"]:
     """Faces that are wound against the greater part, by area, of the manifold patch that they belong to."""
     welded = weld(vertices, faces)
     num = int(welded.max()) + 1
@@ -115,14 +115,14 @@ class SignedDistance:
     vertices: Float64[ndarray, "vertices 3"]
     faces: Int[ndarray, "faces 3"]
     """Turned outwards."""
-    is_sheet: Bool[ndarray, "faces"]
+    is_sheet: Bool[ndarray, " faces"]
     """Faces that enclose nothing."""
-    turned: Bool[ndarray, "faces"]
+    turned: Bool[ndarray, " faces"]
     """Faces of the original that were inside out."""
     watertight: bool
     thickness: float
 
-    def __call__(self, points: Float64[ndarray, "points 3"]) -> Float32[ndarray, "points"]:
+    def __call__(self, points: Float64[ndarray, "points 3"]) -> Float32[ndarray, " points"]:
         """Signed distances, negative inside."""
         points = np.ascontiguousarray(points, np.float64)
         distance, nearest = _distance(points, self.vertices, self.faces)
@@ -138,14 +138,14 @@ class SignedDistance:
 
     def hidden(
         self, points: Float64[ndarray, "points 3"], normals: Float64[ndarray, "points 3"]
-    ) -> Bool[ndarray, "points"]:
+    ) -> Bool[ndarray, " points"]:
         """Whether surface points have the solid on both of their sides, as where parts overlap."""
         points = np.ascontiguousarray(points, np.float64)
         hidden = self._inside(points + HIDDEN_OFFSET * normals)
         hidden[hidden] = self._inside(points[hidden] - HIDDEN_OFFSET * normals[hidden])
         return hidden
 
-    def _inside(self, points: Float64[ndarray, "points 3"]) -> Bool[ndarray, "points"]:
+    def _inside(self, points: Float64[ndarray, "points 3"]) -> Bool[ndarray, " points"]:
         corners = self.vertices[self.faces].reshape(-1, 3)
         boxed = ((points > corners.min(axis=0)) & (points < corners.max(axis=0))).all(axis=1)
         inside = np.zeros(len(points), bool)
@@ -178,7 +178,7 @@ def signed_distance(mesh: Mesh, *, thickness: float) -> SignedDistance:
 
 def sdf_samples(
     mesh: Mesh, distance: SignedDistance, num: int, rng: np.random.Generator
-) -> tuple[Float32[ndarray, "num 3"], Float32[ndarray, "num"]]:
+) -> tuple[Float32[ndarray, "num 3"], Float32[ndarray, " num"]]:
     """Points of [-1, 1]^3, most of them near the surface, shuffled, and their signed distances."""
     points = [rng.uniform(-1, 1, (num - sum(int(share * num) for share, _ in NEAR), 3))]
     for share, sigma in NEAR:

@@ -87,6 +87,6 @@ def _to_8_bit(linear: Float32[ndarray, "pixels channels"]) -> UInt8[ndarray, "pi
 _ENCODED = np.rint(255 * linear_to_srgb(np.linspace(0, 1, 4097) ** 2)).astype(np.uint8)
 
 
-def is_covered(rgba: UInt8[ndarray, "views size size 4"]) -> Bool[ndarray, "views"]:
+def is_covered(rgba: UInt8[ndarray, "views size size 4"]) -> Bool[ndarray, " views"]:
     """Which views show anything at all."""
     return rgba[..., 3].max(axis=(1, 2)) > 0

@@ -43,10 +43,10 @@ class LossConfig(Config):
 
 
 def guided_samples(
-    t_near: Float[Tensor, "*rays"],
-    t_far: Float[Tensor, "*rays"],
-    t_hit: Float[Tensor, "*rays"],
-    t_beside: Float[Tensor, "*rays"],
+    t_near: Float[Tensor, " *rays"],
+    t_far: Float[Tensor, " *rays"],
+    t_hit: Float[Tensor, " *rays"],
+    t_beside: Float[Tensor, " *rays"],
     jitter: Float[Tensor, "*rays numbers"],
     config: LossConfig,
 ) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays edges"]]:
@@ -174,7 +174,9 @@ def point_losses(
     return parts
 
 
-def standard_divergence(mean: Float[Tensor, "*batch"], log_std: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+def standard_divergence(
+    mean: Float[Tensor, " *batch"], log_std: Float[Tensor, " *batch"]
+) -> Float[Tensor, ""]:
     """Returns the mean Kullback-Leibler divergence of normal distributions from N(0, 1), in nats a number."""
     return (0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std).mean()
 

@@ -375,10 +375,10 @@ def random_permutations(
 
 
 def with_bottleneck_noise(
-    before_tanh: Float[Tensor, "batch *shape"],
-    noise: Float[Tensor, "batch *shape"],
+    before_tanh: Float[Tensor, " batch *shape"],
+    noise: Float[Tensor, " batch *shape"],
     step: Int[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """Returns the latent as its decoder was trained with it: step 0 for 9 of 10, else any of 0 to 1023."""
     return bottleneck_process().add_noise(torch.tanh(before_tanh), noise, step)
 

@@ -162,7 +162,7 @@ class ViewLatents(Latents):
         return {**super().draw(row // num_views, rng), "latent": self.latent[row]}
 
 
-def check_finite(values: Float[Tensor, "assets *shape"], keys: Sequence[str], what: str, maker: str) -> None:
+def check_finite(values: Float[Tensor, " assets *shape"], keys: Sequence[str], what: str, maker: str) -> None:
     """Raises UserError that names the assets whose `what` are not finite."""
     bad = (~torch.isfinite(values).flatten(1).all(1)).tolist()
     if any(bad):

@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 
 def psnr(
     predicted: Float[ndarray, "*batch height width 3"], truth: Float[ndarray, "*batch height width 3"]
-) -> Float[ndarray, "*batch"]:
+) -> Float[ndarray, " *batch"]:
     """Returns the peak signal-to-noise ratio of each picture, dB, at most MAX_PSNR.
 
     A constant error of 0.1 gives 20 dB.
@@ -54,7 +54,7 @@ def ssim(predicted: Float[ndarray, "height width 3"], truth: Float[ndarray, "hei
 
 def mask_iou(
     predicted: Float[ndarray, "*batch height width"], truth: Float[ndarray, "*batch height width"]
-) -> Float[ndarray, "*batch"]:
+) -> Float[ndarray, " *batch"]:
     """Returns intersection over union of alpha > 0.5 for each picture; 1 where both masks are empty."""
     first, second = predicted > 0.5, truth > 0.5
     both, either = (first & second).sum(axis=(-2, -1)), (first | second).sum(axis=(-2, -1))

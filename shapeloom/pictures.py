@@ -48,7 +48,7 @@ def read_views(shards: AssetShards, index: int, views: Sequence[int], *, size: i
     return Views(small[..., :3], small[..., 3], sample.cam_to_world, matrices)
 
 
-def to_uint8(picture: Float[ndarray, "*shape"]) -> UInt8[ndarray, "*shape"]:
+def to_uint8(picture: Float[ndarray, " *shape"]) -> UInt8[ndarray, " *shape"]:
     """Returns 8-bit values of a picture in [0, 1]."""
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
 

@@ -38,33 +38,33 @@ class DiscreteProcess:
 
     def add_noise(
         self,
-        x0: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, "batch *shape"],
+        x0: Float[Tensor, " batch *shape"],
+        eps: Float[Tensor, " batch *shape"],
         step: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *shape"]:
+    ) -> Float[Tensor, " batch *shape"]:
         """A sample of q(x_i | x_0)."""
         kept = _at(self.alphas_cumprod.sqrt(), step, x0)
         return kept * x0 + _at((1 - self.alphas_cumprod).sqrt(), step, x0) * eps
 
     def posterior_mean(
         self,
-        x0: Float[Tensor, "batch *shape"],
-        x: Float[Tensor, "batch *shape"],
+        x0: Float[Tensor, " batch *shape"],
+        x: Float[Tensor, " batch *shape"],
         step: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *shape"]:
+    ) -> Float[Tensor, " batch *shape"]:
         """Mean of q(x_{i-1} | x_i = x, x_0)."""
         coef1, coef2 = self.posterior_mean_coef1, self.posterior_mean_coef2
         return _at(coef1, step, x0) * x0 + _at(coef2, step, x) * x
 
     def learned_log_variance(
-        self, share: Float[Tensor, "batch *shape"], step: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch *shape"]:
+        self, share: Float[Tensor, " batch *shape"], step: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch *shape"]:
         """Log variance of a step from what a network says in [-1, 1]: -1 the least, 1 beta."""
         f = (share + 1) / 2
         low = _at(self.posterior_log_variance_clipped, step, share)
         return f * _at(self.betas.log(), step, share) + (1 - f) * low
 
-    def step_of(self, sigma: Float[Tensor, "*batch"]) -> Float64[Tensor, "*batch"]:
+    def step_of(self, sigma: Float[Tensor, " *batch"]) -> Float64[Tensor, " *batch"]:
         """The step (a fraction between two) of noise level sigma, linear in `alphas_cumprod`.
 
         As in the reference; 0 and n-1 beyond the schedule's ends.

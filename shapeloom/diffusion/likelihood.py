@@ -20,11 +20,11 @@ C = TypeVar("C")
 
 def log_likelihood(
     denoise: Denoise[C],
-    x: Float[Tensor, "batch *shape"],
+    x: Float[Tensor, " batch *shape"],
     sigmas: Float[Tensor, " levels"],
     condition: C,
     *,
-    probe: Float[Tensor, "batch *shape"] | None = None,
+    probe: Float[Tensor, " batch *shape"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """Returns log densities in nats by the change of variables along the flow (Song et al. 2021, "Score-Based
     Generative Modeling", eq. 39), integrated by Heun's rule.
@@ -77,10 +77,10 @@ def _divergence(slope: Tensor, x: Tensor, probe: Tensor | None) -> Tensor:
 @torch.no_grad()
 def variational_bound(
     denoise: Denoise[C],
-    x: Float[Tensor, "batch *shape"],
+    x: Float[Tensor, " batch *shape"],
     sigmas: Float[Tensor, " levels"],
     condition: C,
-    noise: Callable[[int], Float[Tensor, "batch *shape"]],
+    noise: Callable[[int], Float[Tensor, " batch *shape"]],
 ) -> Float[Tensor, " batch"]:
     """Returns an upper bound, in expectation over the noise, of -log density in nats.
 

@@ -35,10 +35,10 @@ def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
 
 def add_noise(
     schedule: Schedule,
-    x0: Float[Tensor, "batch *shape"],
-    eps: Float[Tensor, "batch *shape"],
+    x0: Float[Tensor, " batch *shape"],
+    eps: Float[Tensor, " batch *shape"],
     t: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """x_t = alpha(t) x_0 + sigma(t) eps."""
     return _expand(schedule.alpha(t), x0) * x0 + _expand(schedule.sigma(t), x0) * eps
 
@@ -63,10 +63,10 @@ def _coefficients(target: Target, alpha: Tensor, sigma: Tensor) -> tuple[Tensor,
 def make_target(
     target: Target,
     schedule: Schedule,
-    x0: Float[Tensor, "batch *shape"],
-    eps: Float[Tensor, "batch *shape"],
+    x0: Float[Tensor, " batch *shape"],
+    eps: Float[Tensor, " batch *shape"],
     t: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """What the network should say when shown x_t."""
     p, q = _coefficients(target, schedule.alpha(t), schedule.sigma(t))
     return _expand(p, x0) * x0 + _expand(q, x0) * eps
@@ -75,10 +75,10 @@ def make_target(
 def to_x0(
     target: Target,
     schedule: Schedule,
-    prediction: Float[Tensor, "batch *shape"],
-    x_t: Float[Tensor, "batch *shape"],
+    prediction: Float[Tensor, " batch *shape"],
+    x_t: Float[Tensor, " batch *shape"],
     t: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """Solves x_t = alpha x_0 + sigma eps and prediction = p x_0 + q eps for x_0.
 
     For "eps" this divides by alpha(t), which is zero at t = 1: keep t below.
@@ -92,13 +92,13 @@ def to_x0(
 
 
 def convert(
-    prediction: Float[Tensor, "batch *shape"],
+    prediction: Float[Tensor, " batch *shape"],
     source: Target,
     target: Target,
     schedule: Schedule,
-    x_t: Float[Tensor, "batch *shape"],
+    x_t: Float[Tensor, " batch *shape"],
     t: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """A prediction of `source` as the prediction of `target` that says the same; needs sigma(t) > 0."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x0 = to_x0(source, schedule, prediction, x_t, t)

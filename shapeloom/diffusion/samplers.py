@@ -41,8 +41,8 @@ SamplerName = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde
 
 
 def initial_noise(
-    noise: Float[Tensor, "batch *shape"], sigmas: Float[Tensor, " levels"]
-) -> Float[Tensor, "batch *shape"]:
+    noise: Float[Tensor, " batch *shape"], sigmas: Float[Tensor, " levels"]
+) -> Float[Tensor, " batch *shape"]:
     """The start of a trajectory: standard normal `noise` at the first level."""
     return noise * float(sigmas[0])
 
@@ -50,7 +50,7 @@ def initial_noise(
 @torch.no_grad()
 def sample(
     denoise: Denoise[C],
-    x: Float[Tensor, "batch *shape"],
+    x: Float[Tensor, " batch *shape"],
     sigmas: Float[Tensor, " levels"],
     condition: C,
     *,
@@ -58,9 +58,9 @@ def sample(
     churn: float = 0.0,
     eta: float = 0.0,
     log_variance: LogVariance[C] | None = None,
-    noise: Callable[[int], Float[Tensor, "batch *shape"]] | None = None,
+    noise: Callable[[int], Float[Tensor, " batch *shape"]] | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """Walks x from sigmas[0] down to sigmas[-1] and returns it.
 
     Args:

@@ -24,19 +24,19 @@ ScheduleName = Literal["rectified_flow", "vp_cosine", "vp_linear", "edm", "shap_
 class Schedule(Protocol):
     """What objectives need; all functions act per element."""
 
-    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """Scale of the signal at time t in [0, 1]."""
         ...
 
-    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """Standard deviation of the noise at time t in [0, 1]."""
         ...
 
-    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """log(alpha^2 / sigma^2): infinite at t = 0, falls monotonically."""
         ...
 
-    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """The t at which sigma / alpha is `ratio` >= 0; exact beyond the schedule's own [0, 1] too."""
         ...
 
@@ -44,19 +44,19 @@ class Schedule(Protocol):
 class RectifiedFlow:
     """The straight line between data and noise: alpha = 1 - t, sigma = t (Liu et al. 2022)."""
 
-    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """1 - t."""
         return 1 - t
 
-    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """t."""
         return t
 
-    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """2 log((1 - t) / t)."""
         return 2 * (torch.log1p(-t) - torch.log(t))
 
-    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """ratio / (1 + ratio)."""
         return ratio / (1 + ratio)
 
@@ -67,19 +67,19 @@ class VpCosine:
     Nichol & Dhariwal 2021 without their offset, as in Salimans & Ho 2022.
     """
 
-    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """cos(pi t / 2)."""
         return torch.cos(t * (math.pi / 2))
 
-    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """sin(pi t / 2)."""
         return torch.sin(t * (math.pi / 2))
 
-    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """-2 log tan(pi t / 2)."""
         return -2 * torch.log(torch.tan(t * (math.pi / 2)))
 
-    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """(2 / pi) atan(ratio)."""
         return torch.atan(ratio) * (2 / math.pi)
 
@@ -98,19 +98,19 @@ class VpExponential:
     def _exponent(self, t: Tensor) -> Tensor:
         return t * (self.rate + self.growth * t / 2)
 
-    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """exp(-B / 2)."""
         return torch.exp(-self._exponent(t) / 2)
 
-    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """sqrt(1 - exp(-B))."""
         return torch.sqrt(-torch.expm1(-self._exponent(t)))
 
-    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """-log(exp(B) - 1)."""
         return -torch.log(torch.expm1(self._exponent(t)))
 
-    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """The root of B(t) = log(1 + ratio^2), in the form that bears growth = 0."""
         exponent = torch.log1p(ratio**2)
         return 2 * exponent / (self.rate + torch.sqrt(self.rate**2 + 2 * self.growth * exponent))
@@ -125,19 +125,19 @@ class Edm:
 
     low, high, rho = 0.002 ** (1 / 7), 80 ** (1 / 7), 7
 
-    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """1."""
         return torch.ones_like(t)
 
-    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """(low + t (high - low))^7, low and high the ends' seventh roots."""
         return (self.low + t * (self.high - self.low)) ** self.rho
 
-    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """-2 log sigma."""
         return -2 * self.rho * torch.log(self.low + t * (self.high - self.low))
 
-    def time(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """(ratio^(1/7) - low) / (high - low)."""
         return (ratio ** (1 / self.rho) - self.low) / (self.high - self.low)
 

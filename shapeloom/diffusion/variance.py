@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 def learned_log_variance(
-    share: Float[Tensor, "batch *shape"], start: Float[Tensor, " batch"], end: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch *shape"]:
+    share: Float[Tensor, " batch *shape"], start: Float[Tensor, " batch"], end: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch *shape"]:
     """Log variance of the step from noise level `start` to `end`, 0 < end < start."""
     low, high = (_expand(bound, share) for bound in _log_bounds(start, end))
     f = (share + 1) / 2
@@ -26,12 +26,12 @@ def learned_log_variance(
 
 
 def variance_loss(
-    x0: Float[Tensor, "batch *shape"],
-    predicted: Float[Tensor, "batch *shape"],
-    share: Float[Tensor, "batch *shape"],
+    x0: Float[Tensor, " batch *shape"],
+    predicted: Float[Tensor, " batch *shape"],
+    share: Float[Tensor, " batch *shape"],
     start: Float[Tensor, " batch"],
     end: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:
     """KL(q(x_end | x_start, x_0) || p(x_end | x_start)) of each number in nats: a term of L_vlb.
 
     `predicted` x_0 gives the mean of p and gets no gradient (section 3.1: L_vlb teaches the variance alone).

@@ -52,7 +52,7 @@ def camera_rays(
 
 def intersect_box(
     origins: Float[Tensor, "*rays 3"], directions: Float[Tensor, "*rays 3"]
-) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"], Bool[Tensor, "*rays"]]:
+) -> tuple[Float[Tensor, " *rays"], Float[Tensor, " *rays"], Bool[Tensor, " *rays"]]:
     """Returns t_near >= 0, t_far and whether the ray meets the box [-1, 1]^3 (slab method).
 
     A ray that misses gets t_near = t_far = 0, so that anything integrated along it is nothing.
@@ -69,7 +69,7 @@ def intersect_box(
 
 
 def edges_from_samples(
-    t: Float[Tensor, "*rays samples"], t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"]
+    t: Float[Tensor, "*rays samples"], t_near: Float[Tensor, " *rays"], t_far: Float[Tensor, " *rays"]
 ) -> Float[Tensor, "*rays edges"]:
     """Returns interval edges around sorted samples: midpoints between them, t_near and t_far at the ends."""
     middle = 0.5 * (t[..., 1:] + t[..., :-1])

@@ -66,7 +66,7 @@ def official_rays(
 
 def official_box(
     origins: Float[Tensor, "*rays 3"], directions: Float[Tensor, "*rays 3"]
-) -> tuple[Float[Tensor, "*rays"], Float[Tensor, "*rays"], Bool[Tensor, "*rays"]]:
+) -> tuple[Float[Tensor, " *rays"], Float[Tensor, " *rays"], Bool[Tensor, " *rays"]]:
     """Returns t_near, t_far and whether a ray meets the box; 0 and 1 for one that misses."""
     safe = torch.where(directions < 0, directions - 1e-6, directions + 1e-6)
     faces = torch.stack([(-1 - origins) / safe, (1 - origins) / safe])
@@ -77,7 +77,7 @@ def official_box(
 
 
 def stratified_samples(
-    t_near: Float[Tensor, "*rays"], t_far: Float[Tensor, "*rays"], uniform: Float[Tensor, "*rays samples"]
+    t_near: Float[Tensor, " *rays"], t_far: Float[Tensor, " *rays"], uniform: Float[Tensor, "*rays samples"]
 ) -> Float[Tensor, "*rays samples"]:
     """Returns a sample in each cell around even places, ends included: the outermost are half as wide."""
     share = torch.linspace(0, 1, uniform.shape[-1], device=uniform.device)

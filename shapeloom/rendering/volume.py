@@ -16,8 +16,8 @@ class RayValues:
     """What rays see. rgb is premultiplied by alpha; distance is the expected t, premultiplied likewise."""
 
     rgb: Float[Tensor, "*rays 3"]
-    alpha: Float[Tensor, "*rays"]
-    distance: Float[Tensor, "*rays"]
+    alpha: Float[Tensor, " *rays"]
+    distance: Float[Tensor, " *rays"]
 
 
 def ray_weights(

@@ -69,7 +69,7 @@ class AssetSample:
     """Seen by the views, in farthest-point order."""
     view_points_rgb: UInt8[ndarray, "view_points 3"] | None
     sdf_points: Float32[ndarray, "samples 3"] | None
-    sdf: Float32[ndarray, "samples"] | None
+    sdf: Float32[ndarray, " samples"] | None
     """Signed distance at `sdf_points`, negative inside."""
 
 

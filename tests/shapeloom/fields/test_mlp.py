@@ -6,7 +6,7 @@ import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
 from shapeloom.fields.heads import ColorHead, harmonics
-from shapeloom.fields.mlp import FieldConfig
+from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig
 from shapeloom.fields.projection import ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
