@@ -250,7 +250,8 @@ def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
         figures.append(page.figure(uri, caption, alt=record["prompt"], pixels=True))
     if not figures:
         return ""
-    legend = f"One NeRF a prompt, and at which place among {len(records)} prompts the judge puts its own."
+    num = round(1 / metrics["generation"]["chance"])
+    legend = f"Renders of NeRFs, and at which place among {num} prompts the judge puts a sample's own."
     if any("nearest" in record for record in records):
         legend += " Beneath: the nearest training asset, by shape."
     return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, 'medium')}"
