@@ -61,7 +61,7 @@ def build_report(
         _samples(figures, has_viewer=code is not None),
         _numbers(metrics),
         _reconstructions(folders.evaluation, reconstructed),
-        _generated(folders.evaluation, generated[: config.generated], metrics),
+        _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
         _curves(folders),
         _costs(metrics),
@@ -235,9 +235,9 @@ def _reconstructions(folder: Path, records: Sequence[Record]) -> str:
     return intro + page.tiles(figures, "large")
 
 
-def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
+def _generated(folder: Path, records: Sequence[Record], num_shown: int) -> str:
     figures = []
-    for record in records:
+    for record in records[:num_shown]:
         right = record["place"] == 1
         mark = '<span class="good">✓</span>' if right else f'<span class="bad">{record["place"]}.</span>'
         caption = f"{mark} {page.text(record['prompt'])}{'' if record['seen'] else ' (held out)'}"
@@ -250,7 +250,7 @@ def _generated(folder: Path, records: Sequence[Record], metrics: Record) -> str:
         figures.append(page.figure(uri, caption, alt=record["prompt"], pixels=True))
     if not figures:
         return ""
-    num = round(1 / metrics["generation"]["chance"])
+    num = len({record["prompt"] for record in records})
     legend = f"Renders of NeRFs, and at which place among {num} prompts the judge puts a sample's own."
     if any("nearest" in record for record in records):
         legend += " Beneath: the nearest training asset, by shape."
