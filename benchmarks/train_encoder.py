@@ -2,7 +2,8 @@
 
 DATA is a prepared data set. The recipes' steps (forward, backward, the same number of assets and rays) are
 timed in turn in this one process, in CPU seconds of one thread. Scaling is a real training by torchrun, a
-thread a process, the same batch a process, by the clock: run it on a machine that does nothing else.
+thread and a core a process (where the next batch is read too), the same batch a process, by the clock: run
+it on a machine that does nothing else.
 """
 
 import argparse
@@ -54,10 +55,15 @@ def samples_per_second(data: Path, preset: str, folder: Path, *, processes: int,
     settings += ["train.log_every=5", f"train.checkpoint_every={steps}", f"train.picture_every={steps}"]
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     arguments = ["encoder.train", "--config", f"configs/encoder/{preset}.yaml", "--out", str(out)]
-    subprocess.run(
-        [sys.executable, "-m", *launch, *arguments, "--set", *settings],
-        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:processes])  # its child's too
+    try:
+        subprocess.run(
+            [sys.executable, "-m", *launch, *arguments, "--set", *settings],
+            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    finally:
+        os.sched_setaffinity(0, cores)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     return statistics.median(rates[len(rates) // 2 :])
