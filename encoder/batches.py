@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from encoder.losses import LossConfig, guided_samples
@@ -18,6 +18,7 @@ from shapeloom.shards import AssetSample, AssetShards
 
 RAY_VIEWS = 4  # views of an asset that a step's rays come from
 FOREGROUND_SHARE = 0.7  # of the rays; most of a picture is background
+SILHOUETTE_SHARE = 0.5  # of those: at silhouettes, where thin parts get their thickness
 
 
 class AugmentConfig(Config):
@@ -133,8 +134,12 @@ def _rays(
     covered = np.flatnonzero(rgba[..., 3].reshape(-1) > 0)
     if len(covered):
         share = int(FOREGROUND_SHARE * num)
-        # Half a patch around covered pixels counts as foreground too: silhouettes are learnt there.
         near = covered[rng.integers(0, len(covered), share)]
+        outline = silhouette_pixels(depth > 0)
+        if len(outline):
+            at_outline = int(SILHOUETTE_SHARE * share)
+            near[:at_outline] = outline[rng.integers(0, len(outline), at_outline)]
+        # Two pixels around count as foreground too: what lies beside a silhouette is learnt there.
         x = np.clip(near % width + rng.integers(-2, 3, share), 0, width - 1)
         y = np.clip(near // width % height + rng.integers(-2, 3, share), 0, height - 1)
         picks[:share] = near // (width * height) * (width * height) + y * width + x
@@ -159,6 +164,13 @@ def _rays(
         "ray_rgba": color,
         "ray_background": torch.from_numpy(rng.random((num, 3), dtype=np.float32)),
     }
+
+
+def silhouette_pixels(covered: Bool[np.ndarray, "views height width"]) -> Int64[np.ndarray, " pixels"]:
+    """Returns the numbers of the covered pixels with a neighbour that isn't, or at the picture's border."""
+    padded = np.pad(covered, ((0, 0), (1, 1), (1, 1)))
+    inside = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
+    return np.flatnonzero(covered & ~inside)
 
 
 def _supervision(

@@ -1,8 +1,8 @@
-"""What the autoencoder is trained on: rays whose depth is known, surface points, signed distances.
+"""What the autoencoder is trained on: rays, surface points, signed distances.
 
-Rays that hit are sampled a few times in front of the surface (to carve free space) and densely around it;
-rays that miss are sampled evenly. So a dozen samples do where plain sampling (NeRF, section 5.2: stratified,
-then by importance) needs many.
+Rays are sampled as in NeRF (section 5.2: stratified, then by importance). A dozen samples do, since signed
+distances say where surfaces are, and the important samples lie where the field has density that it should
+not. With `guided`, samples lie around the surface that is known instead, and a few times in front of it.
 """
 
 import torch
@@ -24,9 +24,9 @@ class LossConfig(Config):
 
     num_rays: int = Key(128, ge=1)
     rays_at_once: int = Key(0, ge=0)  # an asset's; rays are computed again in the backward pass; 0: all, once
-    guided: bool = True  # by the known depth
-    free_samples: int = Key(8, ge=2)  # along the whole ray, in front of the surface; plain: stratified ones
-    surface_samples: int = Key(8, ge=2)  # within surface_window of it; plain: by importance
+    guided: bool = False  # samples by the known depth
+    free_samples: int = Key(8, ge=2)  # along the whole ray; guided: in front of the surface
+    surface_samples: int = Key(8, ge=2)  # by importance; guided: within surface_window of the surface
     surface_window: float = Key(0.08, gt=0)  # half-width, in units of the box [-1, 1]^3
     num_surface_points: int = Key(256, ge=1)
     num_sdf_points: int = Key(512, ge=1)
