@@ -2,7 +2,8 @@
 
 Rays are sampled as in NeRF (section 5.2: stratified, then by importance). A dozen samples do, since signed
 distances say where surfaces are, and the important samples lie where the field has density that it should
-not. With `guided`, samples lie around the surface that is known instead, and a few times in front of it.
+not. They are also the dearest thing to learn from, so that training may leave them for its last part
+(`rays_from`).
 """
 
 import torch
@@ -22,12 +23,11 @@ from shapeloom.rendering.volume import composite, importance_samples, ray_weight
 class LossConfig(Config):
     """Weights of the losses and how many rays and points an asset they take."""
 
+    rays_from: float = Key(0.0, ge=0, lt=1)  # fraction of the steps after which rays are learnt from too
     num_rays: int = Key(128, ge=1)
     rays_at_once: int = Key(0, ge=0)  # an asset's; rays are computed again in the backward pass; 0: all, once
-    guided: bool = False  # samples by the known depth
-    free_samples: int = Key(8, ge=2)  # along the whole ray; guided: in front of the surface
-    surface_samples: int = Key(8, ge=2)  # by importance; guided: within surface_window of the surface
-    surface_window: float = Key(0.08, gt=0)  # half-width, in units of the box [-1, 1]^3
+    free_samples: int = Key(8, ge=2)  # stratified, along the whole ray
+    surface_samples: int = Key(8, ge=2)  # by importance
     num_surface_points: int = Key(256, ge=1)
     num_sdf_points: int = Key(512, ge=1)
     color: float = Key(1.0, ge=0)
@@ -35,46 +35,29 @@ class LossConfig(Config):
     alpha: float = Key(0.5, ge=0)
     texture: float = Key(0.5, ge=0)
     sdf: float = Key(2.0, ge=0)
+    normal: float = Key(0.3, ge=0)  # the distance's gradient against the surface's normal
     occupancy: float = Key(1.0, ge=0)
     eikonal: float = Key(
         0.0, ge=0
     )  # distances' slope of one (Gropp et al. 2020), at the points off the surface
     occupancy_softness: float = Key(0.03, gt=0)  # distance at which a point is nearly surely in or out
 
+    def draws_rays(self, step: int, steps: int) -> bool:
+        """Returns whether step `step` of `steps` learns from rays."""
+        return step >= self.rays_from * steps
 
-def guided_samples(
-    t_near: Float[Tensor, " *rays"],
-    t_far: Float[Tensor, " *rays"],
-    t_hit: Float[Tensor, " *rays"],
-    t_beside: Float[Tensor, " *rays"],
-    jitter: Float[Tensor, "*rays numbers"],
-    config: LossConfig,
+
+def stratified_samples(
+    t_near: Float[Tensor, " *rays"], t_far: Float[Tensor, " *rays"], jitter: Float[Tensor, "*rays samples"]
 ) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays edges"]]:
-    """Returns sorted sample positions and interval edges. t_hit is 0 for rays that miss.
+    """Returns a sample in each of equal intervals between t_near and t_far, and edges between samples.
 
-    A ray that hits is followed to just behind its surface: whatever alpha it has must come from there. One
-    that misses is sampled as densely where it passes by a surface, at t_beside (0: unknown): samples a tenth
-    of the ray apart would find little of a halo there, and surfaces would grow. Plain sampling gets its
-    stratified samples alone.
+    jitter: where in its interval each is, in [0, 1).
     """
-    hit = (t_hit > 0) & config.guided
-    known = hit | (t_beside > 0)
-    # The ray may have left the box before the depth of what it passes by.
-    t_surface = torch.where(hit, t_hit, t_beside).clamp(t_near, t_far)
-    window = config.surface_window
-    end = torch.where(hit, torch.minimum(t_hit + window, t_far), t_far)
-    free, surface = config.free_samples, config.surface_samples
-    index = torch.arange(free, device=jitter.device)
-    t_free = t_near[..., None] + (end - t_near)[..., None] * (index + jitter[..., :free]) / free
-    if not config.guided:
-        return t_free, edges_from_samples(t_free, t_near, t_far)
-    index = torch.arange(surface, device=jitter.device)
-    share = (index + jitter[..., free:]) / surface
-    start = torch.where(known, torch.maximum(t_surface - window, t_near), t_near)
-    stop = torch.where(known, torch.minimum(t_surface + window, t_far), t_far)
-    t_dense = start[..., None] + (stop - start)[..., None] * share
-    t = torch.cat([t_free, t_dense], dim=-1).sort(dim=-1).values
-    return t, edges_from_samples(t, t_near, end)
+    num = jitter.shape[-1]
+    share = (torch.arange(num, device=jitter.device) + jitter) / num
+    t = torch.lerp(t_near[..., None], t_far[..., None], share)
+    return t, edges_from_samples(t, t_near, t_far)
 
 
 @torch.no_grad()
@@ -93,9 +76,7 @@ def _see(
     decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
 ) -> Float[Tensor, "batch rays 4"]:
     """Returns premultiplied colour and alpha of the batch's rays."""
-    t, edges = batch["ray_t"], batch["ray_edges"]
-    if not config.guided:
-        t, edges = _with_important(decoder, weights, batch, config.surface_samples)
+    t, edges = _with_important(decoder, weights, batch, config.surface_samples)
     directions = batch["ray_directions"][:, :, None].expand(*t.shape, 3).flatten(1, 2)
     geometry, paint = decoder.query(weights, _ray_points(batch, t), directions)
     seen = composite(geometry.density.reshape(t.shape), paint.rgb.reshape(*t.shape, 3), t, edges)
@@ -145,28 +126,31 @@ def ray_losses(
 def point_losses(
     decoder: Decoder, weights: FieldWeights, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Float[Tensor, ""]]:
-    """Returns texture colour's L1 at surface points, and two losses of signed distance.
+    """Returns texture colour's L1 at surface points, and losses of signed distance.
 
     `sdf` is its L1, which counts fully at the surface and less far from it. It alone leaves a field at the
     mean of all shapes for long, where a small distance of either sign costs little. `occupancy` is the cross
-    entropy of the sign, softened near the surface, which is steep where that mean is wrong.
+    entropy of the sign, softened near the surface, which is steep where that mean is wrong. `normal` is the
+    length of the difference between the distance's gradient and the normal at surface points: without it a
+    field that is unsure where a surface is has a slope of half there, and edges melt.
 
     Inside, the truth is the distance to the nearest face, which may be one that another part hides: the
-    distance to the outside is at least that, so there only too shallow a value is an error.
+    distance to the outside is at least that, so there only too shallow a value is an error. Outside, it lies
+    between `sdf` and `sdf_at_most`, which differ where the asset was stretched.
     """
     surface, points, truth = batch["surface_points"], batch["sdf_points"], batch["sdf"]
-    num = surface.shape[1]
     texture = decoder.color(weights, surface).texture
-    sdf = decoder.geometry(weights, torch.cat([surface, points], dim=1)).sdf
-    at_surface, sdf = sdf[:, :num], sdf[:, num:]
+    at_surface, gradient = decoder.sdf_and_gradient(weights, surface)
+    sdf = decoder.geometry(weights, points).sdf
     sdf = torch.where(truth < 0, torch.maximum(sdf, truth), sdf)
     importance = 0.1 / (0.1 + truth.abs())
-    error = torch.cat([at_surface.abs(), importance * (sdf - truth).abs()], dim=1)
+    error = F.relu(truth - sdf) + F.relu(sdf - torch.where(truth < 0, truth, batch["sdf_at_most"]))
     softness = config.occupancy_softness
     inside = torch.sigmoid(-truth / softness)
     parts = {
         "texture": (texture - batch["surface_rgb"]).abs().mean(),
-        "sdf": error.mean(),
+        "sdf": torch.cat([at_surface.abs(), importance * error], dim=1).mean(),
+        "normal": (gradient - batch["surface_normals"]).norm(dim=-1).mean(),
         "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
     }
     if config.eikonal:

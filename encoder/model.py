@@ -38,7 +38,7 @@ class EncoderConfig(Config):
     num_layers: int = Key(4, ge=1)
     num_points: int = Key(2048, ge=16)
     grid: Literal[8, 16, 32, 64] = 16  # cells a side that points are gathered in
-    grid_channels: int = Key(32, ge=4)
+    grid_hidden: int = Key(192, ge=4)  # of the layer that reads a token's cells
     num_views: int = Key(0, ge=0)  # 0: points alone
     patch: int = Key(8, ge=1)
     variational: bool = False  # a spread of each latent number's own (Kingma & Welling 2014)
@@ -62,10 +62,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         width, num_tokens = config.width, decoder.projection.num_tokens
-        self.grid_tokens = GridTokens(width, config.grid, config.grid_channels)
+        self.grid_tokens = GridTokens(width, config.grid, config.grid_hidden)
         # Each latent token starts from places of its own: those of one layer share out the whole box.
         layers = layer_tokens(decoder.projection, own_shapes(decoder.field))
-        columns = decoder.projection.kind == "columns"
+        columns = decoder.projection.kind in ("columns", "hybrid")
         shares = _shares_by_place if columns else _even_shares
         self.shares = nn.Parameter(torch.cat([shares(num) for num in layers]))
         self.latent_tokens = nn.Parameter(0.1 * torch.randn(num_tokens, width))

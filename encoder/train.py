@@ -59,8 +59,7 @@ class EncoderTask:
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         config = self.config
         self.shards.read_ahead(self.order.shards_from(samples[0]))
-        first = config.meshes.from_step
-        drawing = first is not None and samples[0] // config.train.batch_size >= first
+        step, first = samples[0] // config.train.batch_size, config.meshes.from_step
         return make_batch(
             self.shards,
             [(number, self.order.index(number)) for number in samples],
@@ -69,7 +68,8 @@ class EncoderTask:
             augment=config.augment,
             view_dropout=config.view_dropout,
             seed=config.train.seed,
-            meshes=config.meshes if drawing else None,
+            meshes=config.meshes if first is not None and step >= first else None,
+            rays=config.losses.draws_rays(step, config.train.steps),
         )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -80,10 +80,9 @@ class EncoderTask:
         spread = self.config.bottleneck_noise if log_std is None else log_std.exp()
         weights = model.decoder.weights(latent + spread * noise)
         losses = self.config.losses
-        parts = {
-            **ray_losses(model.decoder, weights, batch, losses),
-            **point_losses(model.decoder, weights, batch, losses),
-        }
+        parts = point_losses(model.decoder, weights, batch, losses)
+        if "ray_t" in batch:
+            parts |= ray_losses(model.decoder, weights, batch, losses)
         total = total_loss(parts, losses)
         if log_std is not None:
             parts["kl"] = standard_divergence(latent, log_std)

@@ -126,7 +126,13 @@ class Decoder(nn.Module):
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
     ) -> Float[Tensor, "batch points 3"]:
         """Returns the signed distance's gradient at points in [-1, 1]^3, in closed form."""
-        return self.field.sdf_gradient(weights, points)
+        return self.sdf_and_gradient(weights, points)[1]
+
+    def sdf_and_gradient(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points 3"]]:
+        """Returns the signed distance too, at little more than the gradient's cost."""
+        return self.field.sdf_and_gradient(weights, points)
 
     @torch.no_grad()
     def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:

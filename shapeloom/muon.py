@@ -23,14 +23,29 @@ SMALLEST_SIDE = 16
 
 
 def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """Returns matrices of the same singular vectors with all singular values near one (0.7 to 1.2)."""
+    """Returns matrices of the same singular vectors with all singular values near one (0.7 to 1.2).
+
+    Each step multiplies by a polynomial of the Gram matrix. For long matrices those factors are gathered,
+    and the next Gram matrices had from them, so that only two products are as large as the matrix. What is
+    smaller than a thousandth of the largest singular value then drowns in float32's rounding.
+    """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
     x = x / (torch.linalg.matrix_norm(x)[:, None, None] + 1e-7)
     a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    if x.shape[2] < 2 * x.shape[1]:
+        for _ in range(ITERATIONS):
+            gram = x @ x.transpose(1, 2)
+            x = a * x + (b * gram + c * gram @ gram) @ x
+    else:
         gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        product = torch.eye(x.shape[1], device=x.device).expand_as(gram)
+        for _ in range(ITERATIONS):
+            factor = b * gram + c * gram @ gram
+            product = a * product + factor @ product
+            # They all commute, as polynomials of the first Gram matrix.
+            gram = a**2 * gram + (2 * a * factor + factor @ factor) @ gram
+        x = product @ x
     return x.transpose(1, 2) if tall else x
 
 

@@ -104,8 +104,12 @@ class Trunk(nn.Module):
         points: Float[Tensor, "batch points 3"],
         encoded: Float[Tensor, "batch points encoded"],
         of_output: Float[Tensor, " width"],
-    ) -> tuple[Float[Tensor, "batch points encoded"], Float[Tensor, "batch points 3"]]:
-        """Returns the gradients of `of_output` times the last layer's features, in closed form.
+    ) -> tuple[
+        Float[Tensor, "batch points width"],
+        Float[Tensor, "batch points encoded"],
+        Float[Tensor, "batch points 3"],
+    ]:
+        """Returns the last layer's features, and the gradients of `of_output` times them in closed form.
 
         By the encoded points, and by the points through the bumps.
         One pass forward, one back, and no graph; autograd can go through it again.
@@ -117,6 +121,7 @@ class Trunk(nn.Module):
             assert isinstance(layer, nn.Linear)
             matrices.append(layer.weight)
             sums.append(layer(F.silu(sums[-1])))
+        features = F.silu(sums[-1])
         gradient = _silu_gradient(of_output.expand_as(sums[-1]), sums.pop())
         while sums:
             gradient = _silu_gradient(gradient @ matrices.pop(), sums.pop())
@@ -127,7 +132,7 @@ class Trunk(nn.Module):
             slopes = bump_slopes(points, self.bumps).unbind(-2)
             changes = [(gradient * weigh_columns(columns, index, slope)).sum(dim=-1) for slope in slopes]
             by_points = torch.stack(changes, dim=-1)
-        return gradient @ waves, by_points
+        return features, gradient @ waves, by_points
 
     def _first_sums(
         self, matrix: Tensor, points: Tensor, encoded: Tensor
@@ -202,14 +207,15 @@ class FieldMLP(nn.Module):
         """Returns the colours alone."""
         return self._color(weights, points, encode(points.float(), self.frequencies), directions)
 
-    def sdf_gradient(
+    def sdf_and_gradient(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
-    ) -> Float[Tensor, "batch points 3"]:
-        """Returns the signed distance's gradient by position, in closed form."""
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points 3"]]:
+        """Returns the signed distance and its gradient by position, in closed form."""
         own, of_sdf = weights[: self.num_geometry], self.geometry_head.linear.weight[1]
         encoded = encode(points.float(), self.frequencies)
-        by_encoded, by_points = self.geometry_trunk.gradient(own, points, encoded, of_sdf)
-        return by_points + encoding_gradient(by_encoded, points, self.frequencies)
+        features, by_encoded, by_points = self.geometry_trunk.gradient(own, points, encoded, of_sdf)
+        gradient = by_points + encoding_gradient(by_encoded, points, self.frequencies)
+        return self.geometry_head(features).sdf, gradient
 
     def _geometry(self, weights: FieldWeights, points: Tensor, encoded: Tensor) -> Geometry:
         trunk = self.geometry_trunk(weights[: self.num_geometry], points, encoded)

@@ -3,9 +3,9 @@
 `rows` (Shap-E, section 4.2): token i becomes row i of the stacked matrices, normalised, with a learned gain,
 plus a shared base: every token says something of the whole box. `columns`: a layer's tokens are a grid over
 the box; token i becomes the columns of the bumps in cell i, so that it speaks of its own place, and what is
-asked of the waves is shared. `low_rank`: layer l is base + U diag(c) V with shared U and V, where c is linear
-in that layer's tokens. Nowhere are two per-asset factors multiplied, so latents have no sign ambiguity and
-their noise stays what it is.
+asked of the waves is shared. `low_rank`: layer l is base + U diag(c) V with shared U and V, where c are the
+numbers of that layer's tokens, or linear in them. Nowhere are two per-asset factors multiplied, so latents
+have no sign ambiguity and their noise stays what it is.
 """
 
 import math
@@ -29,7 +29,7 @@ class ProjectionConfig(Config):
     # rows: those of all matrices; columns: a layer's grid, times layers; low_rank: a multiple of the layers.
     num_tokens: int = Key(64, ge=1)
     channels: int = Key(16, ge=1)
-    rank: int = Key(256, ge=1)  # coefficients a layer (low_rank)
+    rank: int = Key(0, ge=0)  # coefficients a layer (low_rank); 0: the numbers of the layer's tokens
 
 
 def layer_tokens(config: ProjectionConfig, shapes: list[tuple[int, int]]) -> list[int]:
@@ -95,6 +95,13 @@ class ColumnProjection(nn.Module):
         return weights
 
 
+class _Twice(nn.Module):
+    """Coefficients of order one from latents of half their range."""
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return 2 * numbers
+
+
 class LowRankProjection(nn.Module):
     """Layer l = base + U diag(c) V, c linear in the layer's share of the tokens: `layers` says how many."""
 
@@ -103,17 +110,18 @@ class LowRankProjection(nn.Module):
         self.layers = layer_tokens(config, shapes)
         numbers = self.layers[0] * config.channels
         self.base = nn.ParameterList([_initial_matrix(*shape) for shape in shapes])
-        self.coefficients = nn.ModuleList([nn.Linear(numbers, config.rank, bias=False) for _ in shapes])
+        rank = config.rank or numbers
+        self.coefficients = nn.ModuleList(
+            [nn.Linear(numbers, rank, bias=False) if config.rank else _Twice() for _ in shapes]
+        )
         for weight in self.coefficients.parameters():
             # c of order one for latents of half their range: torch's default would make it 0.3.
             nn.init.normal_(weight, std=2 / math.sqrt(numbers))
         # With c of order one, U diag(c) V then has entries of the same size as the base's.
-        scale = config.rank**-0.25
-        self.left = nn.ParameterList(
-            [nn.Parameter(torch.randn(out, config.rank) * scale) for out, _ in shapes]
-        )
+        scale = rank**-0.25
+        self.left = nn.ParameterList([nn.Parameter(torch.randn(out, rank) * scale) for out, _ in shapes])
         self.right = nn.ParameterList(
-            [nn.Parameter(torch.randn(config.rank, width) * scale / math.sqrt(width)) for _, width in shapes]
+            [nn.Parameter(torch.randn(rank, width) * scale / math.sqrt(width)) for _, width in shapes]
         )
 
     def forward(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:

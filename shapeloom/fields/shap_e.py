@@ -202,15 +202,16 @@ class ShapEField(nn.Module):
         """
         return _color(self._chunked(weights, points, slice(0, 12)))
 
-    def sdf_gradient(
+    def sdf_and_gradient(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
-    ) -> Float[Tensor, "batch points 3"]:
-        """Returns the signed distance's gradient at points of our frame, by autograd."""
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points 3"]]:
+        """Returns the signed distance and its gradient at points of our frame, by autograd."""
         further = torch.is_grad_enabled()
         with torch.enable_grad():
             places = points if points.requires_grad else points.detach().requires_grad_()
-            total = self.geometry(weights, places).sdf.sum()
-            return torch.autograd.grad(total, places, create_graph=further)[0]
+            sdf = self.geometry(weights, places).sdf
+            gradient = torch.autograd.grad(sdf.sum(), places, create_graph=further)[0]
+        return sdf if further else sdf.detach(), gradient
 
     def _chunked(self, weights: FieldWeights, points: Tensor, outputs: slice) -> Tensor:
         official = (points / ASSET_HALF_SIZE).clamp(-1, 1)

@@ -6,10 +6,10 @@ from torch.distributions import Normal, kl_divergence
 
 from encoder.losses import (
     LossConfig,
-    guided_samples,
     point_losses,
     ray_losses,
     standard_divergence,
+    stratified_samples,
     total_loss,
 )
 from shapeloom.decoder import Decoder, DecoderConfig
@@ -31,8 +31,12 @@ class Shifted(Decoder):
 
     def geometry(self, weights, points):
         sdf = points.norm(dim=-1) - 0.5
-        sdf = torch.cat([sdf[:, :-4], sdf[:, -4:] + self.shift], dim=1)
+        if sdf.shape[1] == 4:  # the points off the surface
+            sdf = sdf + self.shift
         return Geometry(density=torch.sigmoid(-sdf / 0.01) / 0.01, sdf=sdf)
+
+    def sdf_and_gradient(self, weights, points):
+        return self.geometry(weights, points).sdf, points / points.norm(dim=-1, keepdim=True)
 
     def query(self, weights, points, directions=None):
         return self.geometry(weights, points), self.color(weights, points)
@@ -47,9 +51,11 @@ def ball_batch() -> dict[str, torch.Tensor]:
     points = torch.tensor([[[0.1, 0, 0], [0.45, 0, 0], [0, 0.55, 0], [0, 0, 0.9]]])
     return {
         "surface_points": 0.5 * directions,
+        "surface_normals": directions,
         "surface_rgb": torch.full((1, 8, 3), 0.25),
         "sdf_points": points,
         "sdf": points.norm(dim=-1) - 0.5,
+        "sdf_at_most": points.norm(dim=-1) - 0.5,
     }
 
 
@@ -67,6 +73,7 @@ def test_the_truth_has_no_error_and_no_slope() -> None:
     parts, slopes = losses_and_slopes([0.0] * 4)
     assert float(parts["sdf"]) == pytest.approx(0, abs=1e-6)
     assert float(parts["texture"]) == pytest.approx(0.25)
+    assert float(parts["normal"]) == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(slopes["occupancy"], torch.zeros(4), atol=1e-5, rtol=0)
 
 
@@ -85,30 +92,45 @@ def test_errors_are_pulled_back_from_both_sides() -> None:
     assert slopes["occupancy"][3] == pytest.approx(0, abs=1e-3)
 
 
-def test_plain_sampling_sees_a_ball_as_guided_sampling_does() -> None:
-    """With many samples each; plain sampling isn't told the depth."""
+def test_between_its_bounds_a_distance_outside_has_no_error() -> None:
+    """Outside alone: within, the nearest face bounds it from one side anyway."""
+    batch = ball_batch()
+    batch["sdf_at_most"] = 1.5 * batch["sdf"]
+    errors = [float(point_losses(Shifted(torch.tensor([0.0, 0, 0, s])), [], batch, CONFIG)["sdf"].detach())
+              for s in (-0.1, 0.0, 0.15, 0.2, 0.3)]  # fmt: skip
+    assert errors[0] > 1e-3 and errors[1:4] == pytest.approx([0] * 3, abs=1e-7) and errors[4] > 1e-3
+
+
+def test_the_normal_loss_is_the_length_of_the_difference() -> None:
+    batch = ball_batch()
+    batch["surface_normals"] = 3 * batch["surface_normals"]
+    assert float(point_losses(Shifted(torch.zeros(4)), [], batch, CONFIG)["normal"]) == pytest.approx(2)
+
+
+def test_rays_come_with_the_last_part_of_the_steps() -> None:
+    config = LossConfig(rays_from=0.6)
+    assert [config.draws_rays(step, 10) for step in (0, 5, 6, 9)] == [False, False, True, True]
+    assert CONFIG.draws_rays(0, 10)
+
+
+def test_rays_see_a_ball_without_being_told_its_depth() -> None:
+    """With many samples."""
     decoder = Shifted(torch.zeros(4))
     origins, directions = torch.tensor([[[0.0, -2, 0], [0, -2, 0.8]]]), torch.tensor([[[0.0, 1, 0]] * 2])
-    t_near, t_far, t_hit = torch.tensor([[1.0, 1]]), torch.tensor([[3.0, 3]]), torch.tensor([[1.5, 0]])
-    seen = {}
-    for guided in (False, True):
-        config = LossConfig(guided=guided, free_samples=64, surface_samples=128, squared_share=0)
-        t, edges = guided_samples(t_near, t_far, t_hit, t_hit, torch.rand(1, 2, 192), config)
-        assert t.shape[-1] == (192 if guided else 64)
-        batch = {
-            "ray_t": t, "ray_edges": edges, "ray_origins": origins, "ray_directions": directions,
-            "ray_rgba": torch.tensor([[[0.5, 0.5, 0.5, 1], [0, 0, 0, 0]]]),
-            "ray_background": torch.ones(1, 2, 3),
-        }  # fmt: skip
-        seen[guided] = ray_losses(decoder, [], batch, config)
-    assert max(float(value.detach()) for parts in seen.values() for value in parts.values()) < 0.02
+    t, edges = stratified_samples(torch.tensor([[1.0, 1]]), torch.tensor([[3.0, 3]]), torch.rand(1, 2, 64))
+    batch = {
+        "ray_t": t, "ray_edges": edges, "ray_origins": origins, "ray_directions": directions,
+        "ray_rgba": torch.tensor([[[0.5, 0.5, 0.5, 1], [0, 0, 0, 0]]]),
+        "ray_background": torch.ones(1, 2, 3),
+    }  # fmt: skip
+    parts = ray_losses(decoder, [], batch, LossConfig(surface_samples=128, squared_share=0))
+    assert max(float(value.detach()) for value in parts.values()) < 0.02
 
 
-def test_samples_stay_within_the_box_where_a_ray_leaves_it_before_what_it_passes_by() -> None:
-    t_near, t_far = torch.full((3,), 1.0), torch.tensor([1.2, 1.2, 1.0])
-    t_beside = torch.tensor([1.5, 0.5, 1.5])
-    t, edges = guided_samples(t_near, t_far, torch.zeros(3), t_beside, torch.rand(3, 16), CONFIG)
-    assert (t >= t_near[:, None]).all() and (t <= t_far[:, None]).all()
+def test_there_is_a_sample_in_each_of_equal_intervals() -> None:
+    t_near, t_far = torch.tensor([1.0, 1.0]), torch.tensor([1.8, 1.0])  # the second ray only touches the box
+    t, edges = stratified_samples(t_near, t_far, torch.rand(2, 8))
+    assert (((t[0] - 1.0) / 0.1).floor() == torch.arange(8)).all() and (t[1] == 1).all()
     assert (edges.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(edges[:, [0, -1]], torch.stack([t_near, t_far], dim=1))
 
@@ -132,23 +154,22 @@ def test_rays_in_chunks_have_the_same_losses_and_slopes_in_less_memory() -> None
         "ray_directions": torch.nn.functional.normalize(aim, dim=-1),
         "ray_rgba": torch.rand(2, 40, 4), "ray_background": torch.rand(2, 40, 3),
     }  # fmt: skip
-    for guided in (True, False):
-        found = {}
-        for at_once in (0, 12):  # 40 rays: the last chunk is shorter
-            kept: list[int] = []
-            config = LossConfig(rays_at_once=at_once, guided=guided, surface_samples=8)
-            hooks = torch.autograd.graph.saved_tensors_hooks(
-                lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
-            )
-            with hooks:
-                parts = ray_losses(decoder, decoder.weights(latent), batch, config)
-            slopes = torch.autograd.grad(sum(parts.values()), list(decoder.parameters()), allow_unused=True)
-            found[at_once] = (parts, slopes, sum(kept))
-        torch.testing.assert_close(found[12][0], found[0][0])
-        for chunked, whole in zip(found[12][1], found[0][1], strict=True):
-            # A sum over chunks rounds otherwise than one over all.
-            torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-5)
-        assert found[12][2] < 0.5 * found[0][2]
+    found = {}
+    for at_once in (0, 12):  # 40 rays: the last chunk is shorter
+        kept: list[int] = []
+        config = LossConfig(rays_at_once=at_once, surface_samples=8)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+        )
+        with hooks:
+            parts = ray_losses(decoder, decoder.weights(latent), batch, config)
+        slopes = torch.autograd.grad(sum(parts.values()), list(decoder.parameters()), allow_unused=True)
+        found[at_once] = (parts, slopes, sum(kept))
+    torch.testing.assert_close(found[12][0], found[0][0])
+    for chunked, whole in zip(found[12][1], found[0][1], strict=True):
+        # A sum over chunks rounds otherwise than one over all.
+        torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-5)
+    assert found[12][2] < 0.5 * found[0][2]
 
 
 def rays_at_a_shiny_ball(num: int) -> dict[str, torch.Tensor]:
@@ -156,15 +177,16 @@ def rays_at_a_shiny_ball(num: int) -> dict[str, torch.Tensor]:
     outward = torch.nn.functional.normalize(torch.randn(1, num, 3), dim=-1)
     tilt = torch.nn.functional.normalize(torch.randn(1, num, 3), dim=-1)
     directions = -torch.nn.functional.normalize(outward + 0.9 * tilt, dim=-1)
-    t_near, t_far, t_hit = (torch.full((1, num), t) for t in (0.7, 2.0, 1.5))
-    t, edges = guided_samples(t_near, t_far, t_hit, t_hit, torch.rand(1, num, 16), CONFIG)
+    t_near, t_far = (torch.full((1, num), t) for t in (0.7, 2.0))
+    t, edges = stratified_samples(t_near, t_far, torch.rand(1, num, 8))
     grey = (0.4 + 0.4 * (-directions[..., :1]).clamp(min=0)).expand(-1, -1, 3)
     points = 1.8 * torch.rand(1, num, 3) - 0.9
     return {
         "ray_t": t, "ray_edges": edges, "ray_origins": 0.5 * outward - 1.5 * directions,
         "ray_directions": directions, "ray_rgba": torch.cat([grey, torch.ones(1, num, 1)], dim=-1),
         "ray_background": torch.rand(1, num, 3), "surface_points": 0.5 * outward,
-        "surface_rgb": torch.full((1, num, 3), 0.4), "sdf_points": points, "sdf": points.norm(dim=-1) - 0.5,
+        "surface_normals": outward, "surface_rgb": torch.full((1, num, 3), 0.4), "sdf_points": points,
+        "sdf": points.norm(dim=-1) - 0.5, "sdf_at_most": points.norm(dim=-1) - 0.5,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from encoder.train import EncoderTrainConfig
 from shapeloom.config import load_config
 from shapeloom.decoder import DecoderConfig
 
-SMALL = EncoderConfig(width=32, heads=2, num_layers=2, num_points=64, grid=8, grid_channels=8, num_views=3)
+SMALL = EncoderConfig(width=32, heads=2, num_layers=2, num_points=64, grid=8, grid_hidden=8, num_views=3)
 DECODER = DecoderConfig.model_validate({"projection": {"num_tokens": 8, "channels": 4, "rank": 8}})
 
 

@@ -1,9 +1,10 @@
 """Points gathered in a grid, against a loop over points."""
 
+import pytest
 import torch
 
 from encoder.model import Encoder, EncoderConfig, EncoderInputs
-from encoder.tokens import CELL_NUMBERS, cell_means
+from encoder.tokens import CELL_NUMBERS, GridTokens, cell_moments
 from shapeloom.decoder import DecoderConfig
 from shapeloom.fields.projection import ProjectionConfig
 
@@ -16,10 +17,10 @@ def random_points(batch: int, num: int) -> tuple[torch.Tensor, torch.Tensor, tor
     return points, rgb, torch.nn.functional.normalize(rgb - 0.5, dim=-1)
 
 
-def test_cell_means_are_the_means_of_each_cell() -> None:
+def test_cell_moments_are_the_means_of_each_cell() -> None:
     points, rgb, normals = random_points(2, 60)
-    grid = cell_means(points, rgb, normals, 4)
-    assert grid.shape == (2, CELL_NUMBERS, 4, 4, 4)
+    grid = cell_moments(points, rgb, normals, 4)
+    assert grid.shape == (2, 4, 4, 4, CELL_NUMBERS)
     expected = torch.zeros_like(grid)
     for asset in range(2):
         members: dict[tuple[int, int, int], list[int]] = {}
@@ -28,11 +29,43 @@ def test_cell_means_are_the_means_of_each_cell() -> None:
             members.setdefault((z, y, x), []).append(n)
         for (z, y, x), those in members.items():
             centre = torch.tensor([x, y, z]) / 2 - 0.75
-            place = (points[asset, those] - centre).mean(0) * 2  # in cells
-            color, normal = 2 * rgb[asset, those].mean(0) - 1, normals[asset, those].mean(0)
+            numbers = []
+            for n in those:
+                u, normal = 4 * (points[asset, n] - centre), normals[asset, n]  # 1: half a cell
+                upper = torch.ones(3, 3, dtype=torch.bool).triu()
+                squares = [torch.outer(v, v)[upper] for v in (normal, u)]
+                across = torch.outer(u, normal).flatten()
+                numbers.append(torch.cat([u, 2 * rgb[asset, n] - 1, normal, *squares, across]))
             count = torch.tensor([float(len(those))])
-            expected[asset, :, z, y, x] = torch.cat([count.log1p(), torch.ones(1), place, color, normal])
+            expected[asset, z, y, x] = torch.cat([count.log1p(), torch.ones(1), torch.stack(numbers).mean(0)])
     torch.testing.assert_close(grid, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_moments_tell_a_thin_sheet_s_thickness() -> None:
+    """Where the mean normal is zero whatever the thickness."""
+    side = torch.tensor([1.0, -1.0]).repeat(50)
+    normals = side[None, :, None] * torch.tensor([0.0, 0, 1])
+    found = []
+    for half in (0.01, 0.02):
+        points = torch.cat([torch.full((1, 100, 2), 0.1), 0.1 + half * normals[..., 2:]], dim=-1)
+        cell = cell_moments(points, torch.rand(1, 100, 3), normals, 16)[0, 8, 8, 8]
+        assert cell[8:11].abs().max() < 1e-6  # the mean normal
+        found.append(float(cell[-1]))  # the mean of u_z n_z: half the thickness, in half cells
+    assert found == pytest.approx([0.16, 0.32], abs=1e-5)
+
+
+def test_a_token_is_made_of_what_lies_in_its_own_cell() -> None:
+    torch.manual_seed(0)
+    network = GridTokens(8, 16, 16)
+    points, rgb, normals = random_points(1, 300)
+    tokens = network(points, rgb, normals)
+    moved = rgb.clone()
+    those = (points[0] > torch.tensor([0.5, -0.5, 0.0])).all(-1) & (
+        points[0] < torch.tensor([1.0, 0, 0.5])
+    ).all(-1)
+    moved[0, those] = 0
+    changed = (network(points, moved, normals) - tokens).abs().amax(-1)[0] > 1e-6
+    assert those.any() and changed.nonzero()[:, 0].tolist() == [(2 * 4 + 1) * 4 + 3]
 
 
 def test_the_latent_does_not_depend_on_the_order_of_points() -> None:

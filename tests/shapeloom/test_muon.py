@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from shapeloom.muon import Muon, muon_groups, orthogonalize
+from shapeloom.muon import COEFFICIENTS, ITERATIONS, Muon, muon_groups, orthogonalize
 
 
 def test_singular_values_end_near_one() -> None:
@@ -23,6 +23,23 @@ def test_singular_vectors_are_kept_for_wide_and_tall_matrices() -> None:
         inner = u.T @ orthogonalize(matrix)[0] @ v.T
         off_diagonal = inner - torch.diag(inner.diagonal())
         assert off_diagonal.abs().max() < 1e-4
+
+
+def test_long_matrices_get_what_five_products_with_the_matrix_give() -> None:
+    """Their Gram matrices alone are iterated: with singular values down to 1e-4, in float64's company."""
+    u, _, v = torch.linalg.svd(
+        torch.randn(1, 24, 96, generator=torch.Generator().manual_seed(2)), full_matrices=False
+    )
+    matrix = u @ torch.diag_embed(torch.logspace(0, -4, 24)[None]) @ v
+    expected = matrix.double() / torch.linalg.matrix_norm(matrix.double())
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = expected @ expected.transpose(1, 2)
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    torch.testing.assert_close(orthogonalize(matrix).double(), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        orthogonalize(matrix.transpose(1, 2)), orthogonalize(matrix).transpose(1, 2), atol=1e-5, rtol=0
+    )
 
 
 def test_vectors_and_narrow_matrices_take_an_adamw_step() -> None:
