@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from data_prep.mesh import Mesh, unit_normals
+from data_prep.mesh import Mesh
 from data_prep.points import sample_surface
 from encoder.model import AnyAutoencoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
@@ -32,6 +32,7 @@ from shapeloom.pictures import Views, read_views, to_uint8
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.surfaces import face_normals
 
 PICTURE_SCORES = ("psnr", "ssim", "iou")
 SURFACE_SCORES = ("chamfer", "fscore", "normal_consistency")
@@ -176,7 +177,7 @@ def mesh_scores(mesh: Mesh, sample: AssetSample, config: ReconstructionConfig) -
     face, barycentric = sample_surface(mesh, config.surface_points, rng)
     triangles = mesh.triangles[face]
     points = np.einsum("nc,ncd->nd", barycentric, triangles)
-    return _against_points(points, unit_normals(triangles), sample, config)
+    return _against_points(points, face_normals(triangles), sample, config)
 
 
 def _against_points(
