@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from eval import viewer
+from eval.reconstruction import SHEET
 from shapeloom import page
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
@@ -60,6 +61,7 @@ def build_report(
         _cards(metrics),
         _samples(figures, has_viewer=code is not None),
         _numbers(metrics),
+        _shapes(folders.evaluation),
         _reconstructions(folders.evaluation, reconstructed),
         _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
@@ -74,16 +76,22 @@ def build_report(
 # ---------------------------------------------------------------- numbers
 
 
+_CARDS = (
+    ("Held-out PSNR", "psnr", 2, " dB"), ("Mask IoU", "iou", 3, ""),
+    ("Surface F-score at 0.02", "fscore_0.02", 3, ""), ("Normals off by over 30°", "normals_off", 3, ""),
+)  # fmt: skip
+
+
 def _cards(metrics: Record) -> str:
     rec, gen = metrics["reconstruction"], metrics["generation"]
     near = rec.get("nearest") or {}
-    nearest = {
-        name: f"nearest training asset {page.number(near.get(name))}" for name in ("psnr", "iou", "fscore")
-    }
     cards = [
-        page.card("Held-out PSNR", f"{page.number(rec['psnr'], 2)} dB", nearest["psnr"]),
-        page.card("Mask IoU", page.number(rec["iou"]), nearest["iou"]),
-        page.card("Mesh F-score", page.number(rec["fscore"]), nearest["fscore"]),
+        page.card(
+            label,
+            f"{page.number(rec[key], digits)}{unit}",
+            f"nearest training asset {page.number(near.get(key))}",
+        )
+        for label, key, digits, unit in _CARDS
     ]
     if "skipped" not in gen:
         beside = f"chance {page.number(gen['chance'])}, ceiling {page.number(gen['ceiling_r_at_1'])}"
@@ -94,8 +102,10 @@ def _cards(metrics: Record) -> str:
 _RECONSTRUCTION_ROWS = {
     "psnr": "PSNR of NeRF renders, dB", "ssim": "SSIM of NeRF renders", "iou": "Mask IoU of NeRF renders",
     "mesh_psnr": "PSNR of mesh renders, dB", "mesh_iou": "Mask IoU of mesh renders",
-    "chamfer": "Chamfer distance of meshes (less is better)", "fscore": "F-score of meshes",
-    "normal_consistency": "Normal consistency of meshes",
+    "fscore_0.01": "Surface F-score at 0.01", "fscore_0.02": "Surface F-score at 0.02",
+    "fscore_0.05": "Surface F-score at 0.05", "chamfer": "Chamfer distance (less is better)",
+    "normal_consistency": "Normal consistency", "normals_off": "Normals off by over 30° (less is better)",
+    "normal_psnr": "PSNR of normal maps, dB", "slope": "Slope of the signed distance (1 is best)",
 }  # fmt: skip
 _GENERATION_ROWS = {
     "r_at_1": "R@1", "r_at_5": "R@5", "clip_score": "CLIP score by the judge",
@@ -115,12 +125,37 @@ def _numbers(metrics: Record) -> str:
 
 
 def _reconstruction_table(rec: Record) -> str:
-    columns = {"all": rec, **rec["splits"], "nearest training asset": rec["nearest"], "blank": rec["blank"]}
+    """All assets and each split beside the nearest training asset, whose gap is paired, with its interval."""
+    columns: dict[str, Record | None] = {"all": rec}
+    for name, group in (("", rec), *rec["splits"].items()):
+        if name:
+            columns[name] = group
+        columns[f"{name} nearest training asset".strip()] = group["nearest"]
+    columns["blank"] = rec["blank"]
+    over = rec.get("over_nearest") or {}
     rows = [
-        [label, *(page.number((column or {}).get(key)) for column in columns.values())]
+        [
+            label,
+            *(page.number((column or {}).get(key)) for column in columns.values()),
+            page.interval(over.get(f"{key}_interval")),
+        ]
         for key, label in _RECONSTRUCTION_ROWS.items()
     ]
-    return page.table(["Reconstruction of held-out assets", *map(page.text, columns)], rows, main=1)
+    head = ["Reconstruction of held-out assets", *map(page.text, columns), "better than the nearest by (95%)"]
+    return page.table(head, rows, main=1) + _truth_note(rec)
+
+
+def _truth_note(rec: Record) -> str:
+    without = rec["num_assets"] - rec["num_true_meshes"]
+    notes = []
+    if without:
+        notes.append(
+            f"{without} of {rec['num_assets']} assets have no stored mesh: their surface is known by points "
+            "alone, so distances below the points' spacing and normal maps say little. Prepare the data anew."
+        )
+    if rec["num_empty"]:
+        notes.append(f"{rec['num_empty']} fields have no surface; they count as a point at the centre.")
+    return "".join(f"<p class='soft small'>{note}</p>" for note in notes)
 
 
 def _generation_table(gen: Record) -> str:
@@ -128,8 +163,7 @@ def _generation_table(gen: Record) -> str:
     chance["clip_score"] = gen["mismatched_clip_score"]
     rows = []
     for key, label in _GENERATION_ROWS.items():
-        ends = gen.get(f"{key}_interval")
-        interval = " to ".join(page.number(end) for end in ends) if ends else "–"
+        interval = page.interval(gen.get(f"{key}_interval"))
         groups = [page.number((gen[group] or {}).get(key)) for group in ("seen", "held_out")]
         ceiling = page.number(gen.get(f"ceiling_{key}"))
         rows.append(
@@ -220,11 +254,25 @@ def _samples(figures: Sequence[str], *, has_viewer: bool) -> str:
     return f"<h2>Samples</h2>{hint}{viewer.VIEWER if has_viewer else ''}{page.tiles(figures)}"
 
 
+def _shapes(folder: Path) -> str:
+    path = folder / SHEET
+    if not path.is_file():
+        return ""
+    legend = (
+        "Each column an asset: the truth, and what its latent's field has for it, without texture; then a stored "
+        "view, and the mesh with its colours. Texture hides what a surface is like."
+    )
+    picture = page.figure(page.file_uri(path), "", alt="held-out shapes, truth above ours", pixels=True)
+    return f"<h2>Shapes of held-out assets</h2><p class='soft'>{legend}</p>{picture}"
+
+
 def _reconstructions(folder: Path, records: Sequence[Record]) -> str:
     figures = []
     for record in records:
         if picture := record.get("picture"):
-            numbers = f"PSNR {record['psnr']:.1f} dB, IoU {record['iou']:.2f}, F-score {record['fscore']:.2f}"
+            numbers = (
+                f"PSNR {record['psnr']:.1f} dB, IoU {record['iou']:.2f}, F-score {record['fscore_0.02']:.2f}"
+            )
             caption = f"{page.text(record['caption'])} ({page.text(record['split'])})<br>{numbers}"
             uri = page.file_uri(folder / "reconstruction" / picture)
             figures.append(page.figure(uri, caption, alt=record["caption"], pixels=True))

@@ -20,7 +20,8 @@ scores of a failure, and is never left out.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import igl
 import numpy as np
@@ -29,13 +30,14 @@ from jaxtyping import Float, Float32, Int
 from numpy import ndarray
 from torch import Tensor
 
+from shapeloom.decoder import Decoder
 from shapeloom.metrics import psnr
 from shapeloom.rendering.cameras import Cameras, fitting_distance, intrinsics, sphere
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.isosurface import Field, extract_surface
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.rendering.visibility import faces_by_embree
-from shapeloom.surfaces import Surface
+from shapeloom.surfaces import NUM_POINTS, Surface
 
 THRESHOLDS = (0.01, 0.02, 0.05)
 OFF_DEGREES = 30.0
@@ -51,6 +53,8 @@ SURFACE_SCORES = (
     "normal_psnr",
 )  # fmt: skip
 """What `surface_scores` returns."""
+FIELD_SCORES = (*SURFACE_SCORES, "slope")
+"""What `decoder_scores` returns."""
 LOWER_IS_BETTER = frozenset({"chamfer", "normals_off"})
 
 
@@ -67,7 +71,7 @@ def surface_scores(predicted: Surface, truth: Surface) -> dict[str, float]:
         scores[f"fscore_{threshold}"] = fscore(to_truth, to_predicted, threshold=threshold)
     scores["normal_consistency"] = float(cosine.mean() + other_cosine.mean()) / 2
     scores["normals_off"] = float((cosine < limit).mean() + (other_cosine < limit).mean()) / 2
-    scores["normal_psnr"] = normal_psnr(normal_maps(predicted), normal_maps(truth))
+    scores["normal_psnr"] = normal_psnr(_fixed_maps(predicted), _fixed_maps(truth))
     return scores
 
 
@@ -112,17 +116,22 @@ def visible(surface: Surface, cameras: Cameras) -> Int[ndarray, "views height wi
     return faces_by_embree(Meshes(vertices.float(), faces, [len(faces)]), cameras)[0].numpy()
 
 
-def normal_maps(surface: Surface, cameras: Cameras | None = None) -> Float32[ndarray, "views height width 3"]:
+def normal_maps(surface: Surface, cameras: Cameras) -> Float32[ndarray, "views height width 3"]:
     """Returns normals of the faces that pixels' centres see, in world axes on the viewer's side; 0: none.
 
-    cameras: of one asset; none: the fixed views.
+    cameras: of one asset.
     """
-    cameras = cameras or map_cameras()
     face = visible(surface, cameras)
     _, directions, _ = camera_rays(cameras.cam_to_world, cameras.intrinsics, cameras.height, cameras.width)
     normals = np.where((face >= 0)[..., None], surface.face_normals[face], 0)
     away = (normals * directions[0].numpy()).sum(axis=-1, keepdims=True) > 0
     return np.where(away, -normals, normals).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _fixed_maps(surface: Surface) -> Float32[ndarray, "views height width 3"]:
+    """A true surface's are asked for again and again."""
+    return normal_maps(surface, map_cameras())
 
 
 def normal_psnr(
@@ -138,9 +147,27 @@ def normal_psnr(
 # ---------------------------------------------------------------- fields
 
 
-def field_surface(sdf: Field, *, resolution: int = RESOLUTION, device: torch.device | str = "cpu") -> Surface:
+def decoder_scores(
+    decoder: Decoder, weights: Sequence[Tensor], truth: Surface, *, resolution: int = RESOLUTION,
+    num: int = NUM_POINTS,
+) -> tuple[Surface, dict[str, float]]:  # fmt: skip
+    """Returns the surface of an asset's field (weights of a batch of one), and its FIELD_SCORES."""
+    weights = list(weights)
+    device = weights[0].device
+
+    def gradient(points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        return decoder.sdf_gradient(weights, points[None])[0]
+
+    found = field_surface(partial(decoder.sdf, weights), resolution=resolution, num=num, device=device)
+    with torch.no_grad():
+        return found, surface_scores(found, truth) | {"slope": slope(gradient, truth, device=device)}
+
+
+def field_surface(
+    sdf: Field, *, resolution: int = RESOLUTION, num: int = NUM_POINTS, device: torch.device | str = "cpu"
+) -> Surface:
     """Returns the zero level of a field by marching cubes alone: nothing thickened, dropped or simplified."""
-    return Surface.of_mesh(*extract_surface(sdf, resolution=resolution, device=device))
+    return Surface.of_mesh(*extract_surface(sdf, resolution=resolution, device=device), num=num)
 
 
 def slope(gradient: Gradient, truth: Surface, *, device: torch.device | str = "cpu") -> float:

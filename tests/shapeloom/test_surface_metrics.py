@@ -158,11 +158,13 @@ def test_a_surface_without_triangles_fails_in_every_measure() -> None:
     assert scores["chamfer"] == pytest.approx(0.8, abs=2e-3)
     assert [scores[f"fscore_{at}"] for at in (0.01, 0.02, 0.05)] == [0, 0, 0]
     assert scores["normal_consistency"] == 0 and scores["normals_off"] == 1
-    assert scores["normal_psnr"] == pytest.approx(normal_psnr(np.zeros((8, 128, 128, 3)), normal_maps(truth)))
+    assert scores["normal_psnr"] == pytest.approx(
+        normal_psnr(np.zeros((8, 128, 128, 3)), normal_maps(truth, map_cameras()))
+    )
 
 
 def test_normal_maps_of_a_sphere_are_its_directions() -> None:
-    maps = normal_maps(of(ball(0.8, 5)))
+    maps = normal_maps(of(ball(0.8, 5)), map_cameras())
     assert maps.shape == (8, 128, 128, 3)
     seen = np.linalg.norm(maps, axis=-1) > 0
     # A ball is seen within asin(radius / distance) of the axis.
@@ -175,7 +177,7 @@ def test_normal_maps_of_a_sphere_are_its_directions() -> None:
 
 
 def test_a_wall_has_the_normal_of_the_viewers_side_from_both() -> None:
-    maps = normal_maps(square())
+    maps = normal_maps(square(), map_cameras())
     above = map_cameras().cam_to_world[0, :, 2, 3].numpy() > 0
     seen = np.linalg.norm(maps, axis=-1) > 0.5
     for view, is_above in enumerate(above):
