@@ -259,8 +259,8 @@ def _shapes(folder: Path) -> str:
     if not path.is_file():
         return ""
     legend = (
-        "Each column an asset: the truth, and what its latent's field has for it, without texture; then a stored "
-        "view, and the mesh with its colours. Texture hides what a surface is like."
+        "Each column an asset: the truth, and what its latent's field has for it, without texture; then a "
+        "stored view, and the mesh with its colours. Texture hides what a surface is like."
     )
     picture = page.figure(page.file_uri(path), "", alt="held-out shapes, truth above ours", pixels=True)
     return f"<h2>Shapes of held-out assets</h2><p class='soft'>{legend}</p>{picture}"

@@ -33,7 +33,8 @@ def clay(
     fine = size * SUPERSAMPLE
     lens = matrix.copy()
     lens[:2] *= SUPERSAMPLE
-    cameras = Cameras(*(torch.from_numpy(a)[None, None].float() for a in (cam_to_world, lens)), fine, fine)
+    pose, matrices = (torch.from_numpy(array)[None, None].float() for array in (cam_to_world, lens))
+    cameras = Cameras(pose, matrices, fine, fine)
     normals = normal_maps(surface, cameras)[0].astype(np.float64)
     light = cam_to_world[:3, :3] @ (LIGHT / np.linalg.norm(LIGHT))
     shade = 0.25 + 0.65 * np.clip(normals @ light, 0, 1)

@@ -384,7 +384,7 @@ class _Loop:
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             scalars["grad_norm"] = float(norm)
-        self.run.scalars(done, scalars | numbers)
+        self.run.scalars(done, {**scalars, **numbers})
         self.sums, self.counted, self.since = {}, 0, now
 
     @torch.no_grad()
