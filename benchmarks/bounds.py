@@ -18,13 +18,13 @@ and a finished `encoder`. Writes RUN/bounds.json, with 95% intervals over assets
 import argparse
 import copy
 import json
-import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -52,9 +52,11 @@ SAMPLES = 32_768
 DISTANCES, NORMALS = 2048, 1024
 """Of them, and of its surface points, a step."""
 SOFTNESS, NORMAL_WEIGHT = 0.03, 0.1
-RATES = {"latent free": 0.03, "matrices free": 0.01, "field free": 0.003}
+LATENT_RATE, MATRIX_RATE, SHARED_RATE = 0.03, 0.01, 0.003
 """Of Adam at the start; a cosine takes them to nothing."""
-BOUNDS = ("nearest training asset", "encoder", *RATES, "exact distances")
+Fit = Literal["latent free", "matrices free", "field free"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+BOUNDS = ("nearest training asset", "encoder", *FITS, "exact distances")
 
 Scores = dict[str, float]
 
@@ -95,38 +97,45 @@ def fit_loss(
 
 
 def fit(
-    decoder: Decoder, parameters: Iterable[Tensor], weights: Callable[[], Sequence[Tensor]], truth: Truth, *,
-    rate: float, steps: int, after: Callable[[], object] = lambda: None,
+    decoder: Decoder, groups: Sequence[tuple[Sequence[Tensor], float]],
+    weights: Callable[[], Sequence[Tensor]],
+    truth: Truth, *, steps: int, after: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Fits `parameters`, of which `weights` makes the asset's matrices. after: called after each step."""
-    optimizer = torch.optim.Adam(list(parameters), lr=rate, betas=(0.9, 0.99))
+    """Fits tensors, each group at a rate of its own; `weights` makes the asset's matrices of them.
+
+    after: called after each step.
+    """
+    parameters = [{"params": list(some), "lr": rate} for some, rate in groups]
+    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch_generator("bounds")
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for _ in range(steps):
         optimizer.zero_grad()
         fit_loss(decoder, weights(), truth, generator).backward()
         optimizer.step()
+        cosine.step()
         with torch.no_grad():
             after()
 
 
 def fitted(
-    decoder: Decoder, latent: Float[Tensor, "1 tokens channels"], truth: Truth, bound: str, *, steps: int
+    decoder: Decoder, latent: Float[Tensor, "1 tokens channels"], truth: Truth, bound: Fit, *, steps: int
 ) -> tuple[Decoder, list[Tensor]]:
     """Returns a decoder and one asset's matrices after a fit of what `bound` frees; the given one stays."""
-    decoder = copy.deepcopy(decoder).requires_grad_(bound == "field free")
-    settings = {"rate": RATES[bound], "steps": steps}
+    decoder = copy.deepcopy(decoder).requires_grad_(False)
     if bound == "latent free":
         free = latent.clone().requires_grad_()
         inside = partial(free.clamp_, -1, 1)
-        fit(decoder, [free], lambda: decoder.weights(free), truth, after=inside, **settings)
+        groups = [([free], LATENT_RATE)]
+        fit(decoder, groups, lambda: decoder.weights(free), truth, steps=steps, after=inside)
         with torch.no_grad():
             return decoder, list(decoder.weights(free))
     with torch.no_grad():
         own = [matrix.clone().requires_grad_() for matrix in decoder.weights(latent)]
-    shared = [p for p in decoder.field.parameters() if p.requires_grad]
-    fit(decoder, [*own, *shared], lambda: own, truth, **settings)
+    groups = [(own, MATRIX_RATE)]
+    if bound == "field free":
+        groups.append((list(decoder.field.requires_grad_().parameters()), SHARED_RATE))
+    fit(decoder, groups, lambda: own, truth, steps=steps)
     return decoder.requires_grad_(False), [matrix.detach() for matrix in own]
 
 
@@ -175,7 +184,7 @@ def bounds_of_asset(
     with torch.no_grad():
         own = model.decoder.weights(latent)
     scores["encoder"] = decoder_scores(model.decoder, own, surface, resolution=resolution)[1]
-    for bound in RATES:
+    for bound in FITS:
         decoder, own = fitted(model.decoder, latent, truth, bound, steps=steps)
         scores[bound] = decoder_scores(decoder, own, surface, resolution=resolution)[1]
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from shapeloom.decoder import Decoder
 from shapeloom.metrics import psnr
-from shapeloom.rendering.cameras import Cameras, fitting_distance, intrinsics, sphere
+from shapeloom.rendering.cameras import Cameras, intrinsics, sphere
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.isosurface import Field, extract_surface
 from shapeloom.rendering.rays import camera_rays
@@ -43,7 +43,9 @@ THRESHOLDS = (0.01, 0.02, 0.05)
 OFF_DEGREES = 30.0
 RESOLUTION = 96
 """Cells a side of the grid that a field's surface is found on: by marching cubes alone, as it is."""
-MAP_SIZE, MAP_VIEWS, MAP_FOV = 128, 8, math.radians(40)
+MAP_SIZE, MAP_VIEWS, MAP_FOV = 128, 8, math.radians(20)
+MAP_WIDTH = 2.8
+"""What a normal map shows across, at the box's middle: all but the corners of a cube seen from above."""
 NUM_SLOPES = 4096
 
 Gradient = Callable[[Float[Tensor, "points 3"]], Float[Tensor, "points 3"]]
@@ -105,7 +107,7 @@ def fscore(to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"], *
 
 def map_cameras(size: int = MAP_SIZE) -> Cameras:
     """Returns the fixed views: evenly over the sphere, from 35 degrees below the horizon to 75 above it."""
-    poses = sphere(MAP_VIEWS, seed=0, distance=fitting_distance(MAP_FOV))[None]
+    poses = sphere(MAP_VIEWS, seed=0, distance=0.5 * MAP_WIDTH / math.tan(0.5 * MAP_FOV))[None]
     matrices = intrinsics(MAP_FOV, size, size).expand(1, MAP_VIEWS, 3, 3)
     return Cameras(poses, matrices, size, size)
 

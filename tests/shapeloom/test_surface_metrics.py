@@ -7,7 +7,6 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from shapeloom.metrics import MAX_PSNR
-from shapeloom.rendering.cameras import fitting_distance
 from shapeloom.surface_metrics import (
     SURFACE_SCORES,
     field_surface,
@@ -168,8 +167,8 @@ def test_normal_maps_of_a_sphere_are_its_directions() -> None:
     assert maps.shape == (8, 128, 128, 3)
     seen = np.linalg.norm(maps, axis=-1) > 0
     # A ball is seen within asin(radius / distance) of the axis.
-    fov = np.radians(40)
-    radius = np.tan(np.arcsin(0.8 / fitting_distance(fov))) / np.tan(fov / 2)
+    half = np.tan(np.radians(10))
+    radius = np.tan(np.arcsin(0.8 / (1.4 / half))) / half
     assert seen.mean() == pytest.approx(np.pi / 4 * radius**2, rel=0.02)
     # The middle of each view looks along the camera's own axis.
     poses = map_cameras().cam_to_world[0].numpy()
