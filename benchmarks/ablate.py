@@ -47,7 +47,9 @@ Scores = dict[str, Any]
 COLUMNS: dict[Stage, dict[str, str]] = {
     "encoder": {
         "psnr": "PSNR", "iou": "IoU", "train_psnr": "PSNR held in", "train_iou": "IoU held in",
-        "mesh_psnr": "mesh PSNR", "mesh_iou": "mesh IoU", "chamfer": "Chamfer", "fscore": "F-score",
+        "fscore_0.01": "F@0.01", "fscore_0.02": "F@0.02", "fscore_0.05": "F@0.05", "chamfer": "Chamfer",
+        "normal_consistency": "NC", "normals_off": ">30", "normal_psnr": "maps", "slope": "slope",
+        "train_fscore_0.02": "F@0.02 held in",
     },
     "prior": {
         "r_at_1": "R@1", "seen_r_at_1": "R@1 seen", "held_out_r_at_1": "R@1 held out",

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int8
 from numpy import ndarray
 
-from data_prep.mesh import Mesh, unit_normals
+from data_prep.mesh import Mesh
 from data_prep.sdf import weld
+from shapeloom.surfaces import face_normals
 
 SHARP_DEGREES = 30.0
 """Angle between the normals of two faces from which their edge is sharp."""
@@ -42,7 +43,7 @@ def sharp_edges(
     one = order[first]
     other = order[np.minimum(first + 1, len(order) - 1)]
     other = np.where(count == 1, one, other)
-    normals = unit_normals(mesh.triangles)
+    normals = face_normals(mesh.triangles)
     sides = np.stack([normals[one // 3], normals[other // 3]], axis=1)
     # Neighbours that pass their edge in the same direction are wound against each other.
     sides[(count > 1) & (start[one] == start[other]), 1] *= -1

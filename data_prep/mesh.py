@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from numpy import ndarray
 
 
@@ -97,16 +97,12 @@ class Mesh:
         )  # fmt: skip
 
 
-def face_crosses(triangles: Float[ndarray, "faces 3 3"]) -> Float[ndarray, "faces 3"]:
-    """Cross products of two edges: along the normal of a counter-clockwise face, twice its area long."""
-    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-
-
-def unit_normals(triangles: Float[ndarray, "faces 3 3"]) -> Float[ndarray, "faces 3"]:
-    """Unit face normals; zero for a face without area."""
-    crosses = face_crosses(triangles)
-    length = np.linalg.norm(crosses, axis=1, keepdims=True)
-    return np.divide(crosses, length, out=np.zeros_like(crosses), where=length > 0)
+def plain_triangles(mesh: Mesh) -> tuple[Float32[ndarray, "vertices 3"], Int32[ndarray, "faces 3"]]:
+    """The geometry alone: equal positions are one vertex, and faces keep their order and winding."""
+    positions, index = np.unique(
+        mesh.triangles.reshape(-1, 3).astype(np.float32), axis=0, return_inverse=True
+    )
+    return positions, index.reshape(-1, 3).astype(np.int32)
 
 
 def base_color(

@@ -10,7 +10,8 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
-from data_prep.mesh import Mesh, Sampler, unit_normals
+from data_prep.mesh import Mesh, Sampler
+from shapeloom.surfaces import face_normals
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Soup:
         if np.ptp(mesh.triangles.reshape(-1, 3), axis=0).max() <= 0:
             raise AssetError("empty", "has no extent: all its vertices coincide")
         with np.errstate(over="ignore"):
-            solid = np.linalg.norm(unit_normals(mesh.triangles), axis=1) > 0
+            solid = np.linalg.norm(face_normals(mesh.triangles), axis=1) > 0
         if not solid.any():
             raise AssetError("empty", "has no area: all its triangles are degenerate")
         return mesh if solid.all() else mesh.select(solid)
@@ -127,7 +128,7 @@ class Soup:
 
 def _corner_normals(part: Part, vertices: ndarray, linear: ndarray) -> ndarray:
     """Unit normals at each corner [faces, 3, 3]: the file's own, else (or where they are zero) the face's."""
-    flat = np.repeat(unit_normals(vertices[part.faces])[:, None], 3, axis=1)
+    flat = np.repeat(face_normals(vertices[part.faces])[:, None], 3, axis=1)
     if part.normals is None or not np.isfinite(linear).all():
         return flat
     cofactor = np.linalg.det(linear) * np.linalg.pinv(linear).T

@@ -18,7 +18,7 @@ from data_prep.edges import edge_points
 from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.filters import Filters, check_colors, check_shape, check_views
 from data_prep.load import Up, load_mesh
-from data_prep.mesh import Mesh
+from data_prep.mesh import Mesh, plain_triangles
 from data_prep.normalize import Placement, normalize
 from data_prep.objaverse_cache import ObjaverseConfig
 from data_prep.points import surface_points, view_points
@@ -80,6 +80,9 @@ class DataConfig(ViewConfig):
     num_edge_points: int = Field(default=0, ge=0, description="further points, on sharp edges")
     num_view_points: int = Field(default=0, ge=0, description="further points, only of what the views see")
     num_sdf: int = Field(default=16384, ge=1)
+    max_mesh_faces: int = Field(
+        default=100_000, ge=0, description="meshes up to this size are stored too, as truth for measures"
+    )
     sheet_thickness: float = Field(
         0.02, gt=0, lt=0.5, description="given to open surfaces; the box is 2 wide"
     )
@@ -264,6 +267,8 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         "sdf.npy": sdf,
         **view_members,
     }
+    if len(mesh.faces) <= config.max_mesh_faces:
+        sample["mesh_vertices.npy"], sample["mesh_faces.npy"] = plain_triangles(mesh)
     if config.num_edge_points:
         rng = numpy_rng(config.seed, source.key, "edges")
         on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden)

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
-from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb, unit_normals
+from data_prep.mesh import Mesh, base_color, linear_to_srgb
 from data_prep.views import Views
+from shapeloom.surfaces import face_normals, sample_triangles
 
 OVERSAMPLE = 3
 """Candidates a kept point: enough for an even spread, few enough for farthest-point thinning to be cheap."""
@@ -21,12 +22,7 @@ def sample_surface(
     mesh: Mesh, num: int, rng: np.random.Generator
 ) -> tuple[Int[ndarray, " num"], Float64[ndarray, "num 3"]]:
     """Face and barycentric weights of points uniform by area, stratified for an even share a face."""
-    area = np.linalg.norm(face_crosses(mesh.triangles), axis=1)
-    cumulative = np.cumsum(area)
-    strata = (np.arange(num) + rng.random(num)) / num
-    face = np.minimum(np.searchsorted(cumulative, strata * cumulative[-1], side="right"), len(area) - 1)
-    root, v = np.sqrt(rng.random(num)), rng.random(num)
-    return face, np.stack([1 - root, root * (1 - v), root * v], axis=1)
+    return sample_triangles(mesh.triangles, num, rng)
 
 
 def surface_points(
@@ -50,7 +46,7 @@ def surface_points(
         raise AssetError("empty", "its whole surface is transparent")
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
-    normals = unit_normals(mesh.triangles)[face]
+    normals = face_normals(mesh.triangles)[face]
     wanted = min(int(EXPOSED * num), len(positions))
     order = fpsample.bucket_fps_kdline_sampling(positions.astype(np.float32), wanted, h=7, start_idx=0)
     order = order.astype(np.int64)

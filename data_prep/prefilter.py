@@ -11,7 +11,8 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from data_prep.mesh import SRGB_DECODE, Mesh, face_crosses
+from data_prep.mesh import SRGB_DECODE, Mesh
+from shapeloom.surfaces import face_crosses
 
 _SHARP_SHARE = 0.25
 """Of a texture's surface, how much may be shown at less than its texels' resolution."""

@@ -20,8 +20,9 @@ from numpy import ndarray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from data_prep.mesh import Mesh, face_crosses
+from data_prep.mesh import Mesh
 from data_prep.points import sample_surface
+from shapeloom.surfaces import face_crosses
 
 WELD = 1e-5
 """Positions closer than about this are one vertex; assets are 1.9 across."""

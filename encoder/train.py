@@ -18,7 +18,7 @@ from encoder.mesh_losses import MeshLossConfig, mesh_loss
 from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, load_encoder, read_for_encoding
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
-from shapeloom.decoder import DecoderConfig
+from shapeloom.decoder import DecoderConfig, select
 from shapeloom.log import get_logger, start_logging
 from shapeloom.metrics import psnr
 from shapeloom.pictures import read_views, to_uint8
@@ -26,9 +26,12 @@ from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
 from shapeloom.storage import Location, write_atomic
+from shapeloom.surface_metrics import FIELD_SCORES, decoder_scores
+from shapeloom.surfaces import read_surface
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("encoder")
+MEASURED = 4  # held-out assets whose surfaces are measured whenever there are pictures: half a second each
 
 
 class EncoderTrainConfig(Config):
@@ -93,7 +96,7 @@ class EncoderTask:
         return total, parts
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        """Returns held-out assets: the truth above, the render below; logs their PSNR."""
+        """Returns held-out assets, the truth above, the render below, and how good their surfaces are."""
         assert isinstance(model, Autoencoder)
         shards = self.held_out
         num = min(8, len(shards))
@@ -107,7 +110,13 @@ class EncoderTask:
         render = model.decoder.render(weights, poses, matrices, size, size).rgb[:, 0].cpu().numpy()
         true_rgb = np.concatenate([v.rgb for v in truth])
         log.info("step %d: PSNR of %d held-out pictures %.2f dB", step, num, psnr(render, true_rgb).mean())
-        return {"held_out": to_uint8(np.concatenate([np.hstack(list(true_rgb)), np.hstack(list(render))]))}
+        surfaces = [
+            decoder_scores(model.decoder, select(weights, i), read_surface(shards, i))[1]
+            for i in range(min(MEASURED, num))
+        ]
+        means = {f"held_out/{k}": np.array(np.mean([each[k] for each in surfaces])) for k in FIELD_SCORES}
+        picture = np.concatenate([np.hstack(list(true_rgb)), np.hstack(list(render))])
+        return {"held_out": to_uint8(picture), **means}
 
 
 def starting_weights(config: EncoderTrainConfig) -> Autoencoder | None:

@@ -86,8 +86,8 @@ def measure(
         data, model, config.reconstruction, out / "reconstruction"
     )
     log.info(
-        "reconstruction: PSNR %.2f dB, IoU %.3f, Chamfer %.4f, F-score %.3f",
-        *(reconstruction[name] for name in ("psnr", "iou", "chamfer", "fscore")),
+        "reconstruction: PSNR %.2f dB, IoU %.3f; surfaces: F@0.02 %.3f, normals off %.3f, slope %.2f",
+        *(reconstruction[name] for name in ("psnr", "iou", "fscore_0.02", "normals_off", "slope")),
     )
     run.save_progress()
     generation, generated = _generation(config, run, model, conditioner, world)

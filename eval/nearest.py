@@ -8,13 +8,13 @@ own views differ from those of the asset that it is compared with.
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from data_prep.mesh import Mesh
 from eval.pictures import surfels
 from shapeloom.log import progress
 from shapeloom.shards import AssetSample, AssetShards
+from shapeloom.surfaces import spacing
 
 SHORTLIST_POINTS = 128
 POINTS = 512
@@ -68,6 +68,5 @@ def drawn_points(sample: AssetSample) -> Mesh:
     """Returns an asset's stored points as a mesh of small squares."""
     assert sample.points is not None and sample.points_rgb is not None and sample.points_normal is not None
     points = sample.points[:DRAWN_POINTS]
-    spacing = float(np.median(cKDTree(points).query(points, k=2)[0][:, 1])) if len(points) > 1 else 0.1
     normals = sample.points_normal[:DRAWN_POINTS] / 127.0
-    return surfels(points, sample.points_rgb[:DRAWN_POINTS], normals, spacing=spacing)
+    return surfels(points, sample.points_rgb[:DRAWN_POINTS], normals, spacing=spacing(points))

@@ -13,13 +13,9 @@ from numpy import ndarray
 from data_prep.mesh import Mesh, srgb_to_linear
 from data_prep.views import render_views
 from shapeloom.pictures import on_white
+from shapeloom.surfaces import surfel_triangles
 
 SUPERSAMPLE = 2
-SURFEL_OVERLAP = 2**0.5
-"""Side of a point's square over the points' spacing: its corners reach the neighbours, so no gap is left.
-
-Drawn like this, an asset's own 4,096 points score 28 to 33 dB and an IoU of 0.92 to 0.96 against its views.
-"""
 
 
 def render_mesh(
@@ -65,14 +61,5 @@ def surfels(
     spacing: float,
 ) -> Mesh:
     """Returns unlit coloured points, `spacing` apart, as squares across their normals."""
-    normals = np.asarray(normals, np.float64)
-    helper = np.eye(3)[np.abs(normals).argmin(axis=1)]
-    u = np.cross(normals, helper)
-    u /= np.maximum(np.linalg.norm(u, axis=1, keepdims=True), 1e-12)
-    v = np.cross(normals, u)
-    half = SURFEL_OVERLAP * spacing / 2
-    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-    corners = np.stack([points + half * (a * u + b * v) for a, b in signs], axis=1)
-    quads = np.arange(4 * len(points)).reshape(-1, 4)
-    faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-    return coloured_mesh(corners.reshape(-1, 3), faces, colours.repeat(4, axis=0), normals.repeat(4, axis=0))
+    corners, faces = surfel_triangles(points, normals, spacing=spacing)
+    return coloured_mesh(corners, faces, colours.repeat(4, axis=0), normals.repeat(4, axis=0))

@@ -1,12 +1,14 @@
 """Held-out assets through the encoder and back, from views that the encoder was not given.
 
-NeRF pictures are rendered without knowing depth, on white, all pixels counted; meshes are the SDF head's
-isosurface. Beside each score stands that of a blank (a white picture; a surface of one point at the centre)
-and that of the nearest training asset. Batches are cached, so that a killed evaluation goes on.
+NeRF pictures are rendered without knowing depth, on white, all pixels counted; mesh pictures are of the mesh
+that a user would get. Surfaces (`shapeloom.surface_metrics`) are the field's zero level by marching cubes
+alone. Beside each score stands that of a blank (a white picture; a surface of one point at the centre) and
+that of the nearest training asset. Batches are cached, so that a killed evaluation goes on.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,32 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from data_prep.mesh import Mesh, unit_normals
-from data_prep.points import sample_surface
+from data_prep.mesh import Mesh
 from encoder.model import AnyAutoencoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
 from eval.pictures import coloured_mesh, render_mesh
+from eval.sheet import save_sheet, save_tile
 from sampling.mesh import MeshConfig, field_to_mesh
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import RenderConfig, select
 from shapeloom.log import progress
-from shapeloom.metrics import FSCORE_THRESHOLD, bootstrap_interval, mask_iou, psnr, ssim, surface_scores
+from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
 from shapeloom.pictures import Views, read_views, to_uint8
-from shapeloom.seed import numpy_rng
-from shapeloom.shards import AssetSample, AssetShards
+from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.surface_metrics import (
+    FIELD_SCORES,
+    LOWER_IS_BETTER,
+    RESOLUTION,
+    SURFACE_SCORES,
+    decoder_scores,
+    surface_scores,
+)
+from shapeloom.surfaces import NUM_POINTS, Surface, read_surface
 
 PICTURE_SCORES = ("psnr", "ssim", "iou")
-SURFACE_SCORES = ("chamfer", "fscore", "normal_consistency")
+SHEET = "shapes.png"
+"""In the evaluation's folder: held-out shapes, truth above ours."""
 Record = dict[str, Any]
 
 
@@ -47,9 +58,11 @@ class ReconstructionConfig(Config):
     size: int | None = Field(None, ge=11, description="side of the pictures in pixels; none: as stored")
     samples: RenderConfig = RenderConfig()
     mesh: MeshConfig = MeshConfig(resolution=96, max_faces=20_000)
-    surface_points: int = Field(8192, ge=100, description="points of each surface to measure between")
+    surface_points: int = Field(NUM_POINTS, ge=100, description="sampled on each surface to measure it")
+    surface_resolution: int = Field(RESOLUTION, ge=16, le=512, description="cells a side of its grid")
     batch_size: int = Field(16, ge=1)
     pictures: int = Field(12, ge=0, description="assets that the report shows")
+    sheet: int = Field(24, ge=0, description="assets on the sheet of shapes")
 
 
 def held_out_views(num_stored: int, num_encoder: int, num_wanted: int) -> list[int]:
@@ -85,7 +98,7 @@ def evaluate_reconstruction(
     todo = [(split, i) for split in splits for i in range(min(config.max_assets, available[split]))]
     batches = [todo[i : i + config.batch_size] for i in range(0, len(todo), config.batch_size)]
     readers = {split: AssetShards(data, split) for split in splits}
-    drawn = set(todo[:: max(1, len(todo) // max(1, config.pictures))][: config.pictures])
+    drawn, shown = _spread(todo, config.pictures), _spread(todo, config.sheet)
     records: list[Record] = []
     with progress(len(todo), "reconstructing held-out assets") as bar:
         for number, batch in enumerate(batches):
@@ -93,23 +106,39 @@ def evaluate_reconstruction(
             if not path.is_file():
                 if nearest and training is None and available.get("train"):
                     training = TrainingAssets(AssetShards(data, "train"))
-                wanted = [(readers[split], i, (split, i) in drawn) for split, i in batch]
+                wanted = [_Wanted(readers[each[0]], each[1], each in drawn, each in shown) for each in batch]
                 write_atomic(path, json.dumps(_evaluate_batch(wanted, model, training, config, folder)))
             records += json.loads(path.read_text())
             bar.advance(len(batch))
+    save_sheet(folder.parent / SHEET, [folder / r["tile"] for r in records if "tile" in r])
     return summarize(records, config), records
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """An asset, and whether it is among the pictures and on the sheet."""
+
+    shards: AssetShards
+    index: int
+    is_drawn: bool
+    is_shown: bool
+
+
+def _spread(todo: Sequence[tuple[str, int]], num: int) -> set[tuple[str, int]]:
+    """Returns up to `num` of them, evenly."""
+    return set(todo[:: max(1, len(todo) // max(1, num))][:num])
+
+
 def _evaluate_batch(
-    batch: Sequence[tuple[AssetShards, int, bool]], model: AnyAutoencoder, training: TrainingAssets | None,
+    batch: Sequence[_Wanted], model: AnyAutoencoder, training: TrainingAssets | None,
     config: ReconstructionConfig, folder: Path,
 ) -> list[Record]:  # fmt: skip
     """Encodes and renders a batch at once, then scores asset by asset."""
-    shards = batch[0][0]
+    shards = batch[0].shards
     size = config.size or shards.resolution
     chosen = held_out_views(shards.num_views, model.encoder.config.num_views, config.views)
-    samples = [read_for_encoding(reader, i, model.encoder.config) for reader, i, _ in batch]
-    truths = [read_views(reader, i, chosen, size=size) for reader, i, _ in batch]
+    samples = [read_for_encoding(each.shards, each.index, model.encoder.config) for each in batch]
+    truths = [read_views(each.shards, each.index, chosen, size=size) for each in batch]
     with torch.no_grad():
         latents = model.encode(samples)
         weights = model.decoder.weights(latents)
@@ -118,22 +147,29 @@ def _evaluate_batch(
     render = model.decoder.render(weights, poses, matrices, size, size, samples=config.samples)
     rgb, alpha = render.rgb.clamp(0, 1).cpu().numpy(), render.alpha.cpu().numpy()
     records = []
-    for i, (sample, truth, (_, _, is_drawn)) in enumerate(zip(samples, truths, batch, strict=True)):
-        row = sample.row
-        mesh = _mesh(model, select(weights, i), config)
+    for i, (each, sample, truth) in enumerate(zip(batch, samples, truths, strict=True)):
+        row, own = sample.row, select(weights, i)
+        surface = read_surface(each.shards, each.index)
+        mesh = _mesh(model, own, config)
         mesh_rgb, mesh_alpha = render_mesh(mesh, truth.cam_to_world, truth.intrinsics, size=size)
+        found, scores = decoder_scores(
+            model.decoder, own, surface, resolution=config.surface_resolution, num=config.surface_points
+        )
         record: Record = {"key": row.key, "split": row.split, "category": row.category}
-        record |= {"caption": row.captions[0] if row.captions else "", "faces": len(mesh.faces)}
-        record |= picture_scores(rgb[i], alpha[i], truth) | mesh_scores(mesh, sample, config)
+        record |= {"caption": row.captions[0] if row.captions else "", "empty": found.is_empty}
+        record |= {"true_mesh": surface.is_exact, **picture_scores(rgb[i], alpha[i], truth), **scores}
         record |= {f"mesh_{k}": v for k, v in picture_scores(mesh_rgb, mesh_alpha, truth).items()}
-        record["blank"] = blank_scores(truth, sample, config)
+        record["blank"] = blank_scores(truth, surface)
         rows = [truth.rgb, rgb[i], mesh_rgb]
         if training is not None:
-            record["nearest"], picture = nearest_scores(training, truth, sample, config)
+            record["nearest"], picture = nearest_scores(training, truth, surface)
             rows.append(picture)
-        if is_drawn:
+        if each.is_drawn:
             record["picture"] = f"{row.split}_{row.key}.png"
             _save_picture(folder / record["picture"], rows)
+        if each.is_shown:
+            record["tile"] = f"tile_{row.split}_{row.key}.png"
+            save_tile(folder / record["tile"], surface, found, truth, mesh)
         records.append(record)
     return records
 
@@ -165,45 +201,24 @@ def picture_scores(
     }
 
 
-def mesh_scores(mesh: Mesh, sample: AssetSample, config: ReconstructionConfig) -> dict[str, float]:
-    """Returns chamfer, fscore and normal_consistency of a mesh against an asset's stored points.
-
-    A mesh without faces counts as one point at the centre of the box.
-    """
-    if not len(mesh.faces):
-        return _against_points(np.zeros((1, 3)), np.zeros((1, 3)), sample, config)
-    rng = numpy_rng("mesh scores", sample.row.key)
-    face, barycentric = sample_surface(mesh, config.surface_points, rng)
-    triangles = mesh.triangles[face]
-    points = np.einsum("nc,ncd->nd", barycentric, triangles)
-    return _against_points(points, unit_normals(triangles), sample, config)
-
-
-def _against_points(
-    points: ndarray, normals: ndarray, sample: AssetSample, config: ReconstructionConfig
-) -> dict[str, float]:
-    assert sample.points is not None and sample.points_normal is not None  # the encoder read them
-    num = config.surface_points
-    return surface_scores(points, normals, sample.points[:num], sample.points_normal[:num] / 127.0)
-
-
-def blank_scores(truth: Views, sample: AssetSample, config: ReconstructionConfig) -> dict[str, float]:
+def blank_scores(truth: Views, surface: Surface) -> dict[str, float]:
     """Returns the scores of a white picture and of a surface that is one point at the centre."""
     pictures = picture_scores(np.ones_like(truth.rgb), np.zeros_like(truth.alpha), truth)
-    return pictures | _against_points(np.zeros((1, 3)), np.zeros((1, 3)), sample, config)
+    nothing = Surface.of_mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
+    return pictures | surface_scores(nothing, surface)
 
 
 def nearest_scores(
-    training: TrainingAssets, truth: Views, sample: AssetSample, config: ReconstructionConfig
+    training: TrainingAssets, truth: Views, surface: Surface
 ) -> tuple[Record, Float[ndarray, "views height width 3"]]:
     """Returns the scores of the nearest training asset in this one's place, and its pictures."""
-    assert sample.points is not None
-    found = training.read(training.nearest(sample.points))
-    assert found.points is not None and found.points_normal is not None
-    size, num = truth.rgb.shape[1], config.surface_points
-    rgb, alpha = render_mesh(drawn_points(found), truth.cam_to_world, truth.intrinsics, size=size)
-    surface = _against_points(found.points[:num], found.points_normal[:num] / 127.0, sample, config)
-    return {"key": found.row.key, **picture_scores(rgb, alpha, truth), **surface}, rgb
+    index = training.nearest(surface.points)
+    found = training.read(index)
+    rgb, alpha = render_mesh(
+        drawn_points(found), truth.cam_to_world, truth.intrinsics, size=truth.rgb.shape[1]
+    )
+    scores = surface_scores(read_surface(training.shards, index), surface)
+    return {"key": found.row.key, **picture_scores(rgb, alpha, truth), **scores}, rgb
 
 
 def _save_picture(path: Path, rows: Sequence[Float[ndarray, "views height width 3"]]) -> None:
@@ -217,28 +232,44 @@ def _save_picture(path: Path, rows: Sequence[Float[ndarray, "views height width 
 
 
 def summarize(records: Sequence[Record], config: ReconstructionConfig) -> Record:
-    """Returns means over all assets, each split's own beside them, and 95% intervals of the main ones."""
+    """Returns means over all assets and each split's own beside them, with 95% intervals."""
     summary = _means(records)
-    for name in ("psnr", "iou", "chamfer", "fscore"):
-        values = np.array([record[name] for record in records])
-        summary[f"{name}_interval"] = [round(end, 5) for end in bootstrap_interval(values)]
     splits = sorted({record["split"] for record in records})
     summary["splits"] = {s: _means([r for r in records if r["split"] == s]) for s in splits}
-    summary["fscore_threshold"] = FSCORE_THRESHOLD
     summary["mesh_resolution"] = config.mesh.resolution
+    summary["surface_resolution"] = config.surface_resolution
     return summary
 
 
 def _means(records: Sequence[Record]) -> Record:
-    scores = (*PICTURE_SCORES, *SURFACE_SCORES)
-    means: Record = {name: _mean(records, name) for name in (*scores, *(f"mesh_{s}" for s in PICTURE_SCORES))}
+    """Means, with intervals over assets; the nearest training asset's and a blank's; and by how much it is
+    better than the nearest training asset, paired: above 0 where it is, whichever way the measure counts."""
+    own = (*PICTURE_SCORES, *FIELD_SCORES, *(f"mesh_{score}" for score in PICTURE_SCORES))
+    means = _with_intervals(records, own)
     for baseline in ("blank", "nearest"):
         beside = [record[baseline] for record in records if baseline in record]
-        means[baseline] = {name: _mean(beside, name) for name in scores} if beside else None
+        means[baseline] = _with_intervals(beside, (*PICTURE_SCORES, *SURFACE_SCORES)) if beside else None
+    shared = (*PICTURE_SCORES, *SURFACE_SCORES)
+    gains = [
+        {name: _gain(name, record[name], record["nearest"][name]) for name in shared}
+        for record in records
+        if "nearest" in record
+    ]
+    means["over_nearest"] = _with_intervals(gains, shared) if gains else None
     means["num_assets"] = len(records)
-    means["num_empty_meshes"] = sum(record["faces"] == 0 for record in records)
+    means["num_empty"] = sum(record["empty"] for record in records)
+    means["num_true_meshes"] = sum(record["true_mesh"] for record in records)
     return means
 
 
-def _mean(records: Sequence[Record], name: str) -> float:
-    return round(float(np.mean([record[name] for record in records])), 5)
+def _gain(name: str, ours: float, theirs: float) -> float:
+    return theirs - ours if name in LOWER_IS_BETTER else ours - theirs
+
+
+def _with_intervals(records: Sequence[Record], names: Sequence[str]) -> Record:
+    means: Record = {}
+    for name in names:
+        values = np.array([record[name] for record in records], np.float64)
+        means[name] = round(float(values.mean()), 5)
+        means[f"{name}_interval"] = [round(end, 5) for end in bootstrap_interval(values)]
+    return means

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from eval import viewer
+from eval import tables, viewer
+from eval.reconstruction import SHEET
 from shapeloom import page
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
@@ -57,118 +58,19 @@ def build_report(
     sections = [
         f"<h1>{page.text(title)}</h1>",
         "<p class='soft'>What this run's models make, and how good it is.</p>",
-        _cards(metrics),
+        tables.cards(metrics),
         _samples(figures, has_viewer=code is not None),
-        _numbers(metrics),
+        tables.numbers(metrics),
+        _shapes(folders.evaluation),
         _reconstructions(folders.evaluation, reconstructed),
         _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
         _curves(folders),
-        _costs(metrics),
+        tables.costs(metrics),
         _failures(folders.data, config.failures),
     ]
     scripts = [*models, *viewer.scripts(code)] if code else []
     return page.document(title, sections, scripts)
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _cards(metrics: Record) -> str:
-    rec, gen = metrics["reconstruction"], metrics["generation"]
-    near = rec.get("nearest") or {}
-    nearest = {
-        name: f"nearest training asset {page.number(near.get(name))}" for name in ("psnr", "iou", "fscore")
-    }
-    cards = [
-        page.card("Held-out PSNR", f"{page.number(rec['psnr'], 2)} dB", nearest["psnr"]),
-        page.card("Mask IoU", page.number(rec["iou"]), nearest["iou"]),
-        page.card("Mesh F-score", page.number(rec["fscore"]), nearest["fscore"]),
-    ]
-    if "skipped" not in gen:
-        beside = f"chance {page.number(gen['chance'])}, ceiling {page.number(gen['ceiling_r_at_1'])}"
-        cards.append(page.card("R@1 of samples", page.number(gen["r_at_1"]), beside))
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-_RECONSTRUCTION_ROWS = {
-    "psnr": "PSNR of NeRF renders, dB", "ssim": "SSIM of NeRF renders", "iou": "Mask IoU of NeRF renders",
-    "mesh_psnr": "PSNR of mesh renders, dB", "mesh_iou": "Mask IoU of mesh renders",
-    "chamfer": "Chamfer distance of meshes (less is better)", "fscore": "F-score of meshes",
-    "normal_consistency": "Normal consistency of meshes",
-}  # fmt: skip
-_GENERATION_ROWS = {
-    "r_at_1": "R@1", "r_at_5": "R@5", "clip_score": "CLIP score by the judge",
-    "family_accuracy": "Right family", "colour_accuracy": "Right main colour",
-}  # fmt: skip
-
-
-def _numbers(metrics: Record) -> str:
-    gen = metrics["generation"]
-    parts = ["<h2>Numbers</h2>", _reconstruction_table(metrics["reconstruction"])]
-    if "skipped" in gen:
-        return "".join([*parts, f"<p>Samples were not judged: {page.text(gen['skipped'])}</p>"])
-    reasons = [str(gen[key]) for key in ("family_skipped", "colour_skipped") if key in gen]
-    parts.append(_generation_table(gen))
-    parts.append(_sets_table(gen.get("sets")))
-    return "".join([*parts, *(f'<p class="soft small">{page.text(reason)}</p>' for reason in reasons)])
-
-
-def _reconstruction_table(rec: Record) -> str:
-    columns = {"all": rec, **rec["splits"], "nearest training asset": rec["nearest"], "blank": rec["blank"]}
-    rows = [
-        [label, *(page.number((column or {}).get(key)) for column in columns.values())]
-        for key, label in _RECONSTRUCTION_ROWS.items()
-    ]
-    return page.table(["Reconstruction of held-out assets", *map(page.text, columns)], rows, main=1)
-
-
-def _generation_table(gen: Record) -> str:
-    chance = {"r_at_1": gen["chance"], "r_at_5": min(1.0, 5 * gen["chance"])}
-    chance["clip_score"] = gen["mismatched_clip_score"]
-    rows = []
-    for key, label in _GENERATION_ROWS.items():
-        ends = gen.get(f"{key}_interval")
-        interval = " to ".join(page.number(end) for end in ends) if ends else "–"
-        groups = [page.number((gen[group] or {}).get(key)) for group in ("seen", "held_out")]
-        ceiling = page.number(gen.get(f"ceiling_{key}"))
-        rows.append(
-            [label, page.number(gen.get(key)), interval, *groups, ceiling, page.number(chance.get(key))]
-        )
-    named = ["all", "95% interval", "seen prompts", "held-out prompts", "true views (ceiling)", "chance"]
-    return page.table([f"{gen['num_samples']} samples", *named], rows, main=1)
-
-
-_SET_ROWS = {
-    "mmd_cd": "MMD-CD (less is better)", "cov_cd": "COV-CD", "one_nna_cd": "1-NNA-CD (0.5 is best)",
-    "frechet": "Frechet distance of the judge's features (less is better)",
-}  # fmt: skip
-
-
-def _sets_table(sets: Record | None) -> str:
-    if sets is None:
-        return ""
-    if "skipped" in sets:
-        return f"<p class='soft small'>Samples were not compared as a set: {page.text(sets['skipped'])}.</p>"
-    rows = [
-        [label, page.number(sets.get(key)), page.number(sets.get(f"training_{key}")), "–"]
-        for key, label in _SET_ROWS.items()
-    ]
-    copied, held_out = page.number(sets["memorised"]), page.number(sets["held_out_memorised"])
-    rows.append(["Closer to a training asset than that is to any other", copied, "–", held_out])
-    named = ["samples", "training assets in their place", "held-out assets in their place"]
-    return page.table(
-        [f"{sets['num_samples']} samples as a set, against held-out assets", *named], rows, main=1
-    )
-
-
-def _costs(metrics: Record) -> str:
-    memory = metrics["peak_memory_gb"]
-    rows = [
-        [page.text(stage), page.number(value, 1), page.number(memory.get(stage), 2)]
-        for stage, value in metrics["seconds"].items()
-    ]
-    return "<h2>Cost</h2>" + page.table(["Stage", "seconds", "peak memory, GB"], rows)
 
 
 # ---------------------------------------------------------------- pictures
@@ -220,11 +122,25 @@ def _samples(figures: Sequence[str], *, has_viewer: bool) -> str:
     return f"<h2>Samples</h2>{hint}{viewer.VIEWER if has_viewer else ''}{page.tiles(figures)}"
 
 
+def _shapes(folder: Path) -> str:
+    path = folder / SHEET
+    if not path.is_file():
+        return ""
+    legend = (
+        "Each column an asset: the truth, and what its latent's field has for it, without texture; then a "
+        "stored view, and the mesh with its colours. Texture hides what a surface is like."
+    )
+    picture = page.figure(page.file_uri(path), "", alt="held-out shapes, truth above ours", pixels=True)
+    return f"<h2>Shapes of held-out assets</h2><p class='soft'>{legend}</p>{picture}"
+
+
 def _reconstructions(folder: Path, records: Sequence[Record]) -> str:
     figures = []
     for record in records:
         if picture := record.get("picture"):
-            numbers = f"PSNR {record['psnr']:.1f} dB, IoU {record['iou']:.2f}, F-score {record['fscore']:.2f}"
+            numbers = (
+                f"PSNR {record['psnr']:.1f} dB, IoU {record['iou']:.2f}, F-score {record['fscore_0.02']:.2f}"
+            )
             caption = f"{page.text(record['caption'])} ({page.text(record['split'])})<br>{numbers}"
             uri = page.file_uri(folder / "reconstruction" / picture)
             figures.append(page.figure(uri, caption, alt=record["caption"], pixels=True))

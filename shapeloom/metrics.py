@@ -1,7 +1,6 @@
-"""Measures of pictures, surfaces, retrieval and their uncertainty: pure functions without state.
+"""Measures of pictures, retrieval and their uncertainty: pure functions without state.
 
-Pictures are sRGB in [0, 1] on a white background, and all pixels count. Surfaces are points in the field's
-box [-1, 1]^3, so a distance of 0.05 is 2.5% of the box. Higher is better except for distances.
+Pictures are sRGB in [0, 1] on a white background, and all pixels count. Surfaces: see `surface_metrics`.
 """
 
 import math
@@ -9,15 +8,12 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.spatial import cKDTree
 from skimage.metrics import structural_similarity
 
 from shapeloom.seed import numpy_rng
 
 MAX_PSNR = 100.0
 """Decibels of equal pictures, whose PSNR would be infinite and spoil every mean."""
-FSCORE_THRESHOLD = 0.05
-"""2.5% of the box: about the size of a leg or handle that a viewer would miss."""
 
 Interval = tuple[float, float]
 
@@ -59,52 +55,6 @@ def mask_iou(
     first, second = predicted > 0.5, truth > 0.5
     both, either = (first & second).sum(axis=(-2, -1)), (first | second).sum(axis=(-2, -1))
     return np.asarray(np.where(either > 0, both / np.maximum(either, 1), 1.0))
-
-
-# ---------------------------------------------------------------- surfaces
-
-
-def surface_scores(
-    predicted: Float[ndarray, "n 3"],
-    predicted_normals: Float[ndarray, "n 3"],
-    truth: Float[ndarray, "m 3"],
-    truth_normals: Float[ndarray, "m 3"],
-    *,
-    threshold: float = FSCORE_THRESHOLD,
-) -> dict[str, float]:
-    """Returns chamfer, fscore and normal_consistency of two point sets with unit normals.
-
-    Both sets are finite samples, so a perfect surface scores about half the samples' spacing and not 0.
-    """
-    to_truth, nearest_truth = cKDTree(truth).query(predicted)
-    to_predicted, nearest_predicted = cKDTree(predicted).query(truth)
-    forward = np.abs((predicted_normals * truth_normals[nearest_truth]).sum(axis=1)).mean()
-    backward = np.abs((truth_normals * predicted_normals[nearest_predicted]).sum(axis=1)).mean()
-    return {
-        "chamfer": chamfer_distance(to_truth, to_predicted),
-        "fscore": fscore(to_truth, to_predicted, threshold=threshold),
-        "normal_consistency": float(forward + backward) / 2,
-    }
-
-
-def chamfer_distance(to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"]) -> float:
-    """Returns the mean of both directions' mean distances to the nearest point, unsquared, in world units.
-
-    to_truth: distance of each predicted point to the truth; to_predicted: of each true point to the predicted
-    ones. Two parallel planes at a distance d give d.
-    """
-    return float(to_truth.mean() + to_predicted.mean()) / 2
-
-
-def fscore(
-    to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"], *, threshold: float = FSCORE_THRESHOLD
-) -> float:
-    """Returns the harmonic mean of precision and recall, in [0, 1] (Knapitsch et al. 2017).
-
-    Precision: share of predicted points within `threshold` of the truth; recall: the other way round.
-    """
-    precision, recall = float((to_truth < threshold).mean()), float((to_predicted < threshold).mean())
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 # ---------------------------------------------------------------- retrieval

@@ -108,6 +108,11 @@ def table(
     return f'<div class="wide">{opening}{"".join(lines)}</table></div>'
 
 
+def interval(ends: Sequence[float] | None) -> str:
+    """Returns "0.1 to 0.2"; a dash for None."""
+    return " to ".join(number(end) for end in ends) if ends else "–"
+
+
 def card(label: str, value: str, note: str) -> str:
     """Returns one large number with what it is and what to compare it with."""
     note = f'<span class="soft small">{text(note)}</span>'

@@ -8,7 +8,7 @@ float tolerance) and goes on bit for bit after a kill at the same number of proc
 import copy
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -66,7 +66,7 @@ class Task(Protocol):
         """Returns the mean loss over the batch and its named parts, scalars."""
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        """Returns uint8 [height, width, 3] pictures of how the model does (may be none)."""
+        """Returns how the model does: uint8 [height, width, 3] pictures, and numbers [] for the curves."""
 
 
 class _LossModule(nn.Module):
@@ -356,10 +356,11 @@ class _Loop:
 
     def _after_step(self, done: int) -> None:
         config, last = self.config, done == self.config.steps
+        numbers = self._pictures(done) if done % config.picture_every == 0 or last else {}
         if (done % config.log_every == 0 or last) and self.counted:
-            self._log(done)
-        if done % config.picture_every == 0 or last:
-            self._pictures(done)
+            self._log(done, numbers)
+        elif numbers:
+            self.run.scalars(done, numbers)
         stopping = distributed.any_process(self.stopped, self.world)
         if done % config.checkpoint_every == 0 or last or stopping:
             facts = {"step": done, "ema": self.averages.state()}
@@ -369,7 +370,7 @@ class _Loop:
             log.warning("stopped by SIGTERM after step %d; the same command goes on from here", done)
             raise SystemExit(128 + signal.SIGTERM)
 
-    def _log(self, done: int) -> None:
+    def _log(self, done: int, numbers: Mapping[str, float]) -> None:
         names = sorted(self.sums)
         values = distributed.mean(torch.stack([self.sums[name] / self.counted for name in names]), self.world)
         scalars = {f"train/{name}": float(value) for name, value in zip(names, values, strict=True)}
@@ -383,23 +384,25 @@ class _Loop:
         norm = self.engine.get_global_grad_norm()
         if norm is not None:
             scalars["grad_norm"] = float(norm)
-        self.run.scalars(done, scalars)
+        self.run.scalars(done, {**scalars, **numbers})
         self.sums, self.counted, self.since = {}, 0, now
 
     @torch.no_grad()
-    def _pictures(self, done: int) -> None:
-        """Shows the averaged weights' work; the trained ones are put back afterwards."""
+    def _pictures(self, done: int) -> dict[str, float]:
+        """Shows the averaged weights' work, and returns its numbers; the trained ones are put back after."""
         if not self.world.is_main:
-            return
+            return {}
         model = self.shown.to(self.world.device)
         trained = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict({k.removeprefix("model."): v for k, v in self.averages.weights.items()})
         model.eval()
         try:
-            self.run.pictures(done, self.task.pictures(model, done))
+            shown = self.task.pictures(model, done)
         finally:
             model.load_state_dict(trained)
             model.train()
+        self.run.pictures(done, {name: value for name, value in shown.items() if value.ndim})
+        return {name: float(value) for name, value in shown.items() if not value.ndim}
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.stopped = True

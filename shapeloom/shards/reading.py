@@ -11,7 +11,7 @@ from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int8, UInt8
+from jaxtyping import Float32, Int8, Int32, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -71,6 +71,9 @@ class AssetSample:
     sdf_points: Float32[ndarray, "samples 3"] | None
     sdf: Float32[ndarray, " samples"] | None
     """Signed distance at `sdf_points`, negative inside."""
+    mesh_vertices: Float32[ndarray, "vertices 3"] | None
+    mesh_faces: Int32[ndarray, "faces 3"] | None
+    """The triangles that everything was made from, outward where they enclose something."""
 
 
 class _Shards:
@@ -191,9 +194,10 @@ class AssetShards(_Shards):
         edges: bool = False,
         view_points: bool = False,
         sdf: bool = False,
+        mesh: bool = False,
     ) -> AssetSample:
         """Decode row `index`: the given views (with depth, normals and albedo if asked for), surface points,
-        points on sharp edges, points that the views saw, SDF samples.
+        points on sharp edges, points that the views saw, SDF samples, the mesh.
 
         Only what is asked for is read and decoded. Raises UserError for what the data was prepared without.
         """
@@ -206,6 +210,7 @@ class AssetShards(_Shards):
         names += ["edge_points.npy", "edge_normals.npy"] if edges else []
         names += ["view_points.npy", "view_points_rgb.npy"] if view_points else []
         names += ["sdf_points.npy", "sdf.npy"] if sdf else []
+        names += ["mesh_vertices.npy", "mesh_faces.npy"] if mesh else []
         data = dict(zip(names, self.members(index, names), strict=True))
         arrays = {name: decode_npy(raw) for name, raw in data.items() if name.endswith(".npy")}
         pictures = {}
@@ -229,6 +234,8 @@ class AssetShards(_Shards):
             view_points_rgb=arrays.get("view_points_rgb.npy"),
             sdf_points=arrays.get("sdf_points.npy"),
             sdf=arrays.get("sdf.npy"),
+            mesh_vertices=arrays.get("mesh_vertices.npy"),
+            mesh_faces=arrays.get("mesh_faces.npy"),
         )
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import trimesh
 
-from data_prep.mesh import Mesh, unit_normals
+from data_prep.mesh import Mesh
+from shapeloom.surfaces import face_normals
 
 
 def soup(vertices: np.ndarray, faces: np.ndarray, rgb: tuple[float, float, float] = (0.5, 0.5, 0.5)) -> Mesh:
     """A mesh of one linear base colour."""
     vertices, faces = np.asarray(vertices, float), np.asarray(faces, np.int64)
-    flat = np.repeat(unit_normals(vertices[faces])[:, None], 3, axis=1).astype(np.float32)
+    flat = np.repeat(face_normals(vertices[faces])[:, None], 3, axis=1).astype(np.float32)
     num = len(faces)
     return Mesh(
         vertices=vertices, faces=faces, tint=np.broadcast_to(np.float32(rgb), (num, 3, 3)), shading=flat,

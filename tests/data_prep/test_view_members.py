@@ -16,6 +16,7 @@ from data_prep.view_members import ViewConfig, make_cameras, make_lighting
 from shapeloom.config import UserError
 from shapeloom.rendering import cameras
 from shapeloom.shards import AssetShards
+from shapeloom.surfaces import read_surface
 
 
 def angle_of(matrix):
@@ -84,7 +85,15 @@ def test_every_member_comes_back(everything: Path):
     assert shards.num_views == 3
     assert shards.header["ring_views"] == 2
     sample = shards.read(
-        0, views=range(5), depth=True, normal=True, albedo=True, points=True, edges=True, view_points=True
+        0,
+        views=range(5),
+        depth=True,
+        normal=True,
+        albedo=True,
+        points=True,
+        edges=True,
+        view_points=True,
+        mesh=True,
     )
     normal, depth = (sample.normal.astype(float) - 128) / 127, sample.depth
     length = np.linalg.norm(normal, axis=-1)
@@ -95,11 +104,23 @@ def test_every_member_comes_back(everything: Path):
     seen = sample.rgba[..., 3] == 255
     assert len(np.unique(sample.albedo[seen], axis=0)) == 1
     assert len(np.unique(sample.rgba[seen], axis=0)) > 1
+    assert sample.mesh_vertices.shape == (8, 3) and sample.mesh_faces.shape == (12, 3)
+    solid = trimesh.Trimesh(sample.mesh_vertices, sample.mesh_faces, process=False)
+    assert solid.volume == pytest.approx(8 * 0.95**3 * 2 / 9)  # outward: positive
     assert sample.edge_points.shape == (64, 3)
     assert sample.edge_normals.shape == (64, 2, 3)
     assert sample.view_points.shape == (128, 3)
     on_box = np.abs(np.abs(sample.view_points) / np.array([0.95 / 3, 0.95, 0.95 * 2 / 3]) - 1).min(axis=1)
     assert on_box.max() < 2e-3
+
+
+def test_the_true_surface_is_the_mesh_or_else_the_points(everything: Path, ball_dataset: Path):
+    box = read_surface(AssetShards(everything), 0)
+    assert box.is_exact and len(box.faces) == 12 and len(box.points) == 256
+    ball = read_surface(AssetShards(ball_dataset), 0)
+    assert not ball.is_exact and len(ball.points) == 512
+    radius = np.linalg.norm(ball.points, axis=1)
+    assert np.allclose(ball.normals, ball.points / radius[:, None], atol=0.01)  # 8 bits
 
 
 def test_what_was_not_asked_for_is_refused_by_name(everything: Path, ball_dataset: Path):

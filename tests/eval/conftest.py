@@ -71,6 +71,9 @@ class OracleDecoder(Decoder):
         radius = weights[0][0, 0, 0]
         return points.norm(dim=-1) - radius if radius > 0 else torch.ones(len(points))
 
+    def sdf_gradient(self, weights: list[Tensor], points: Tensor) -> Tensor:
+        return points / points.norm(dim=-1, keepdim=True)
+
     def texture(self, weights: list[Tensor], points: Tensor) -> Tensor:
         return weights[0][0, 0, 1:].expand(len(points), 3)
 

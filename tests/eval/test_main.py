@@ -24,6 +24,7 @@ from shapeloom.training import TrainConfig
 SETTINGS = [
     "reconstruction.views=1", "reconstruction.max_assets=1", "reconstruction.mesh.resolution=16",
     "reconstruction.samples.coarse=4", "reconstruction.samples.fine=0", "reconstruction.surface_points=200",
+    "reconstruction.surface_resolution=16",
     "generation.num_prompts=3", "generation.views=1", "generation.size=16", "generation.steps=1",
     "generation.sets.points=128", "generation.sets.resolution=16",
     "generation.samples.coarse=4", "generation.samples.fine=0", "judge.clip.image_size=16",
@@ -92,7 +93,9 @@ def test_numbers_and_page_are_written_where_people_look_for_them(run: Path) -> N
     (run / "setup").write_text("12.5\n")
     evaluate(run, f"setup_seconds_file={run / 'setup'}")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"psnr", "iou", "chamfer", "fscore", "blank", "nearest"} <= metrics["reconstruction"].keys()
+    assert {"psnr", "iou", "chamfer", "fscore_0.02", "slope", "blank", "nearest"} <= metrics[
+        "reconstruction"
+    ].keys()
     wanted = {"clip_score", "r_at_1", "r_at_5", "chance", "ceiling_r_at_1"}
     assert wanted <= metrics["generation"].keys()
     stages = ["setup", "data_prep", "clip", "encoder", "encode", "prior", "sample", "eval"]
@@ -103,6 +106,8 @@ def test_numbers_and_page_are_written_where_people_look_for_them(run: Path) -> N
     assert sets <= metrics["generation"]["sets"].keys()
     page = (run / "report.html").read_text()
     assert "a blue ball (held out)" in page
+    assert "Surface F-score at 0.02" in page and "Shapes of held-out assets" in page
+    assert (run / "eval" / "shapes.png").is_file()
     assert "1-NNA-CD" in page and "nearest: a " in page
 
 

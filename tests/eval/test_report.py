@@ -12,12 +12,14 @@ from PIL import Image
 
 from eval.report import Folders, ReportConfig, build_report
 from shapeloom import page
+from shapeloom.surface_metrics import FIELD_SCORES
 
 EVIL = "<script>alert(1)</script><img src=x onerror='a'>\"&"
 
 
 def metrics(*, skipped: bool = False) -> dict[str, Any]:
-    scores = dict.fromkeys(("psnr", "ssim", "iou", "chamfer", "fscore", "normal_consistency"), 0.5)
+    scores: dict[str, Any] = dict.fromkeys(("psnr", "ssim", "iou", *FIELD_SCORES), 0.5)
+    scores |= {"nearest": None, "num_assets": 3, "num_true_meshes": 3, "num_empty": 0}
     generation: dict[str, Any] = {"skipped": EVIL}
     if not skipped:
         part = {
@@ -32,7 +34,7 @@ def metrics(*, skipped: bool = False) -> dict[str, Any]:
             "ceiling_r_at_1": None, "colour_accuracy": None, "colour_skipped": EVIL,
         }  # fmt: skip
     return {
-        "reconstruction": {**scores, "splits": {"test": scores}, "nearest": None, "blank": scores},
+        "reconstruction": {**scores, "splits": {"test": scores}, "blank": scores},
         "generation": generation,
         "seconds": {"setup": None, "eval": 3.25},
         "peak_memory_gb": {"eval": 0.75},
@@ -65,7 +67,7 @@ def folders(ball_dataset: Path, tmp_path: Path) -> Folders:
 
 def built(folders: Folders, **kwargs: Any) -> str:
     reconstructed = [
-        {"picture": "a.png", "psnr": 20.0, "iou": 0.8, "fscore": 0.7, "caption": EVIL, "split": "test"}
+        {"picture": "a.png", "psnr": 20.0, "iou": 0.8, "fscore_0.02": 0.7, "caption": EVIL, "split": "test"}
     ]
     generated = [{"prompt": EVIL, "seen": False, "place": 3, "judged": EVIL, "picture": "0000.png"}]
     (folders.samples / "metadata.json").write_text(

@@ -12,7 +12,6 @@ from shapeloom.metrics import (
     retrieval_at_k,
     share_interval,
     ssim,
-    surface_scores,
     wilson_interval,
 )
 
@@ -51,37 +50,6 @@ def test_iou_of_a_blank_prediction_is_zero_and_of_two_blanks_one() -> None:
     truth = np.zeros((2, 4, 4))
     truth[0, 1, 1] = 1
     assert mask_iou(np.zeros((2, 4, 4)), truth).tolist() == [0, 1]
-
-
-def plane(height: float, num: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    line = np.linspace(-1, 1, num)
-    x, y = np.meshgrid(line, line)
-    points = np.stack([x.ravel(), y.ravel(), np.full(num * num, height)], axis=1)
-    return points, np.tile([0.0, 0.0, 1.0], (len(points), 1))
-
-
-@pytest.mark.parametrize(("distance", "score"), [(0.03, 1.0), (0.07, 0.0)])
-def test_parallel_planes_have_their_distance_as_chamfer(distance: float, score: float) -> None:
-    scores = surface_scores(*plane(0), *plane(distance))
-    assert scores["chamfer"] == pytest.approx(distance)
-    assert scores["fscore"] == score
-    assert scores["normal_consistency"] == pytest.approx(1)
-
-
-def test_a_surface_with_as_much_again_far_away_has_an_fscore_of_two_thirds() -> None:
-    points, normals = plane(0)
-    extra = points + np.array([0, 0, 1])
-    both = np.concatenate([points, extra]), np.concatenate([normals, normals])
-    scores = surface_scores(*both, points, normals)
-    assert scores["fscore"] == pytest.approx(2 * 0.5 * 1 / 1.5)
-    assert scores["chamfer"] == pytest.approx(0.5 / 2)
-
-
-def test_flipped_normals_count_as_consistent_and_crossed_ones_do_not() -> None:
-    points, normals = plane(0)
-    assert surface_scores(points, -normals, points, normals)["normal_consistency"] == pytest.approx(1)
-    crossed = np.tile([1.0, 0.0, 0.0], (len(points), 1))
-    assert surface_scores(points, crossed, points, normals)["normal_consistency"] == pytest.approx(0)
 
 
 def test_retrieval_counts_the_places_of_the_own_prompt() -> None:
