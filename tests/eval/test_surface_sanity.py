@@ -1,4 +1,4 @@
-"""What people see as worse, the surface measures call worse: true meshes smoothed, melted, and with parts lost."""
+"""What people see as worse, the surface measures call worse: true meshes smoothed, melted, or exchanged."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ NUM, CELLS = 6, 40
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Mesh]:
     """Objects of several families, normalised."""
-    folder = tmp_path_factory.mktemp("objects")
+    folder = tmp_path_factory.mktemp("made") / "objects"
     generate(ProceduralConfig(num_train=NUM, num_val=0, num_test=0, num_judge=0), folder)
     return [normalize(load_mesh(path))[0] for path in sorted(folder.rglob("*.glb"))]
 
@@ -59,7 +59,7 @@ def smoothed(mesh: Mesh, rounds: int) -> Surface:
 
 
 def melted(mesh: Mesh) -> list[Surface]:
-    """The zero level of signed distances on a grid: as they are, and after Gaussian blurs of 1 and 3 cells."""
+    """The zero level of a grid of signed distances, and of the same blurred by 1 and by 3 cells."""
     line = np.linspace(-1, 1, CELLS + 1)
     nodes = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(-1, 3)
     values = signed_distance(mesh, thickness=0.02)(nodes).reshape((CELLS + 1,) * 3)
