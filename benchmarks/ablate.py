@@ -30,6 +30,7 @@ from encoder.model import load_encoder
 from eval.__main__ import EvalConfig, make_sampler
 from eval.generation import evaluate_generation
 from eval.judge import make_judge
+from eval.nearest import TrainingAssets
 from eval.reconstruction import evaluate_reconstruction
 from shapeloom import distributed
 from shapeloom.clip import load_clip
@@ -37,6 +38,8 @@ from shapeloom.config import Config, UserError, load_config, run_main
 from shapeloom.runs import Run
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.surface_metrics import SURFACE_SCORES
+from shapeloom.surfaces import read_surface
 from shapeloom.training import Task, TrainConfig, train
 
 TABLE = Path(__file__).with_name("ablations.yaml")
@@ -254,6 +257,22 @@ def measure_encoder(folder: Path, table: Ablation, run: Path) -> Scores:
     return scores
 
 
+def nearest_scores(table: Ablation, run: Path, out: Path) -> Scores:
+    """Returns what the nearest training assets score in the place of the same held-out ones; kept in OUT."""
+    path = out / "nearest.json"
+    if not path.is_file():
+        held_out, training = (
+            AssetShards(run / "data", "val"),
+            TrainingAssets(AssetShards(run / "data", "train")),
+        )
+        num = min(len(held_out), _evaluation(table, run).reconstruction.max_assets)
+        found = [training.surface_scores(read_surface(held_out, i))[1] for i in range(num)]
+        means = {name: float(np.mean([each[name] for each in found])) for name in SURFACE_SCORES}
+        write_atomic(path, json.dumps(means, indent=1))
+    scores: Scores = json.loads(path.read_text())
+    return scores
+
+
 def measure_prior(
     folder: Path, table: Ablation, run: Path, judge_folder: Path, world: distributed.World
 ) -> Scores:
@@ -284,13 +303,18 @@ def _evaluation(table: Ablation, run: Path) -> EvalConfig:
 # ---------------------------------------------------------------- table
 
 
-def markdown(stage: Stage, results: Mapping[str, Sequence[Scores]]) -> str:
-    """Returns a row a variant: the mean over its seeds, and in brackets the least and the largest."""
+def markdown(stage: Stage, results: Mapping[str, Sequence[Scores]], nearest: Scores | None = None) -> str:
+    """Returns a row a variant: the mean over its seeds, and in brackets the least and the largest.
+
+    nearest: scores of the nearest training asset, for a last row.
+    """
     columns = {"steps": "steps", "cpu_seconds": "CPU s", **COLUMNS[stage]}
     rows = [["variant", "seeds", *columns.values()], ["---"] * (2 + len(columns))]
     for name, scores in results.items():
         cells = [_cell([each.get(column) for each in scores]) for column in columns]
         rows.append([name, str(len(scores)), *cells])
+    if nearest:
+        rows.append(["nearest training asset", "–", *(_cell([nearest.get(column)]) for column in columns)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -343,12 +367,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage, table, names, arguments.seeds, run=arguments.run, out=out, seconds=arguments.seconds,
         world=world,
     )  # fmt: skip
+    nearest = nearest_scores(table, arguments.run, out) if stage == "encoder" else None
     results: dict[str, list[Scores]] = {name: [] for name in names}
     # Seed by seed, so that a table that is cut off is whole for the first seeds.
     for each in sorted(planned, key=lambda each: arguments.seeds.index(each.seed)):
         found = train_and_measure(stage, each, table, run=arguments.run, out=out, world=world)
         results[each.name].append(found)
-        text = markdown(stage, {name: scores for name, scores in results.items() if scores})
+        text = markdown(stage, {name: scores for name, scores in results.items() if scores}, nearest)
         write_atomic(out / "table.md", text)
     say(text)
 

@@ -179,8 +179,7 @@ def bounds_of_asset(
     points, sdf = sdf_samples(mesh, distance, SAMPLES, numpy_rng("bounds", key))
     arrays = (points, sdf, surface.points, surface.normals)
     truth = Truth(*(torch.from_numpy(array).float().to(device) for array in arrays))
-    nearest = training.nearest(surface.points)
-    scores = {"nearest training asset": surface_scores(read_surface(training.shards, nearest), surface)}
+    scores = {"nearest training asset": training.surface_scores(surface)[1]}
     with torch.no_grad():
         own = model.decoder.weights(latent)
     scores["encoder"] = decoder_scores(model.decoder, own, surface, resolution=resolution)[1]

@@ -14,7 +14,8 @@ from data_prep.mesh import Mesh
 from eval.pictures import surfels
 from shapeloom.log import progress
 from shapeloom.shards import AssetSample, AssetShards
-from shapeloom.surfaces import spacing
+from shapeloom.surface_metrics import surface_scores
+from shapeloom.surfaces import Surface, read_surface, spacing
 
 SHORTLIST_POINTS = 128
 POINTS = 512
@@ -51,6 +52,11 @@ class TrainingAssets:
         distances = _chamfer(query, self.points[shortlist])
         best = int(distances.argmin())
         return int(shortlist[best]), float(distances[best])
+
+    def surface_scores(self, truth: Surface) -> tuple[int, dict[str, float]]:
+        """Returns the nearest training asset's index, and its surface's scores in the place of a true one."""
+        index = self.nearest(truth.points)
+        return index, surface_scores(read_surface(self.shards, index), truth)
 
     def read(self, index: int) -> AssetSample:
         """Returns training asset `index` with its points."""

@@ -212,12 +212,11 @@ def nearest_scores(
     training: TrainingAssets, truth: Views, surface: Surface
 ) -> tuple[Record, Float[ndarray, "views height width 3"]]:
     """Returns the scores of the nearest training asset in this one's place, and its pictures."""
-    index = training.nearest(surface.points)
+    index, scores = training.surface_scores(surface)
     found = training.read(index)
     rgb, alpha = render_mesh(
         drawn_points(found), truth.cam_to_world, truth.intrinsics, size=truth.rgb.shape[1]
     )
-    scores = surface_scores(read_surface(training.shards, index), surface)
     return {"key": found.row.key, **picture_scores(rgb, alpha, truth), **scores}, rgb
 
 

@@ -10,6 +10,9 @@ many samples as held-out assets:
                 none can tell them apart, 1 if all can (Yang et al. 2019, "PointFlow", section 5.1)
     frechet     Frechet distance of Gaussians fitted to the judge's features of views (Heusel et al. 2017)
 
+Beside them the shares of samples that could be printed (`eval.printable`), crumbs dropped as for export. A
+sample without a surface is a point at the centre, and can't be printed: it is never left out.
+
 The same figures of training assets in the samples' place stand beside them: what cannot be beaten honestly.
 """
 
@@ -30,6 +33,8 @@ from pydantic import Field
 from scipy.spatial import cKDTree
 
 from eval.nearest import TrainingAssets
+from eval.printable import PRINTABLE, printability
+from sampling.mesh import DEFAULT_MESH, drop_crumbs
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, select
 from shapeloom.log import progress
@@ -142,9 +147,12 @@ def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray,
 @torch.no_grad()
 def sample_clouds(
     decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"], config: SetsConfig
-) -> list[Cloud]:
-    """Returns points on each sample's surface, spread evenly; one at the centre for a sample without any."""
-    clouds = []
+) -> tuple[list[Cloud], list[dict[str, bool]]]:
+    """Returns points on each sample's surface, spread evenly, and whether it could be printed.
+
+    One point at the centre for a sample without any surface.
+    """
+    clouds, printable = [], []
     with progress(len(latents), "surfaces of samples") as bar:
         for number in range(len(latents)):
             weights = select(decoder.weights(latents[number : number + 1]), 0)
@@ -152,8 +160,10 @@ def sample_clouds(
                 partial(decoder.sdf, weights), resolution=config.resolution, device=latents.device
             )
             clouds.append(_spread(vertices, faces, config.points, seed=number))
+            kept = drop_crumbs(vertices, faces, min_share=DEFAULT_MESH.min_component)
+            printable.append(printability(*kept))
             bar.advance()
-    return clouds
+    return clouds, printable
 
 
 def _spread(vertices: ndarray, faces: ndarray, num: int, *, seed: int) -> Cloud:
@@ -217,7 +227,7 @@ def evaluate_sets(
     num = min(limit, len(held_out))
     if num < 2 or len(train) < 3:
         return {"skipped": "sets need two samples, two held-out and three training assets or more"}, []
-    samples = sample_clouds(decoder, latents[:num], config)
+    samples, printable = sample_clouds(decoder, latents[:num], config)
     reference, known = stored_clouds(held_out, config.points), stored_clouds(train, config.points)
     within = symmetric_chamfer_matrix(reference)
     summary: Summary = {"num_samples": num, "num_empty": sum(len(cloud) == 1 for cloud in samples)}
@@ -225,6 +235,10 @@ def evaluate_sets(
         across = chamfer_matrix(clouds, reference)
         scores = set_scores(symmetric_chamfer_matrix(clouds), within, across)
         summary |= {f"{name}{key}": round(value, 5) for key, value in scores.items()}
+    checks = {name: np.array([each[name] for each in printable]) for name in PRINTABLE}
+    for name, holds in {**checks, "printable": np.all(list(checks.values()), axis=0)}.items():
+        summary[name] = round(float(holds.mean()), 5)
+        summary[f"{name}_interval"] = [round(end, 5) for end in share_interval(holds)]
     training = TrainingAssets(AssetShards(data, "train"))
     neighbours = nearest_neighbours(samples, training)
     for name, found in (("", neighbours), ("held_out_", nearest_neighbours(reference, training))):

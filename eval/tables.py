@@ -112,6 +112,12 @@ _SET_ROWS = {
 }  # fmt: skip
 
 
+_PRINT_ROWS = {
+    "printable": "Could be printed: all three of", "watertight": "– watertight",
+    "one_piece": "– of one piece", "no_inner_shell": "– without an inner shell",
+}  # fmt: skip
+
+
 def _sets_table(sets: Record | None) -> str:
     if sets is None:
         return ""
@@ -121,6 +127,8 @@ def _sets_table(sets: Record | None) -> str:
         [label, page.number(sets.get(key)), page.number(sets.get(f"training_{key}")), "–"]
         for key, label in _SET_ROWS.items()
     ]
+    for key, label in _PRINT_ROWS.items():
+        rows.append([label, page.number(sets.get(key)), "–", "–"])
     copied, held_out = page.number(sets["memorised"]), page.number(sets["held_out_memorised"])
     rows.append(["Closer to a training asset than that is to any other", copied, "–", held_out])
     named = ["samples", "training assets in their place", "held-out assets in their place"]

@@ -139,11 +139,12 @@ def _fixed_maps(surface: Surface) -> Float32[ndarray, "views height width 3"]:
 def normal_psnr(
     predicted: Float[ndarray, "views height width 3"], truth: Float[ndarray, "views height width 3"]
 ) -> float:
-    """Returns the mean PSNR of normal maps as pictures (n + 1) / 2, dB; the background is grey and counts.
+    """Returns the mean PSNR of normal maps as pictures (n + 1) / 2 on white, dB; all pixels count."""
+    return float(psnr(_as_picture(predicted), _as_picture(truth)).mean())
 
-    Pictures in any frame score alike: turning all normals doesn't change the error.
-    """
-    return float(psnr((predicted + 1) / 2, (truth + 1) / 2).mean())
+
+def _as_picture(maps: Float[ndarray, "views height width 3"]) -> Float[ndarray, "views height width 3"]:
+    return np.where((maps != 0).any(axis=-1, keepdims=True), (maps + 1) / 2, 1.0)
 
 
 # ---------------------------------------------------------------- fields

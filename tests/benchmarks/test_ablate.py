@@ -53,7 +53,7 @@ def test_every_run_is_trained_measured_and_never_made_twice(
     scores = json.loads((out / "small_seed1" / "scores.json").read_text())
     assert scores["psnr"] > 0 and scores["train_psnr"] > 0 and scores["cpu_seconds"] > 0
     lines = (out / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| smoke", "| small"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| smoke", "| small", "| nearest training asset"]
     plan = json.loads((out / "small.plan.json").read_text())
     assert plan["steps"] == max(1, round(0.3 / plan["seconds_a_step"]))
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "table.md"}

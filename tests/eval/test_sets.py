@@ -115,6 +115,7 @@ def test_balls_of_held_out_radii_score_as_those_and_the_result_is_kept(
     args = coloured_balls, oracle.decoder, latents, CONFIG, tmp_path
     summary, neighbours = evaluate_sets(*args, seed=0)
     assert summary["num_samples"] == len(neighbours) == 4 and summary["num_empty"] == 0
+    assert summary["printable"] == summary["watertight"] == summary["one_piece"] == 1
     assert summary["mmd_cd"] < summary["training_mmd_cd"]
     assert summary["cov_cd"] >= summary["training_cov_cd"]
     assert evaluate_sets(*args, seed=1) == (summary, neighbours)
@@ -125,7 +126,7 @@ def test_samples_without_a_surface_are_counted(
 ) -> None:
     nothing = torch.zeros(4, 1, 4)
     summary, _ = evaluate_sets(coloured_balls, oracle.decoder, nothing, CONFIG, tmp_path, seed=0)
-    assert summary["num_empty"] == 4 and summary["one_nna_cd"] == 1
+    assert summary["num_empty"] == 4 and summary["one_nna_cd"] == 1 and summary["printable"] == 0
 
 
 def test_too_few_held_out_assets_are_told(coloured_balls: Path, oracle: Autoencoder, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ def test_normal_psnr_of_turned_normals_is_a_closed_form() -> None:
     turned = np.tile(np.array([0.0, 1.0, 0.0]), (2, 4, 4, 1))
     # |difference| = sqrt 2, halved by the picture's scale, over three channels: 2 / 4 / 3.
     assert normal_psnr(turned, truth) == pytest.approx(-10 * np.log10(1 / 6))
+    # Where there is nothing the picture is white: (0.5, 0.5, 1) of the truth is off by 0.5 in two channels.
+    assert normal_psnr(np.zeros_like(truth), truth) == pytest.approx(-10 * np.log10(1 / 6))
 
 
 def test_points_alone_stand_for_their_surface() -> None:
