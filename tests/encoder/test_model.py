@@ -78,7 +78,7 @@ def test_a_variational_encoder_has_a_spread_and_encodes_to_the_middle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("tiny", 1.3), ("reference_tiny", 1.0), ("small", 48), ("base", 274)]
+    ("preset", "millions"), [("tiny", 1.2), ("reference_tiny", 0.75), ("small", 46), ("base", 246)]
 )
 def test_presets_make_networks_of_their_sizes(preset: str, millions: float) -> None:
     config = load_config(EncoderTrainConfig, Path(f"configs/encoder/{preset}.yaml"), ["data=none"])
