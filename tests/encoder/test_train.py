@@ -15,6 +15,7 @@ from encoder.model import load_encoder, read_for_encoding
 from encoder.train import main
 from shapeloom.config import UserError
 from shapeloom.shards import AssetShards
+from shapeloom.surface_metrics import FIELD_SCORES
 
 PRESET = "configs/encoder/smoke.yaml"
 
@@ -40,6 +41,11 @@ def test_a_finished_run_can_be_loaded_and_encodes_deterministically(
     assert latent.shape == (2, 16, 8)
     assert latent.abs().max() <= 1
     torch.testing.assert_close(model.encode(samples[1:]), latent[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_held_out_surfaces_are_measured_while_it_trains(trained: Path) -> None:
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {f"held_out/{name}" for name in FIELD_SCORES} <= last.keys()
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(

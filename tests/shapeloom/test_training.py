@@ -38,6 +38,20 @@ def test_speed_and_memory_are_logged_beside_the_loss(tmp_path: Path) -> None:
     assert all(line["samples_per_second"] > 0 for line in lines)
 
 
+class Numbered(Line):
+    """Says a number whenever it is asked for pictures."""
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
+        return {"held_out/score": np.array(0.5 * step)}
+
+
+def test_numbers_of_held_out_samples_join_the_curves(tmp_path: Path) -> None:
+    run_line(tmp_path, Numbered(), steps=4, picture_every=2, log_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("held_out/score") for line in lines] == [None, 1, None, 2]
+    assert all("train/loss" in line for line in lines)
+
+
 def test_accumulated_parts_are_the_same_step(tmp_path: Path) -> None:
     whole = run_line(tmp_path / "a")
     parts = run_line(tmp_path / "b", accumulation=4)
