@@ -10,6 +10,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from numpy import ndarray
@@ -20,10 +21,12 @@ from data_prep.files import Files, check_size
 _JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+_URL_SAFE = str.maketrans("-_", "+/")
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 _SUPPORTED = {
     *MESHOPT,
     "EXT_mesh_gpu_instancing",
+    "EXT_texture_avif",
     "EXT_texture_webp",
     "KHR_draco_mesh_compression",
     "KHR_lights_punctual",
@@ -31,6 +34,13 @@ _SUPPORTED = {
     "KHR_node_visibility",
     "KHR_texture_basisu",
     "KHR_texture_transform",
+    # Of no effect on surfaces and their base colours at rest:
+    "EXT_lights_ies",
+    "EXT_lights_image_based",
+    "KHR_animation_pointer",
+    "KHR_xmp",
+    "KHR_xmp_json_ld",
+    "MSFT_lod",
 }
 
 
@@ -49,6 +59,8 @@ class Gltf:
     """The GLB's own buffer."""
     max_items: int
     """Rows of an accessor at most."""
+    warnings: list[str]
+    """What was left out and why, for the asset's record."""
     buffers: dict[int, bytes] = field(default_factory=dict)
     views: dict[int, bytes] = field(default_factory=dict)
 
@@ -65,8 +77,12 @@ class Gltf:
         """Bytes of a data: address or of a file beside the asset."""
         if not uri.startswith("data:"):
             return self.files.get(uri)
-        try:
-            return base64.b64decode(uri.partition(",")[2])
+        head, _, data = uri.partition(",")
+        if not head.endswith(";base64"):
+            return unquote_to_bytes(data)
+        try:  # some writers leave the padding out, or use the alphabet for addresses
+            data = unquote(data).rstrip("=").translate(_URL_SAFE)
+            return base64.b64decode(data + "=" * (-len(data) % 4))
         except (binascii.Error, ValueError) as error:
             raise damaged(f"a data: address is no base64: {error}") from error
 
@@ -160,8 +176,13 @@ class Gltf:
         )
         return rows
 
-    def draco(self, extension: dict[str, Any]) -> tuple[dict[str, ndarray], ndarray | None]:
-        """A Draco primitive's attributes by their glTF names, and its faces."""
+    def draco(
+        self, extension: dict[str, Any], accessors: dict[str, Any]
+    ) -> tuple[dict[str, ndarray], ndarray | None]:
+        """A Draco primitive's attributes by their glTF names, typed and normalised like accessors; its faces.
+
+        accessors: the primitive's own attributes, which say what type each is of.
+        """
         import DracoPy
 
         try:
@@ -169,11 +190,24 @@ class Gltf:
         except Exception as error:  # the wrapper has no error class of its own
             raise damaged(f"its Draco data can't be decoded: {error}") from error
         by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in decoded.attributes}
-        named = {name: by_id[number] for name, number in extension["attributes"].items() if number in by_id}
+        named = {
+            name: self._as_accessor(by_id[number], accessors.get(name))
+            for name, number in extension["attributes"].items()
+            if number in by_id
+        }
         faces = getattr(decoded, "faces", None)
         if "POSITION" not in named or faces is None or not len(faces):
             raise damaged("its Draco data holds no triangles")
         return named, np.asarray(faces)
+
+    def _as_accessor(self, rows: ndarray, accessor: Any) -> ndarray:
+        """Decoded rows [count, width]; DracoPy returns 16-bit integers as 32-bit ones."""
+        entry = {} if accessor is None else self.entry("accessors", accessor)
+        dtype = _DTYPES.get(entry.get("componentType", 0))
+        rows = rows.reshape(len(rows), -1)
+        if dtype is not None and (rows.dtype.kind != "f" or dtype == "<f4"):
+            rows = rows.astype(dtype)
+        return normalise(rows) if entry.get("normalized") else rows
 
 
 def normalise(rows: ndarray) -> ndarray:
@@ -183,12 +217,15 @@ def normalise(rows: ndarray) -> ndarray:
     return np.maximum(rows.astype(np.float32) / np.float32(np.iinfo(rows.dtype).max), -1)
 
 
-def open_gltf(files: Files, *, max_items: int) -> Gltf:
-    """Parses the asset. Raises AssetError if it isn't glTF 2 or requires an unknown extension."""
+def open_gltf(files: Files, warnings: list[str], *, max_items: int) -> Gltf:
+    """Parses the asset. Raises AssetError if it isn't glTF 2 or requires an unknown extension.
+
+    warnings: gets a line for whatever is left out.
+    """
     data = files.own()
     text, binary = _split_glb(data) if data[:4] == b"glTF" else (data, b"")
     try:
-        tree = json.loads(text)
+        tree = json.loads(text.rstrip(b"\0 \r\n\t"))  # old writers pad with zeros
         version = str(tree["asset"]["version"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(f"not a glTF file: its JSON can't be read ({type(error).__name__}: {error})") from error
@@ -197,14 +234,16 @@ def open_gltf(files: Files, *, max_items: int) -> Gltf:
     required = {str(name) for name in tree.get("extensionsRequired", [])}
     if unknown := {n for n in required - _SUPPORTED if not n.startswith("KHR_materials_")}:
         raise AssetError("unsupported", f"needs the glTF extension {', '.join(sorted(unknown))}")
-    return Gltf(tree, files, binary, max_items)
+    return Gltf(tree, files, binary, max_items, warnings)
 
 
 def _split_glb(data: bytes) -> tuple[bytes, bytes]:
     """The JSON and the binary chunk of a GLB."""
     if len(data) < 20:
         raise damaged(f"cut short: {len(data)} bytes are less than a GLB header")
-    _, _, length, size, kind = struct.unpack("<5I", data[:20])
+    _, version, length, size, kind = struct.unpack("<5I", data[:20])
+    if version != 2:
+        raise AssetError("unsupported", f"is binary glTF of version {version}; version 2 is needed")
     if kind != _JSON_CHUNK or length > len(data) or 20 + size > len(data):
         raise damaged(f"cut short or damaged: its header says {length} bytes, it has {len(data)}")
     rest = data[20 + size :]

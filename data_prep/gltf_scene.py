@@ -1,52 +1,41 @@
-"""glTF scenes to parts: node transforms, instances, skins and morph targets at rest, primitives of triangles.
+"""glTF scenes to parts: node transforms, instances, the joints of skins, and what of it all is to be seen.
 
-Hidden nodes (with all below them) and colliders of game engines are dropped; lines and points are no surface.
+Hidden nodes (with all below them) and colliders of game engines are dropped, with a warning that lists them.
 Nodes must form trees, as the standard demands: a node that is reached twice is an error, never a loop.
 """
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 
+from data_prep.colliders import Shape, find_colliders, suspicious
 from data_prep.gltf import Gltf, damaged, normalise
 from data_prep.gltf_materials import Materials
+from data_prep.gltf_primitives import read_primitive
 from data_prep.parts import Part
 
-_COLLIDER = re.compile(
-    r"(^|[_\-. ])(collider|collision|colonly|ucx|ubx|usp|hitbox|navmesh)([_\-. \d]|$)", re.I
-)
-_TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _MAX_INSTANCES = 1_000_000
-
-
-def is_collider(name: str) -> bool:
-    """Whether a node's name says that it is not to be seen: `rock_collider`, `UCX_wall`, `hitbox.001`."""
-    return _COLLIDER.search(name) is not None
 
 
 def scene_parts(gltf: Gltf, materials: Materials) -> Iterator[tuple[Part, Float[ndarray, "4 4"]]]:
     """Every visible primitive of the file's scene with its transform, in the order of nodes."""
-    places = node_places(gltf)
+    # Joints count wherever they are: outside the scene, or hidden.
+    everywhere = _places(gltf, _roots(gltf)) if gltf.tree.get("skins") else {}
+    places = _without_colliders(gltf, node_places(gltf))
     parts: dict[int, list[Part]] = {}
     for index, place in places.items():
         node = gltf.entry("nodes", index)
-        if "mesh" not in node or is_collider(str(node.get("name", ""))):
+        if "mesh" not in node:
             continue
         mesh = gltf.entry("meshes", node["mesh"])
         if "skin" in node or any(node.get("weights", mesh.get("weights", []))):
-            joints = _joint_matrices(gltf, node["skin"], places) if "skin" in node else None
+            joints = _joint_matrices(gltf, node["skin"], everywhere) if "skin" in node else None
+            weights = node.get("weights", mesh.get("weights"))
             for primitive in mesh.get("primitives", []):
-                part = read_primitive(
-                    gltf,
-                    materials,
-                    primitive,
-                    weights=node.get("weights", mesh.get("weights")),
-                    joints=joints,
-                )
+                part = read_primitive(gltf, materials, primitive, weights=weights, joints=joints)
                 if part is not None:
                     # A skinned mesh stands where its joints are, wherever its node is.
                     yield part, np.eye(4) if joints is not None else place
@@ -61,15 +50,65 @@ def scene_parts(gltf: Gltf, materials: Materials) -> Iterator[tuple[Part, Float[
                 yield part, matrix
 
 
+def _without_colliders(gltf: Gltf, places: dict[int, ndarray]) -> dict[int, ndarray]:
+    """The places of nodes that are to be seen; a warning names the others."""
+    nodes = [index for index in places if "mesh" in gltf.entry("nodes", index)]
+    if not any(suspicious(str(gltf.entry("nodes", index).get("name", ""))) for index in nodes):
+        return places
+    shapes = [_shape(gltf, gltf.entry("nodes", index), places[index]) for index in nodes]
+    hidden = find_colliders(shapes)
+    if hidden:
+        gltf.warnings.append("left out as colliders: " + ", ".join(shapes[i].name for i in hidden))
+    dropped = {nodes[i] for i in hidden}
+    return {index: place for index, place in places.items() if index not in dropped}
+
+
+def _shape(gltf: Gltf, node: dict[str, Any], place: Float[ndarray, "4 4"]) -> Shape:
+    """What a node with a mesh shows; its bounds are those that its accessors claim."""
+    primitives = gltf.entry("meshes", node["mesh"]).get("primitives", [])
+    corners = []
+    for primitive in primitives:
+        number = primitive.get("attributes", {}).get("POSITION")
+        entry = {} if number is None else gltf.entry("accessors", number)
+        box = np.array([entry.get("min", []), entry.get("max", [])], float)
+        if box.shape == (2, 3):
+            corners.append(np.stack(np.meshgrid(*box.T), axis=-1).reshape(-1, 3))
+    bounds = None
+    if corners:
+        with np.errstate(all="ignore"):
+            moved = np.concatenate(corners) @ place[:3, :3].T + place[:3, 3]
+        bounds = np.stack([moved.min(axis=0), moved.max(axis=0)])
+    painted = any("material" in primitive for primitive in primitives)
+    return Shape(str(node.get("name", "")), painted, bounds)
+
+
 def node_places(gltf: Gltf) -> dict[int, Float[ndarray, "4 4"]]:
     """World matrices of the scene's visible nodes, by number, parents first."""
-    scenes = gltf.tree.get("scenes", [])
-    if scenes:
+    if gltf.tree.get("scenes"):
         roots = gltf.entry("scenes", gltf.tree.get("scene", 0)).get("nodes", [])
-    else:  # a library of nodes: those that nobody names as a child
-        nodes = gltf.tree.get("nodes", [])
-        children = {child for node in nodes for child in node.get("children", [])}
-        roots = [index for index in range(len(nodes)) if index not in children]
+    else:
+        roots = _roots(gltf)
+    hidden: list[str] = []
+    places = _places(gltf, roots, hidden)
+    if hidden:
+        gltf.warnings.append("left out as hidden: " + ", ".join(hidden))
+    return places
+
+
+def _roots(gltf: Gltf) -> list[int]:
+    """Nodes that nobody names as a child, which is all there is to see in a library of nodes."""
+    nodes = gltf.tree.get("nodes", [])
+    children = {child for node in nodes for child in node.get("children", [])}
+    return [index for index in range(len(nodes)) if index not in children]
+
+
+def _places(
+    gltf: Gltf, roots: Sequence[int], hidden: list[str] | None = None
+) -> dict[int, Float[ndarray, "4 4"]]:
+    """World matrices of nodes and all below them, without hidden ones, whose names go to `hidden`.
+
+    If that is None, hidden ones count too.
+    """
     places: dict[int, ndarray] = {}
     todo = [(index, np.eye(4)) for index in reversed(roots)]
     while todo:
@@ -79,8 +118,10 @@ def node_places(gltf: Gltf) -> dict[int, Float[ndarray, "4 4"]]:
             raise damaged(f"nodes[{index}] is reached twice: its nodes form a cycle or share a child")
         with np.errstate(all="ignore"):  # absurd numbers are found where the mesh is put together
             places[index] = above @ _local_matrix(node)
-        if not node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True):
+        visible = node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
+        if not visible and hidden is not None:
             del places[index]
+            hidden.append(str(node.get("name", f"node {index}")))
             continue
         todo += [(child, places[index]) for child in reversed(node.get("children", []))]
     return places
@@ -153,109 +194,3 @@ def _joint_matrices(gltf: Gltf, index: int, places: dict[int, ndarray]) -> Float
     if inverse.shape[0] < len(joints) or inverse.shape[1] != 16:
         raise damaged(f"skins[{index}] has {len(inverse)} matrices for {len(joints)} joints")
     return world @ inverse[: len(joints)].astype(float).reshape(-1, 4, 4).transpose(0, 2, 1)
-
-
-def read_primitive(
-    gltf: Gltf,
-    materials: Materials,
-    primitive: dict[str, Any],
-    *,
-    weights: list[float] | None = None,
-    joints: Float[ndarray, "joints 4 4"] | None = None,
-) -> Part | None:
-    """One primitive as a part, morphed by `weights` and skinned by `joints`; None for lines and points."""
-    mode = primitive.get("mode", _TRIANGLES)
-    if mode not in (_TRIANGLES, _STRIP, _FAN):
-        return None
-    packed = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
-    columns, faces = gltf.draco(packed) if packed else ({}, None)
-    names = primitive.get("attributes", {})
-
-    def column(name: str) -> ndarray | None:
-        if name in columns:  # Draco keeps the accessor's integers
-            normalized = name in names and gltf.entry("accessors", names[name]).get("normalized")
-            return normalise(columns[name]) if normalized else columns[name]
-        return gltf.accessor(names[name]) if name in names else None
-
-    vertices = column("POSITION")
-    if vertices is None or not len(vertices):
-        return None
-    if vertices.shape[1] != 3:
-        raise damaged("positions are no triples")
-    if faces is None:
-        faces = _faces(gltf, primitive, mode, len(vertices))
-    vertices, normals = vertices.astype(float), column("NORMAL")
-    if normals is not None and normals.shape != vertices.shape:
-        normals = None
-    for weight, target in zip(weights or [], primitive.get("targets", []), strict=False):
-        if weight and "POSITION" in target:
-            vertices = vertices + weight * _same_rows(gltf.accessor(target["POSITION"]), vertices)
-    if joints is not None and "JOINTS_0" in names:
-        blend = _skin(column, joints, len(vertices))
-        vertices = np.einsum("vij,vj->vi", blend[:, :3, :3], vertices) + blend[:, :3, 3]
-        normals = None if normals is None else np.einsum("vij,vj->vi", blend[:, :3, :3], normals)
-    look, channel, transform = materials.look(primitive.get("material"))
-    faces = faces.astype(np.int64)
-    if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
-        raise damaged(f"a face names vertex {faces.max()} of {len(vertices)}")
-    return Part(
-        vertices, faces, look, normals=normals,
-        color=_colors(column("COLOR_0"), faces, len(vertices)),
-        uv=_uv(column(channel), transform, faces, len(vertices)),
-    )  # fmt: skip
-
-
-def _same_rows(rows: ndarray, like: ndarray) -> ndarray:
-    if rows.shape != like.shape:
-        raise damaged(f"a morph target has {len(rows)} rows for {len(like)} vertices")
-    return rows
-
-
-def _faces(gltf: Gltf, primitive: dict[str, Any], mode: int, count: int) -> Int[ndarray, "faces 3"]:
-    if "indices" in primitive:
-        order = gltf.accessor(primitive["indices"]).reshape(-1).astype(np.int64)
-    else:
-        order = np.arange(count)
-    if mode == _TRIANGLES:
-        return order[: len(order) // 3 * 3].reshape(-1, 3)
-    if len(order) < 3:
-        return np.zeros((0, 3), np.int64)
-    if mode == _FAN:
-        return np.stack([order[1:-1], order[2:], np.full(len(order) - 2, order[0])], axis=1)
-    # Every second triangle of a strip runs the other way round.
-    first = np.arange(len(order) - 2)
-    odd = first % 2
-    return np.stack([order[first], order[first + 1 + odd], order[first + 2 - odd]], axis=1)
-
-
-def _skin(column: Any, joints: Float[ndarray, "joints 4 4"], count: int) -> Float[ndarray, "vertices 4 4"]:
-    """Each vertex's weighted mean of joint matrices (section 3.7.3.3)."""
-    blend, total = np.zeros((count, 4, 4)), np.zeros((count, 1, 1))
-    for number in range(4):
-        which, weight = column(f"JOINTS_{number}"), column(f"WEIGHTS_{number}")
-        if which is None or weight is None:
-            break
-        if which.shape != (count, 4) or weight.shape != (count, 4) or which.max(initial=0) >= len(joints):
-            raise damaged(f"a vertex names joint {which.max(initial=0)} of {len(joints)}")
-        for corner in range(4):
-            share = weight[:, corner, None, None].astype(float)
-            blend += share * joints[which[:, corner].astype(np.int64)]
-            total += share
-    with np.errstate(all="ignore"):
-        return np.where(total > 0, blend / total, np.eye(4))
-
-
-def _colors(colors: ndarray | None, faces: ndarray, count: int) -> Float[ndarray, "faces 3 4"] | None:
-    if colors is None or len(colors) != count or colors.shape[1] not in (3, 4):
-        return None
-    # Integer colours are fractions of their range, also where an exporter forgot to say so.
-    colors = np.nan_to_num(np.clip(normalise(colors), 0, 1))
-    return np.concatenate([colors, np.ones((count, 4 - colors.shape[1]))], axis=1)[faces]
-
-
-def _uv(uv: ndarray | None, transform: ndarray, faces: ndarray, count: int) -> ndarray | None:
-    """Coordinates at each corner, transformed, with the origin at the bottom left."""
-    if uv is None or uv.shape != (count, 2):
-        return None
-    moved = uv.astype(float) @ transform[:, :2].T + transform[:, 2]
-    return np.stack([moved[:, 0], 1 - moved[:, 1]], axis=1).astype(np.float32)[faces]

@@ -71,8 +71,8 @@ def _parts(
     if suffix not in (".glb", ".gltf"):
         yield from plain_parts(files, suffix, max_texture, soup.warnings, max_faces=soup.max_faces)
         return
-    gltf = open_gltf(files, max_items=3 * soup.max_faces)
-    yield from scene_parts(gltf, Materials(gltf, max_texture, soup.warnings))
+    gltf = open_gltf(files, soup.warnings, max_items=3 * soup.max_faces)
+    yield from scene_parts(gltf, Materials(gltf, max_texture))
 
 
 def _up_axis(files: Files, suffix: str) -> str:

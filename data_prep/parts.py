@@ -3,7 +3,7 @@
 Frames and units are the file's own; `turn` brings the whole into the project's (right-handed, +Z up).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, UInt8
@@ -46,7 +46,7 @@ class Soup:
 
     def __init__(self, max_faces: int) -> None:
         self.max_faces = max_faces
-        self.num_vertices = self.num_faces = 0
+        self.num_vertices = self.num_faces = self.num_broken = 0
         self.columns: dict[str, list[ndarray]] = {}
         self.textures: list[ndarray] = []
         self.samplers: list[Sampler] = []
@@ -55,14 +55,13 @@ class Soup:
 
     def add(self, part: Part, transform: Float[ndarray, "4 4"]) -> None:
         """Append one part at its place."""
+        part = self._whole(part)
         faces, look = np.asarray(part.faces, np.int64), part.look
         num = len(faces)
         if not num:
             return
         if self.num_faces + num > self.max_faces:
             raise AssetError("too_large", f"has more than {self.max_faces} faces")
-        if faces.min() < 0 or faces.max() >= len(part.vertices):
-            raise AssetError("unreadable", f"a face names vertex {faces.max()} of {len(part.vertices)}")
         linear = np.asarray(transform, float)[:3, :3]
         # Absurd numbers become infinite here and are refused as such in `build`.
         with np.errstate(all="ignore"):
@@ -94,6 +93,20 @@ class Soup:
         self.num_vertices += len(vertices)
         self.num_faces += num
 
+    def _whole(self, part: Part) -> Part:
+        """The part without faces that name vertices it hasn't, with a warning."""
+        faces = np.asarray(part.faces, np.int64)
+        good = np.all((faces >= 0) & (faces < len(part.vertices)), axis=1)
+        if good.all():
+            return part
+        self.num_broken += int((~good).sum())
+        self.warnings.append(
+            f"left out {(~good).sum()} of {len(good)} faces: they name vertices beyond the "
+            f"{len(part.vertices)} that are there"
+        )
+        color, uv = (None if column is None else column[good] for column in (part.color, part.uv))
+        return replace(part, faces=faces[good], color=color, uv=uv)
+
     def _slot(self, look: Look) -> int:
         """Where the look's texture is among the mesh's, with its sampler; -1 for none."""
         if look.texture is None:
@@ -107,8 +120,10 @@ class Soup:
 
     def build(self, turn: Float[ndarray, "3 3"]) -> Mesh:
         """The whole mesh, turned; without faces that have no area. Raises AssetError if nothing is left."""
+        if not self.columns and self.num_broken:
+            raise AssetError("unreadable", "; ".join(self.warnings))
         if not self.columns:
-            raise AssetError("empty", "holds no triangles to be seen")
+            raise AssetError("empty", "; ".join(["holds no triangles to be seen", *self.warnings]))
         columns = {name: np.concatenate(parts) for name, parts in self.columns.items()}
         if not columns["unlit"].any():
             del columns["unlit"]

@@ -7,7 +7,6 @@ and the picture is read here, from where assets may read, in the formats that th
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,39 +19,12 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 
 from data_prep.failures import AssetError
 from data_prep.files import Files
-from data_prep.gltf_scene import is_collider
 from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
 from data_prep.parts import Look, Part
-from data_prep.textures import decode_texture
+from data_prep.textures import Pictures
 
 _DEFAULT_GREY = float(srgb_to_linear(np.array(0.8)))
 """Of surfaces without any colour (glTF's default is white)."""
-
-
-@dataclass
-class _Pictures:
-    """Textures by the words with which a material names them."""
-
-    files: Files
-    max_texture: int
-    warnings: list[str]
-    decoded: dict[str, ndarray | None] = field(default_factory=dict)
-
-    def get(self, name: str) -> ndarray | None:
-        if name not in self.decoded:
-            self.decoded[name] = self._decode(name)
-        return self.decoded[name]
-
-    def _decode(self, name: str) -> ndarray | None:
-        try:
-            return decode_texture(self.files.get(name), self.max_texture)
-        except (AssetError, MemoryError):
-            raise
-        except FileNotFoundError:  # `files` keeps account of them
-            return None
-        except Exception as error:  # Pillow's plug-ins raise anything on damaged data
-            self.warnings.append(f"unreadable texture {name} ({type(error).__name__}: {error})")
-            return None
 
 
 class _StandIns(Resolver):
@@ -90,11 +62,11 @@ def plain_parts(
     data = files.own()
     _check(data, suffix, max_faces)
     scene = _read_scene(data, suffix, files)
-    pictures = _Pictures(files, max_texture, warnings)
+    pictures = Pictures(files, max_texture, warnings)
     for node in sorted(scene.graph.nodes_geometry):
         transform, name = scene.graph.get(node)
         mesh = scene.geometry[name]
-        if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces) and not is_collider(str(node)):
+        if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
             yield _part(mesh, pictures), np.asarray(transform, float)
 
 
@@ -146,7 +118,7 @@ def dae_up_axis(data: bytes) -> str:
     return found[1].decode().lower() if found else "y"
 
 
-def _part(mesh: trimesh.Trimesh, pictures: _Pictures) -> Part:
+def _part(mesh: trimesh.Trimesh, pictures: Pictures) -> Part:
     faces, vertices = np.asarray(mesh.faces, np.int64), np.asarray(mesh.vertices, float)
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise AssetError("unreadable", f"a face names vertex {faces.max()} of {len(vertices)}")
@@ -162,7 +134,7 @@ def _part(mesh: trimesh.Trimesh, pictures: _Pictures) -> Part:
     return Part(vertices, faces, look, color=_colors(mesh, faces), normals=normals, uv=corners)
 
 
-def _look(mesh: trimesh.Trimesh, pictures: _Pictures) -> tuple[Look, ndarray]:
+def _look(mesh: trimesh.Trimesh, pictures: Pictures) -> tuple[Look, ndarray]:
     """Material of a geometry, and scale and offset [2, 2] of its texture coordinates."""
     material = getattr(mesh.visual, "material", None)
     words = getattr(material, "kwargs", {})  # of an MTL file, keys in lower case

@@ -4,28 +4,72 @@ Only formats in a short list are tried: some that Pillow knows start other progr
 """
 
 import io
-import warnings
+from dataclasses import dataclass, field
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data_prep.failures import AssetError
+from data_prep.files import Files
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TGA", "TIFF", "DDS")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TGA", "TIFF", "DDS")
 _KTX2 = b"\xabKTX 20\xbb\r\n\x1a\n"
 _MAX_TEXELS = 1 << 26
 """Of a KTX2 file; Pillow has its own limit of about as many."""
 
 
-def decode_texture(data: bytes, limit: int) -> UInt8[ndarray, "height width 4"]:
+@dataclass
+class Pictures:
+    """Textures by the words with which a material names them, each decoded once."""
+
+    files: Files
+    max_texture: int
+    warnings: list[str]
+    decoded: dict[str, ndarray | None] = field(default_factory=dict)
+
+    def get(self, name: str) -> UInt8[ndarray, "height width 4"] | None:
+        """Texels, or None with a warning. Raises AssetError for a file that may not be read."""
+        if name not in self.decoded:
+            self.decoded[name] = self._decode(name)
+        return self.decoded[name]
+
+    def _decode(self, name: str) -> ndarray | None:
+        try:
+            return decode_texture(self.files.get(name), self.max_texture, self.warnings)
+        except (AssetError, MemoryError):
+            raise
+        except FileNotFoundError:  # `files` keeps account of them
+            return None
+        except Exception as error:  # Pillow's plug-ins raise anything on damaged data
+            self.warnings.append(f"unreadable texture {name} ({type(error).__name__}: {error})")
+            return None
+
+
+def decode_texture(data: bytes, limit: int, warnings: list[str]) -> UInt8[ndarray, "height width 4"]:
     """RGBA texels (straight alpha, sRGB) of a picture, shrunk to at most `limit` wide and high.
 
-    Raises AssetError "too_large" for one that would fill the memory and "unsupported" where the decoder isn't
-    installed; ValueError or OSError for one that can't be read.
+    A picture that is cut short keeps the rows that it has, with a warning. Raises AssetError "too_large" for
+    one that would fill the memory and "unsupported" where the decoder isn't installed; ValueError or OSError
+    for one that can't be read.
     """
-    image = _decode_ktx2(data) if data.startswith(_KTX2) else _open(data)
+    if data.startswith(_KTX2):
+        return _texels(_decode_ktx2(data), limit)
+    try:
+        return _texels(_open(data), limit)
+    except (OSError, SyntaxError) as error:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True  # of the whole process, so no longer than it takes
+        try:
+            texels = _texels(_open(data), limit)
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        warnings.append(f"a texture is damaged, its last rows may be missing ({error})")
+        return texels
+
+
+def _texels(image: Image.Image, limit: int) -> UInt8[ndarray, "height width 4"]:
     if image.mode.startswith("I"):  # 16-bit greys, which convert() would clip
         image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
     if max(image.size) > limit:
@@ -36,8 +80,8 @@ def decode_texture(data: bytes, limit: int) -> UInt8[ndarray, "height width 4"]:
 
 
 def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with catch_warnings():
+        simplefilter("error", Image.DecompressionBombWarning)
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
