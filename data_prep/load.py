@@ -20,8 +20,11 @@ from data_prep.gltf import open_gltf
 from data_prep.gltf_materials import Materials
 from data_prep.gltf_scene import scene_parts
 from data_prep.mesh import Mesh
+from data_prep.off import off_parts
 from data_prep.parts import Part, Soup
 from data_prep.plain_formats import dae_up_axis, plain_parts
+from data_prep.ply import ply_parts
+from data_prep.stl import stl_parts
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".dae")
 Up = Literal["auto", "x", "y", "z"]
@@ -68,11 +71,19 @@ def load_mesh(
 def _parts(
     files: Files, suffix: str, soup: Soup, max_texture: int
 ) -> Iterator[tuple[Part, Float[ndarray, "4 4"]]]:
-    if suffix not in (".glb", ".gltf"):
-        yield from plain_parts(files, suffix, max_texture, soup.warnings, max_faces=soup.max_faces)
-        return
-    gltf = open_gltf(files, soup.warnings, max_items=3 * soup.max_faces)
-    yield from scene_parts(gltf, Materials(gltf, max_texture))
+    warnings, max_faces = soup.warnings, soup.max_faces
+    match suffix:
+        case ".glb" | ".gltf":
+            gltf = open_gltf(files, warnings, max_items=3 * max_faces)
+            yield from scene_parts(gltf, Materials(gltf, max_texture))
+        case ".ply":
+            yield from ply_parts(files, max_texture, warnings, max_faces=max_faces)
+        case ".stl":
+            yield from stl_parts(files, warnings, max_faces=max_faces)
+        case ".off":
+            yield from off_parts(files, warnings, max_faces=max_faces)
+        case _:
+            yield from plain_parts(files, suffix, max_texture, warnings, max_faces=max_faces)
 
 
 def _up_axis(files: Files, suffix: str) -> str:

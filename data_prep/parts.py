@@ -10,8 +10,11 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
-from data_prep.mesh import Mesh, Sampler
+from data_prep.mesh import Mesh, Sampler, srgb_to_linear
 from shapeloom.surfaces import face_normals
+
+DEFAULT_GREY = float(srgb_to_linear(np.array(0.8)))
+"""Linear light of surfaces without any colour (glTF's default is white)."""
 
 
 @dataclass
