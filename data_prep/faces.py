@@ -38,7 +38,8 @@ def to_triangles(
 ) -> Triangles:
     """Triangles of polygons: `corners` names vertices polygon after polygon, `counts` says how many of each.
 
-    Polygons of fewer than three corners and those with vertices that aren't there are left out with a warning.
+    Polygons of fewer than three corners and those with vertices that aren't there are left out with a
+    warning.
     Raises AssetError "too_large" for more than `max_faces` triangles, "unreadable" if no face can be kept.
     """
     corners, counts = np.asarray(corners, np.int64), np.asarray(counts, np.int64)

@@ -3,7 +3,8 @@
 glTF and OBJ are +Y up and are turned; DAE says itself which axis is up; PLY, STL and OFF (scans, CAD,
 printing) are +Z up and stay as they are; `up` overrides. Units don't matter: every asset is scaled to fit.
 An asset may name others (textures, materials, buffers) in its own folder and below; anything else is refused.
-A missing texture is a warning, a missing buffer an error. glTF is read in `gltf*.py`, the rest by trimesh.
+A missing texture is a warning, a missing buffer an error. Each format has its reader beside this file; OBJ is
+read by trimesh.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from data_prep import collada_scene
+from data_prep.collada import open_collada
 from data_prep.failures import AssetError
 from data_prep.files import Files
 from data_prep.gltf import open_gltf
@@ -22,7 +25,7 @@ from data_prep.gltf_scene import scene_parts
 from data_prep.mesh import Mesh
 from data_prep.off import off_parts
 from data_prep.parts import Part, Soup
-from data_prep.plain_formats import dae_up_axis, plain_parts
+from data_prep.plain_formats import plain_parts
 from data_prep.ply import ply_parts
 from data_prep.stl import stl_parts
 
@@ -54,43 +57,38 @@ def load_mesh(
     used: unreadable, unsupported, empty, without extent, not finite, too large, files outside its folder.
     """
     files, soup = Files(path, max_bytes), Soup(max_faces)
-    suffix = path.suffix.lower()
     try:
-        for part, transform in _parts(files, suffix, soup, max_texture):
+        parts, own_up = _open(files, path.suffix.lower(), soup, max_texture)
+        for part, transform in parts:
             soup.add(part, transform)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         # What a damaged file makes its reader trip over; the readers' own checks say more where they can.
         raise AssetError("unreadable", f"{type(error).__name__}: {error}") from error
-    turn = _TURNS[_up_axis(files, suffix) if up == "auto" else up]
+    turn = _TURNS[own_up if up == "auto" else up]
     mesh = soup.build(turn if rotation is None else turn @ np.reshape(rotation, (3, 3)))
     missing = sorted(set(files.missing))
     mesh.warnings.extend(f"missing file {name}" for name in missing)
     return mesh
 
 
-def _parts(
+def _open(
     files: Files, suffix: str, soup: Soup, max_texture: int
-) -> Iterator[tuple[Part, Float[ndarray, "4 4"]]]:
+) -> tuple[Iterator[tuple[Part, Float[ndarray, "4 4"]]], Literal["x", "y", "z"]]:
+    """A file's parts in their places, read as they are asked for, and the axis that is up in it."""
     warnings, max_faces = soup.warnings, soup.max_faces
     match suffix:
         case ".glb" | ".gltf":
             gltf = open_gltf(files, warnings, max_items=3 * max_faces)
-            yield from scene_parts(gltf, Materials(gltf, max_texture))
-        case ".ply":
-            yield from ply_parts(files, max_texture, warnings, max_faces=max_faces)
-        case ".stl":
-            yield from stl_parts(files, warnings, max_faces=max_faces)
-        case ".off":
-            yield from off_parts(files, warnings, max_faces=max_faces)
-        case _:
-            yield from plain_parts(files, suffix, max_texture, warnings, max_faces=max_faces)
-
-
-def _up_axis(files: Files, suffix: str) -> str:
-    match suffix:
-        case ".glb" | ".gltf" | ".obj":
-            return "y"
+            return scene_parts(gltf, Materials(gltf, max_texture)), "y"
         case ".dae":
-            return dae_up_axis(files.own())
+            document = open_collada(files, warnings)
+            parts = collada_scene.scene_parts(document, max_texture=max_texture, max_faces=max_faces)
+            return parts, document.up_axis
+        case ".ply":
+            return ply_parts(files, max_texture, warnings, max_faces=max_faces), "z"
+        case ".stl":
+            return stl_parts(files, warnings, max_faces=max_faces), "z"
+        case ".off":
+            return off_parts(files, warnings, max_faces=max_faces), "z"
         case _:
-            return "z"
+            return plain_parts(files, suffix, max_texture, warnings), "y"

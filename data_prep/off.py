@@ -1,8 +1,8 @@
 """OFF to a part: polygons of any size, colours of vertices and faces, the variants of Geomview's format.
 
-A row of a vertex has its place, then its normal (N), colour (C) and texture coordinates (ST), as the first word
-says (`STCNOFF`); colours are there without being announced too. A face's row may end with a colour. Colours are
-sRGB, fractions or bytes. Source: "Object File Format", Geomview's manual.
+A row of a vertex has its place, then its normal (N), colour (C) and texture coordinates (ST), as the first
+word says (`STCNOFF`); colours are there without being announced too. A face's row may end with a colour.
+Colours are sRGB, fractions or bytes. Source: "Object File Format", Geomview's manual.
 """
 
 import re
@@ -42,7 +42,7 @@ def off_parts(
         raise AssetError(
             "unreadable", f"claims {lines[0][:80].decode('latin-1')} elements in {len(data)} bytes"
         )
-    num_vertices, num_faces = counts[:2].astype(int)
+    num_vertices, num_faces = (int(count) for count in counts[:2])
     variant = {
         name: bool(keyword and keyword[n]) for n, name in enumerate(("st", "color", "normal", "four"), 1)
     }
@@ -103,7 +103,7 @@ def _part(
 
 
 def _faces(lines: list[bytes], count: int) -> tuple[ndarray, ndarray, ndarray | None]:
-    """Each face's number of corners, all corners, and the faces' colours [faces, 3], NaN where one has none."""
+    """Each face's number of corners, all corners, and the faces' colours [faces, 3], NaN for none."""
     width = len(lines[0].split()) if lines else 0
     values = numbers(b" ".join(lines[:count]))
     if count and len(lines) >= count and len(values) == count * width:

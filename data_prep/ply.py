@@ -45,11 +45,10 @@ def ply_parts(
         faces = _strip_faces(strips)
         three = np.full(len(faces), 3)
         triangles = to_triangles(vertices, faces.reshape(-1), three, warnings, max_faces=max_faces)
-        yield from _face_parts(vertex, {}, triangles, [pictures.get(name) for name in textures])
+        yield from _face_parts(vertex, Element(0), triangles, [pictures.get(name) for name in textures])
     for name, element in elements.items():
-        rows = len(next(iter(element.values()), ()))
-        if rows:
-            warnings.append(f"left out {rows} elements {name!r}: they are no surface")
+        if element.rows:
+            warnings.append(f"left out {element.rows} elements {name!r}: they are no surface")
 
 
 def _face_parts(
@@ -60,8 +59,9 @@ def _face_parts(
     normals = _columns(vertex, (("nx", "ny", "nz"),))
     assert vertices is not None
     color, uv = _corner_colors(vertex, face, triangles), _corner_uv(vertex, face, triangles)
-    number = face["texnumber"][triangles.polygon].astype(np.int64) if "texnumber" in face else 0
-    number = np.broadcast_to(number, triangles.polygon.shape)
+    of_faces = face.numbers.get("texnumber")
+    number = np.zeros(len(triangles.polygon)) if of_faces is None else of_faces[triangles.polygon]
+    number = number.astype(np.int64)
     missing = [index for index, texture in enumerate(textures) if texture is None]
     bare = (
         np.full(len(number), uv is None) | (number < 0) | (number >= len(textures)) | np.isin(number, missing)
@@ -84,19 +84,18 @@ def _face_parts(
 
 
 def _columns(element: Element, names: tuple[tuple[str, ...], ...]) -> ndarray | None:
-    """The first of several sets of columns that is whole, as [rows, columns]; floats unless all are integers."""
+    """The first of several sets of columns that is whole, as [rows, columns], floats or integers."""
     for group in names:
-        columns = [element.get(name) for name in group]
-        if all(isinstance(column, ndarray) for column in columns):
-            stacked = np.stack(columns, axis=1)
+        if all(name in element.numbers for name in group):
+            stacked = np.stack([element.numbers[name] for name in group], axis=1)
             return stacked.astype(float) if stacked.dtype.kind == "f" else stacked
     return None
 
 
 def _indices(face: Element) -> Ragged:
     for name in _INDICES:
-        if isinstance(face.get(name), Ragged):
-            return face[name]
+        if name in face.lists:
+            return face.lists[name]
     raise damaged(f"its faces have no list {_INDICES[0]!r}")
 
 
@@ -112,8 +111,8 @@ def _corner_colors(
 
 
 def _corner_uv(vertex: Element, face: Element, triangles: Triangles) -> Any:
-    of_corners, of_vertices = face.get("texcoord"), _columns(vertex, _UV)
-    if isinstance(of_corners, Ragged) and len(of_corners.values) == 2 * _indices(face).counts.sum():
+    of_corners, of_vertices = face.lists.get("texcoord"), _columns(vertex, _UV)
+    if of_corners is not None and len(of_corners.values) == 2 * _indices(face).counts.sum():
         return corner_uv(of_corners.values.reshape(-1, 2), triangles.corners)
     return None if of_vertices is None else corner_uv(of_vertices, triangles.faces)
 

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int
@@ -29,8 +29,20 @@ class Ragged:
     """How many of each row."""
 
 
-Element = dict[str, ndarray | Ragged]
-"""Columns by the names of their properties."""
+@dataclass
+class Element:
+    """Columns by the names of their properties."""
+
+    rows: int
+    numbers: dict[str, ndarray] = field(default_factory=dict)
+    lists: dict[str, Ragged] = field(default_factory=dict)
+
+    def put(self, prop: "_Property", values: ndarray, counts: Int[ndarray, " rows"]) -> None:
+        """Adds a column: all rows' values, one after another, and how many of each."""
+        if prop.count_dtype is None:
+            self.numbers[prop.name] = values
+        else:
+            self.lists[prop.name] = Ragged(values, counts)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,9 @@ def read_ply(data: bytes) -> tuple[dict[str, Element], list[str]]:
     """
     header = re.match(rb"\s*ply\b.*?^[ \t]*end_header[ \t]*", data, re.DOTALL | re.MULTILINE)
     lines = re.split(r"\r\n|\n|\r", header[0].decode("latin-1")) if header else []
-    order, elements, textures = None, [], []
+    order: str | None = None
+    elements: list[tuple[str, int, list[_Property]]] = []
+    textures: list[str] = []
     for words in (line.split() for line in lines):
         match words:
             case ["format", name, *_]:
@@ -103,11 +117,10 @@ class _Text:
     def element(self, name: str, count: int, properties: list[_Property]) -> Element:
         """The next element's columns, of the types that the header says."""
         starts = self._starts(name, count, properties)
-        columns: Element = {}
+        columns = Element(count)
         for prop, (at, lengths) in zip(properties, starts, strict=True):
             picked = self.rest[_runs(at, lengths)]
-            values = picked if prop.dtype.kind == "f" else _as_integers(picked, prop)
-            columns[prop.name] = values if prop.count_dtype is None else Ragged(values, lengths)
+            columns.put(prop, picked if prop.dtype.kind == "f" else _as_integers(picked, prop), lengths)
         self.rest = self.rest[self.end :]
         return columns
 
@@ -158,7 +171,8 @@ class _Binary:
 
     def _uniform(self, count: int, properties: list[_Property]) -> Element | None:
         """All rows at once if their lists have the first row's lengths; None if not, or if cut short."""
-        fields, at = [], self.at
+        fields: list[tuple[str, np.dtype, tuple[int, ...]]] = []
+        at = self.at
         for number, prop in enumerate(properties):
             length = 1
             if prop.count_dtype is not None:
@@ -166,7 +180,7 @@ class _Binary:
                 if at + size > len(self.body):
                     return None
                 length = int(np.frombuffer(self.body, prop.count_dtype, 1, at)[0])
-                fields.append((f"n{number}", prop.count_dtype))
+                fields.append((f"n{number}", prop.count_dtype, ()))
                 at += size
             at += length * prop.dtype.itemsize
             if length < 0 or at > len(self.body):
@@ -176,21 +190,20 @@ class _Binary:
         if self.at + count * row.itemsize > len(self.body):
             return None
         rows = np.frombuffer(self.body, row, count, self.at)
-        columns: Element = {}
+        columns = Element(count)
         for number, prop in enumerate(properties):
             values = _native(rows[f"v{number}"])
-            columns[prop.name] = values.reshape(-1)
-            if prop.count_dtype is not None:
-                counts = _native(rows[f"n{number}"]).astype(np.int64)
-                if (counts != values.shape[1]).any():
-                    return None
-                columns[prop.name] = Ragged(values.reshape(-1), counts)
+            counts = np.full(count, values.shape[1])
+            if prop.count_dtype is not None and (rows[f"n{number}"] != counts).any():
+                return None
+            columns.put(prop, values.reshape(-1), counts)
         self.at += count * row.itemsize
         return columns
 
     def _ragged(self, name: str, count: int, properties: list[_Property]) -> Element:
         """Row after row."""
-        places, lengths = ([[] for _ in properties] for _ in range(2))  # type: tuple[list[list[int]], ...]
+        places: list[list[int]] = [[] for _ in properties]
+        lengths: list[list[int]] = [[] for _ in properties]
         readers = [
             struct.Struct(self.order + prop.count_dtype.char) if prop.count_dtype else None
             for prop in properties
@@ -214,12 +227,11 @@ class _Binary:
             raise _cut_short(name, count)
         self.at = at
         raw = np.frombuffer(self.body, np.uint8)
-        columns: Element = {}
+        columns = Element(count)
         for column, prop in enumerate(properties):
             sizes = np.array(lengths[column], np.int64)
             bytes_at = _runs(np.array(places[column], np.int64), sizes * prop.dtype.itemsize)
-            values = _native(raw[bytes_at].view(prop.dtype))
-            columns[prop.name] = values if prop.count_dtype is None else Ragged(values, sizes)
+            columns.put(prop, _native(raw[bytes_at].view(prop.dtype)), sizes)
         return columns
 
 

@@ -1,9 +1,9 @@
 """STL to a part: binary, with face colours of both conventions, and text.
 
-Which form a file has is told by its words and its length, since many binary files start with "solid" too. Face
-colours have 5 bits a channel, sRGB: VisCAM and SolidView set bit 15 of a coloured face and have blue lowest;
-Materialise Magics names a colour of the whole in the header, sets bit 15 of the faces that have it, and has red
-lowest. Source: Wikipedia, "STL (file format)".
+Which form a file has is told by its words and its length, since many binary files start with "solid" too.
+Face colours have 5 bits a channel, sRGB: VisCAM and SolidView set bit 15 of a coloured face and have blue
+lowest; Materialise Magics names a colour of the whole in the header, sets bit 15 of the faces that have it,
+and has red lowest. Source: Wikipedia, "STL (file format)".
 """
 
 import re
