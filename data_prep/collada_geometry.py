@@ -116,9 +116,10 @@ def _primitive(
     faces, vertices, normals = triangles.faces, positions, None
     if normal is not None:
         faces, vertices, normals = _split(positions, faces, normal, rows)
+    tint = None if color is None else linear_color(color.values)
     return Part(
-        vertices, faces, surface.look(colored=color is not None), normals=normals,
-        color=None if color is None else linear_color(color.values)[rows[..., color.offset]],
+        vertices, faces, surface.look(tint), normals=normals,
+        color=None if color is None or tint is None else tint[rows[..., color.offset]],
         uv=None if uv is None else uv.values[:, :2].astype(np.float32)[rows[..., uv.offset]],
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from data_prep.collada import Document, Node
@@ -18,6 +18,8 @@ from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
 from data_prep.parts import Look
 from data_prep.textures import Pictures
 
+_SAME = 1e-3
+"""Linear light: less than a step of 8 bits where it is bright."""
 _SHADERS = ("lambert", "phong", "blinn", "constant")
 _WRAPS: dict[str, Wrap] = {"MIRROR": "mirror", "CLAMP": "clamp", "BORDER": "clamp", "NONE": "clamp"}
 
@@ -34,13 +36,21 @@ class Surface:
     channel: tuple[str, int] = ("TEXCOORD", 0)
     """Semantic and set of its texture's coordinates."""
 
-    def look(self, *, colored: bool) -> Look:
-        """The look of a part; colored: whether it has vertex colours, which multiply the rest."""
+    def look(self, tint: Float[ndarray, "rows 4"] | None) -> Look:
+        """The look of a part; tint: its vertex colours, which multiply the rest.
+
+        A diffuse colour that is one of them is no factor: trimesh repeats the commonest there.
+        """
         if self.texture is not None:
             return Look(texture=self.texture, sampler=self.sampler, cutoff=BLEND, unlit=self.unlit)
-        if self.color is not None:
+        repeated = (
+            self.color is not None
+            and tint is not None
+            and bool(np.any(np.all(np.abs(tint[:, :3] - self.color) < _SAME, axis=1)))
+        )
+        if self.color is not None and not repeated:
             return Look(np.append(self.color, 1), unlit=self.unlit)
-        return plain_look(colored=colored)
+        return plain_look(colored=tint is not None)
 
 
 @dataclass

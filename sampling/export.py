@@ -1,8 +1,10 @@
-"""Textured meshes to files. Our frame is +Z up; glTF's is +Y up and is converted to here, once.
+"""Textured meshes to files, each in the frame that readers expect of its format, ours (`data_prep`) too.
+
+Our frame is +Z up; that of glTF, USD and OBJ is +Y up and is converted to here, once.
 
 GLB: one mesh with normals, uv and a PNG base colour (metallic 0, roughness 0.8, double-sided); without a
 texture its colours go to the vertices, which glTF holds in linear light. PLY: vertex colours in sRGB, +Z up.
-OBJ: with MTL and PNG beside it, +Z up. STL: the bare surface, +Z up. USDZ: as GLB, see `usd`.
+OBJ: with MTL and PNG beside it, +Y up. STL: the bare surface, +Z up. USDZ: as GLB, see `usd`.
 A unit is a metre: an object is at most 1.9 m long.
 """
 
@@ -85,13 +87,14 @@ class TexturedMesh:
 
     def _save_obj(self, path: Path) -> None:
         if self.texture is None:
-            write_atomic(path, trimesh.exchange.obj.export_obj(self._plain(np.eye(3)), include_normals=True))
+            plain = self._plain(Z_UP_TO_Y_UP)
+            write_atomic(path, trimesh.exchange.obj.export_obj(plain, include_normals=True))
             return
         material = SimpleMaterial(image=Image.fromarray(self.texture), diffuse=(255, 255, 255, 255))
         # Not STEM.png, which is the name of a picture of the object.
         material.name = f"{path.stem}_texture"
         text, beside = trimesh.exchange.obj.export_obj(
-            self._textured(material, np.eye(3)),
+            self._textured(material, Z_UP_TO_Y_UP),
             include_normals=True,
             return_texture=True,
             mtl_name=f"{path.stem}.mtl",
