@@ -63,7 +63,7 @@ class Document:
             raise AssetError("unreadable", f"its source {url!r} is missing or damaged")
         stride, count = _integer(accessor, "stride", 1), _integer(accessor, "count", 0)
         offset = _integer(accessor, "offset", 0)
-        values = numbers((array.text or "").encode())
+        values = floats(array.text)
         if stride < 1 or offset < 0 or count < 0 or offset + count * stride > len(values):
             raise AssetError(
                 "unreadable",
@@ -117,6 +117,11 @@ def _parse(data: bytes, warnings: list[str]) -> Node:
 def _integer(element: Node, name: str, default: int) -> int:
     text = element.get(name, str(default)).strip()
     return int(text) if re.fullmatch(r"\d{1,12}", text) else -1
+
+
+def floats(text: str | None) -> Float[ndarray, " numbers"]:
+    """Numbers between blanks, also with decimal commas, as some exporters write them in some countries."""
+    return numbers((text or "").replace(",", ".").encode())
 
 
 def integers(element: Node | None) -> ndarray:

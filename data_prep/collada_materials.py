@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from data_prep.collada import Document, Node
-from data_prep.faces import numbers, plain_look
+from data_prep.collada import Document, Node, floats
+from data_prep.faces import plain_look
 from data_prep.failures import AssetError
 from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
 from data_prep.parts import Look
@@ -114,7 +114,7 @@ class Materials:
             return self._textured(effect, texture, channels)
         if color is None:
             return None
-        rgb = numbers((color.text or "").encode())
+        rgb = floats(color.text)
         if len(rgb) < 3 or not np.isfinite(rgb[:3]).all():
             raise AssetError("unreadable", f"{color.text!r} is no colour")
         return Surface(srgb_to_linear(np.clip(rgb[:3], 0, 1)))

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from data_prep.collada import Document, Node, inputs
+from data_prep.collada import Document, Node, floats, inputs
 from data_prep.collada_geometry import geometry_parts, mesh_of, mesh_positions
 from data_prep.collada_materials import Materials
 from data_prep.colliders import Shape, find_colliders, suspicious
-from data_prep.faces import numbers
 from data_prep.failures import AssetError
 from data_prep.parts import Part
 
@@ -96,7 +95,7 @@ def _local_matrix(node: Node) -> Float[ndarray, "4 4"]:
         sizes = {"matrix": 16, "translate": 3, "rotate": 4, "scale": 3, "lookat": 9, "skew": 7}
         if item.tag not in sizes:
             continue
-        values = numbers((item.text or "").encode())
+        values = floats(item.text)
         if len(values) != sizes[item.tag]:
             raise AssetError("unreadable", f"a node's {item.tag} has {len(values)} numbers")
         matrix = matrix @ _transform(item.tag, values)
@@ -202,7 +201,7 @@ def _bind_place(document: Document, skin: Node, joints: dict[str, ndarray]) -> F
     which the skeleton as a whole was moved since. Where they differ, the skeleton is posed: none is taken.
     """
     text = skin.findtext("bind_shape_matrix")
-    shape = np.eye(4) if text is None else numbers(text.encode())
+    shape = np.eye(4) if text is None else floats(text)
     if shape.size != 16:
         raise AssetError("unreadable", f"a bind shape matrix has {shape.size} numbers")
     shape = shape.reshape(4, 4)

@@ -23,6 +23,8 @@ _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 _URL_SAFE = str.maketrans("-_", "+/")
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
+TECHNIQUES = ("KHR_technique_webgl", "KHR_techniques_webgl")
+"""Shaders of their own in place of materials."""
 _SUPPORTED = {
     *MESHOPT,
     "EXT_mesh_gpu_instancing",
@@ -40,6 +42,8 @@ _SUPPORTED = {
     "KHR_animation_pointer",
     "KHR_xmp",
     "KHR_xmp_json_ld",
+    # Of materials, which are then left out with a warning:
+    *TECHNIQUES,
     "MSFT_lod",
 }
 

@@ -17,7 +17,7 @@ from numpy import ndarray
 from PIL import Image
 
 from data_prep.failures import AssetError
-from data_prep.gltf import Gltf
+from data_prep.gltf import TECHNIQUES, Gltf
 from data_prep.mesh import BLEND, SRGB_DECODE, Sampler, Wrap, linear_to_srgb
 from data_prep.parts import Look
 from data_prep.textures import decode_texture
@@ -78,6 +78,8 @@ class Materials:
 
     def _surface(self, material: dict[str, Any]) -> Surface:
         extensions = material.get("extensions", {})
+        if any(name in extensions for name in TECHNIQUES):
+            self.warn("a material has a shader of its own, which isn't read")
         base, names = material.get("pbrMetallicRoughness", {}), ("baseColorFactor", "baseColorTexture")
         if _SPECULAR_GLOSSINESS in extensions:
             base, names = extensions[_SPECULAR_GLOSSINESS], ("diffuseFactor", "diffuseTexture")

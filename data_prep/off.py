@@ -17,7 +17,7 @@ from data_prep.failures import AssetError
 from data_prep.files import Files
 from data_prep.parts import DEFAULT_GREY, Part
 
-_KEYWORD = re.compile(rb"\s*(ST)?(C)?(N)?(4)?(n)?OFF(\s+BINARY)?", re.IGNORECASE)
+_KEYWORD = re.compile(rb"\s*(ST)?(C)?(N)?(4)?(n)?(?:OFF|off)(\s+BINARY)?")
 
 
 def off_parts(

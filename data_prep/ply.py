@@ -27,7 +27,7 @@ def ply_parts(
     files: Files, max_texture: int, warnings: list[str], *, max_faces: int
 ) -> Iterator[tuple[Part, Float[ndarray, "4 4"]]]:
     """The file's surface, a part for each of its textures. Raises AssetError for what can't be read."""
-    elements, textures = read_ply(files.own())
+    elements, textures = read_ply(files.own(), warnings)
     vertex = elements.pop("vertex", None)
     if vertex is None:
         raise damaged("has no vertices")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from data_prep.faces import numbers
+from data_prep.faces import numbers, say_lost
 from data_prep.failures import AssetError
 
 _TYPES = {
@@ -58,10 +58,10 @@ def damaged(what: str) -> AssetError:
     return AssetError("unreadable", what)
 
 
-def read_ply(data: bytes) -> tuple[dict[str, Element], list[str]]:
+def read_ply(data: bytes, warnings: list[str]) -> tuple[dict[str, Element], list[str]]:
     """A file's elements by name, and the names of its textures in order.
 
-    Raises AssetError for a damaged header, and for a body that is cut short.
+    Raises AssetError for a damaged header, and for a body that is cut short before its faces.
     """
     header = re.match(rb"\s*ply\b.*?^[ \t]*end_header[ \t]*", data, re.DOTALL | re.MULTILINE)
     lines = re.split(r"\r\n|\n|\r", header[0].decode("latin-1")) if header else []
@@ -84,8 +84,16 @@ def read_ply(data: bytes) -> tuple[dict[str, Element], list[str]]:
         raise damaged("not a PLY file: its header is damaged or cut short")
     body = data[header.end() :]
     body = body[2:] if body.startswith(b"\r\n") else body[1:]
-    read = _Binary(body, order).element if order else _Text(body).element
-    return {name: read(name, count, properties) for name, count, properties in elements}, textures
+    total = sum(count for _, count, _ in elements)
+    read = _Binary(body, order).element if order else _Text(body, total).element
+    found = {}
+    for name, count, properties in elements:
+        found[name] = read(count, properties)
+        lost = count - found[name].rows
+        if lost and (name != "face" or lost == count):
+            raise damaged(f"cut short: {lost} of its {count} {name} elements aren't there")
+        say_lost(warnings, lost, count, "the file is cut short")
+    return found, textures
 
 
 def _count(name: str, count: str, size: int) -> int:
@@ -97,61 +105,73 @@ def _count(name: str, count: str, size: int) -> int:
 
 def _property(name: str, value: str, order: str | None, count: str | None = None) -> _Property:
     unknown = [kind for kind in (value, count) if kind is not None and kind not in _TYPES]
-    if unknown or order is None:
+    if unknown:
         raise damaged(f"property {name} is of the unknown type {', '.join(unknown)}")
     dtypes = [None if kind is None else np.dtype((order or "<") + _TYPES[kind]) for kind in (value, count)]
     assert dtypes[0] is not None
     return _Property(name, dtypes[0], dtypes[1])
 
 
-def _cut_short(name: str, count: int) -> AssetError:
-    return damaged(f"cut short: its {count} {name} elements aren't all there")
-
-
 class _Text:
-    """A body of numbers between blanks."""
+    """A body of numbers between blanks: a row a line if there are as many of both, else as many as it takes."""
 
-    def __init__(self, body: bytes) -> None:
-        self.rest = numbers(body)
+    def __init__(self, body: bytes, num_rows: int) -> None:
+        self.values, self.at, self.line = numbers(body), 0, 0
+        sizes = [len(line.split()) for line in body.splitlines() if line.strip()]
+        # Some writers add numbers to their rows that the header doesn't tell of.
+        self.lines = np.cumsum([0, *sizes]).tolist() if len(sizes) == num_rows else None
 
-    def element(self, name: str, count: int, properties: list[_Property]) -> Element:
-        """The next element's columns, of the types that the header says."""
-        starts = self._starts(name, count, properties)
-        columns = Element(count)
+    def element(self, count: int, properties: list[_Property]) -> Element:
+        """The next element's columns, of the types that the header says; fewer rows if it is cut short."""
+        if any(prop.count_dtype for prop in properties) or self.lines is not None:
+            starts = self._ragged(count, properties)
+        else:
+            rows = min(count, (len(self.values) - self.at) // max(len(properties), 1))
+            first = self.at + np.arange(rows) * len(properties)
+            starts = [(first + column, np.ones(rows, np.int64)) for column in range(len(properties))]
+            self.at += rows * len(properties)
+        columns = Element(len(starts[0][0]) if starts else 0)
         for prop, (at, lengths) in zip(properties, starts, strict=True):
-            picked = self.rest[_runs(at, lengths)]
+            picked = self.values[_runs(at, lengths)]
             columns.put(prop, picked if prop.dtype.kind == "f" else _as_integers(picked, prop), lengths)
-        self.rest = self.rest[self.end :]
+        self.line += count
         return columns
 
-    def _starts(self, name: str, count: int, properties: list[_Property]) -> list[tuple[ndarray, ndarray]]:
-        """Where each property of each row starts, and how many numbers it has; `end` is where all end."""
-        if not any(prop.count_dtype for prop in properties):
-            self.end = count * len(properties)
-            if self.end > len(self.rest):
-                raise _cut_short(name, count)
-            rows = np.arange(count) * len(properties)
-            return [(rows + column, np.ones(count, np.int64)) for column in range(len(properties))]
-        at, rest = 0, self.rest.tolist()
-        places: list[list[int]] = [[] for _ in properties]
-        lengths: list[list[int]] = [[] for _ in properties]
-        try:
-            for _ in range(count):
-                for column, prop in enumerate(properties):
-                    length = 1
-                    if prop.count_dtype is not None:
-                        length, at = int(rest[at]), at + 1
-                    if length < 0:
-                        raise damaged(f"a list of {prop.name} has {length} entries")
-                    places[column].append(at)
-                    lengths[column].append(length)
-                    at += length
-        except (IndexError, ValueError) as error:
-            raise _cut_short(name, count) from error
-        if at > len(rest):
-            raise _cut_short(name, count)
-        self.end = at
-        return [(np.array(a, np.int64), np.array(b, np.int64)) for a, b in zip(places, lengths, strict=True)]
+    def _ragged(self, count: int, properties: list[_Property]) -> list[tuple[ndarray, ndarray]]:
+        """Where each property of each row starts, and how many numbers it has."""
+        values = self.values.tolist()
+        places, lengths = _empty(properties), _empty(properties)
+        for row in range(count):
+            at = self.at if self.lines is None else self.lines[self.line + row]
+            end = len(values) if self.lines is None else self.lines[self.line + row + 1]
+            found = []
+            for prop in properties:
+                length = 1
+                if prop.count_dtype is not None and at < end:
+                    length, at = _length(values[at], prop), at + 1
+                found.append((at, length))
+                at += length
+            if at > end:
+                break
+            self.at = at
+            for column, (place, length) in enumerate(found):
+                places[column].append(place)
+                lengths[column].append(length)
+        return _as_arrays(places, lengths)
+
+
+def _empty(properties: list[_Property]) -> list[list[int]]:
+    return [[] for _ in properties]
+
+
+def _as_arrays(places: list[list[int]], lengths: list[list[int]]) -> list[tuple[ndarray, ndarray]]:
+    return [(np.array(a, np.int64), np.array(b, np.int64)) for a, b in zip(places, lengths, strict=True)]
+
+
+def _length(value: float, prop: _Property) -> int:
+    if not value >= 0:
+        raise damaged(f"a list of {prop.name} has {value:g} entries")
+    return int(value)
 
 
 def _as_integers(values: ndarray, prop: _Property) -> ndarray:
@@ -165,9 +185,9 @@ class _Binary:
     def __init__(self, body: bytes, order: str) -> None:
         self.body, self.order, self.at = body, order, 0
 
-    def element(self, name: str, count: int, properties: list[_Property]) -> Element:
-        """The next element's columns."""
-        return self._uniform(count, properties) or self._ragged(name, count, properties)
+    def element(self, count: int, properties: list[_Property]) -> Element:
+        """The next element's columns; fewer rows if it is cut short."""
+        return self._uniform(count, properties) or self._ragged(count, properties)
 
     def _uniform(self, count: int, properties: list[_Property]) -> Element | None:
         """All rows at once if their lists have the first row's lengths; None if not, or if cut short."""
@@ -200,38 +220,33 @@ class _Binary:
         self.at += count * row.itemsize
         return columns
 
-    def _ragged(self, name: str, count: int, properties: list[_Property]) -> Element:
+    def _ragged(self, count: int, properties: list[_Property]) -> Element:
         """Row after row."""
-        places: list[list[int]] = [[] for _ in properties]
-        lengths: list[list[int]] = [[] for _ in properties]
+        places, lengths = _empty(properties), _empty(properties)
         readers = [
             struct.Struct(self.order + prop.count_dtype.char) if prop.count_dtype else None
             for prop in properties
         ]
-        at = self.at
-        try:
-            for _ in range(count):
-                for column, prop in enumerate(properties):
-                    length, reader = 1, readers[column]
-                    if reader is not None:
-                        length = int(reader.unpack_from(self.body, at)[0])
-                        at += reader.size
-                    if length < 0:
-                        raise damaged(f"a list of {prop.name} has {length} entries")
-                    places[column].append(at)
-                    lengths[column].append(length)
-                    at += length * prop.dtype.itemsize
-        except (struct.error, ValueError) as error:
-            raise _cut_short(name, count) from error
-        if at > len(self.body):
-            raise _cut_short(name, count)
-        self.at = at
-        raw = np.frombuffer(self.body, np.uint8)
-        columns = Element(count)
-        for column, prop in enumerate(properties):
-            sizes = np.array(lengths[column], np.int64)
-            bytes_at = _runs(np.array(places[column], np.int64), sizes * prop.dtype.itemsize)
-            columns.put(prop, _native(raw[bytes_at].view(prop.dtype)), sizes)
+        rows, size = 0, len(self.body)
+        for _ in range(count):
+            at, found = self.at, []
+            for prop, reader in zip(properties, readers, strict=True):
+                length = 1
+                if reader is not None and at + reader.size <= size:
+                    length = _length(reader.unpack_from(self.body, at)[0], prop)
+                    at += reader.size
+                found.append((at, length))
+                at += length * prop.dtype.itemsize
+            if at > size:
+                break
+            self.at, rows = at, rows + 1
+            for column, (place, length) in enumerate(found):
+                places[column].append(place)
+                lengths[column].append(length)
+        raw, columns = np.frombuffer(self.body, np.uint8), Element(rows)
+        for prop, (at_bytes, sizes) in zip(properties, _as_arrays(places, lengths), strict=True):
+            picked = raw[_runs(at_bytes, sizes * prop.dtype.itemsize)]
+            columns.put(prop, _native(picked.view(prop.dtype)), sizes)
         return columns
 
 
