@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.hostile_assets import good_files, write_cases
 from data_prep.failures import Failure
-from data_prep.files import split_archive
+from data_prep.archives import split_archive
 from data_prep.pipeline import DataConfig, try_asset
 from data_prep.sources import Source, SplitFractions, find_sources
 

@@ -12,7 +12,7 @@ from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_
 from data_prep.procedural import generate
 from data_prep.raster import require
 from data_prep.report import write_report
-from data_prep.sources import SPLITS, Source, assets_root, find_sources
+from data_prep.sources import NAMELESS, SPLITS, Source, SplitFractions, assets_root, find_sources
 from shapeloom.config import UserError, load_config
 from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress
@@ -54,6 +54,8 @@ def prepare(
             log.info("%s is already done", out)
             return
     log.info("%d assets in %s%s", len(sources), folder, f", {len(failures)} left out" if failures else "")
+    for warning in listing_warnings(sources, config.splits):
+        log.warning("%s", warning)
     tasks = plan_shards(sources, folder, out, config)
     _run_shards(tasks, config, run, executor, retry_quarantined)
     run.finish(**_finish(tasks, failures, config, out))
@@ -67,6 +69,26 @@ def _find(config: DataConfig) -> tuple[Path, list[Source], list[Failure]]:
     if config.assets is not None:
         raise UserError("`assets` and `objaverse` are both set: prepare them in two runs.")
     return config.objaverse.root, *find_objaverse(config.objaverse, config.splits)
+
+
+def listing_warnings(sources: Sequence[Source], fractions: SplitFractions) -> list[str]:
+    """What a user should know of splits and captions before the work begins."""
+    counts, groups = Counter(source.split for source in sources), {source.group for source in sources}
+    empty = [name for name, share in fractions.model_dump().items() if share and not counts[name]]
+    advice = "splits go by group: name `group` or `split` in captions.csv, or set splits.*"
+    warnings = []
+    if len(counts) == 1 and empty:
+        formed = f"one group, {min(groups)!r}" if len(groups) == 1 else f"{len(groups)} groups"
+        warnings.append(f"All {len(sources)} assets, {formed}, are in the split {min(counts)}; {advice}")
+    elif empty:
+        which = f"split {empty[0]} is" if len(empty) == 1 else f"splits {', '.join(empty)} are"
+        warnings.append(f"The {which} empty, with {len(sources)} assets in {len(groups)} groups; {advice}")
+    if nameless := sum(source.captions == [NAMELESS] for source in sources):
+        warnings.append(
+            f"{nameless} of {len(sources)} assets have no caption and no telling name, and are called "
+            f"{NAMELESS!r}; write captions.csv to caption them"
+        )
+    return warnings
 
 
 def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry: bool) -> Run:

@@ -1,41 +1,61 @@
-"""What an asset may read: its own file, and files that it names in its own folder and below. Nothing else.
+"""What an asset may read: its own file, and files that it names within the assets' root. Nothing else.
 
-An asset lies in a folder or in a zip archive, whose path then stands in the asset's own like a folder's:
-`models.zip/chairs/a.obj`. Members of archives are read in place and never extracted, so that no name in one
-can lead anywhere. What an asset names is looked up among the files (or members) below it; links that lead out
-are refused.
+The root is the folder that was given to be prepared, or the archive that the asset lies in. A named file is
+looked for where the name says, relative to the file that names it; then in any case of letters; then, since
+assets are moved without their folders, by the name's last parts and in the folders where textures lie. Links
+that lead out of the root are refused.
 """
 
 import functools
 import os
 import re
-import zipfile
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from data_prep.archives import check_size, find_member, fold, read_member, split_archive
 from data_prep.failures import AssetError
 
-ARCHIVES = (".zip", ".sh3f")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:/|file:")
-_MAX_RATIO, _RATIO_FROM = 200, 1 << 22
-"""A member that is 200 times smaller in its archive and unpacks to more than 4 MB is taken for a zip bomb."""
+_TEXTURE_FOLDERS = (
+    "textures",
+    "texture",
+    "images",
+    "image",
+    "tex",
+    "maps",
+    "materials",
+    "materials/textures",
+)
+"""Beside an asset or its folder, as Sketchfab (`source`, `textures`) and Google Scanned Objects have them."""
 
 
 @dataclass
 class Files:
-    """The files of one asset. `missing` collects what it named in vain."""
+    """The files of one asset. `missing` and `notes` become its warnings."""
 
     path: Path
     """Of the asset: a file, or a member as `archive.zip/member`."""
     max_bytes: int
+    root: Path | None = None
+    """Within which everything lies; none: the asset's own folder. Of no meaning in an archive."""
     missing: list[str] = field(default_factory=list)
+    """What the asset named in vain, with the reason if that isn't plain."""
+    notes: list[str] = field(default_factory=list)
+    """What was found elsewhere than where it was named."""
     refused: list[AssetError] = field(default_factory=list)
     """Errors of `get`, for callers whose libraries swallow them."""
 
     def __post_init__(self) -> None:
+        self._outside = False
         self.archive, self.member = split_archive(self.path)
+        if self.archive is not None:
+            self.folder = PurePosixPath(self.member).parent.as_posix()
+            return
+        if self.root is None or not self.path.is_relative_to(self.root):
+            self.root = self.path.parent
+        self.folder = self.path.parent.relative_to(self.root).as_posix()
 
     def own(self) -> bytes:
         """Bytes of the asset's own file. Raises AssetError for one that is too large or not there."""
@@ -43,55 +63,116 @@ class Files:
             return read_member(self.archive, self.member, self.max_bytes)
         return _read(self.path, self.max_bytes)
 
-    def get(self, name: str) -> bytes:
-        """Bytes of a file that the asset names, relative to itself; URIs and plain names both serve.
+    def get(self, name: str, folder: str | None = None) -> bytes:
+        """Bytes of a file that the asset names; URIs and plain names both serve.
 
-        Raises AssetError for one outside the asset's folder or too large, FileNotFoundError for none.
+        folder: relative to the root, of the file that holds the name; none: the asset's.
+        Raises FileNotFoundError for none within the root, AssetError for one too large.
         """
+        found = self.find(name, folder)
+        if found is None:
+            raise FileNotFoundError(self.miss(name))
+        return self.read(found)
+
+    def miss(self, name: str) -> str:
+        """Notes that `find` has just found no such file; returns what is to be said of it."""
+        self.missing.append(f"{name}, which lies outside the assets folder" if self._outside else name)
+        return self.missing[-1]
+
+    def read(self, found: str) -> bytes:
+        """Bytes of what `find` has found."""
         try:
-            found = self.find(name)
-            if found is None:
-                self.missing.append(name)
-                raise FileNotFoundError(name)
             if self.archive is not None:
-                return read_member(self.archive, str(found), self.max_bytes)
-            return _read(Path(found), self.max_bytes)
+                return read_member(self.archive, found, self.max_bytes)
+            assert self.root is not None
+            return _read(self.root / found, self.max_bytes)
         except AssetError as error:
             self.refused.append(error)
             raise
 
-    def find(self, name: str) -> Path | str | None:
-        """Where the named file is: a path, or an archive's member; None if there is none."""
-        plain = name.strip().replace("\\", "/")
-        if _ABSOLUTE.match(plain):  # a place on its author's disk: the file may have come along
-            plain = plain.rpartition("/")[2]
-        for candidate in dict.fromkeys((plain, unquote(plain))):  # glTF writes URIs, OBJ plain names
-            if "\0" in candidate or len(candidate) > 1000:
-                continue
-            found = self._find_member(candidate) if self.archive is not None else self._find_file(candidate)
-            if found is not None:
+    def find(self, name: str, folder: str | None = None) -> str | None:
+        """Where the named file is, relative to the root or archive; None if there is none."""
+        self._outside = False
+        plain = name.strip().strip('"').replace("\\", "/")
+        absolute = bool(_ABSOLUTE.match(plain))  # a place on its author's disk: the file may have come along
+        names = list(dict.fromkeys((plain, unquote(plain))))  # glTF writes URIs, OBJ plain names
+        names = [n for n in names if n and "\0" not in n and len(n) <= 1000]
+        folders = list(dict.fromkeys((self.folder if folder is None else folder, self.folder)))
+        direct = [_join(at, n) for n in names for at in folders if not absolute]
+        for place in direct:
+            if place is not None and (found := self._look(place, any_case=False)):
+                return found
+        self._outside |= None in direct
+        for place in (*direct, *_elsewhere(names, folders)):
+            if place is not None and (found := self._look(place, any_case=True)):
+                if not absolute:
+                    self.notes.append(f"{name} is taken from {found}")
                 return found
         return None
 
-    def _find_file(self, name: str) -> Path | None:
-        path = self.path.parent / name
-        if not is_inside(self.path.parent, path):
-            raise _outside(name)
+    def _look(self, place: str, *, any_case: bool) -> str | None:
+        if self.archive is not None:
+            return find_member(self.archive, place, any_case=any_case)
+        assert self.root is not None
+        found = _in_any_case(self.root, place) if any_case else place
+        if found is None:
+            return None
         try:
-            return path if path.is_file() else None
+            there = (self.root / found).is_file()
         except OSError:  # a name too long
             return None
-
-    def _find_member(self, name: str) -> str | None:
-        assert self.archive is not None
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise _outside(name)
-        member = str(PurePosixPath(self.member).parent / name)
-        return member if member in _opened(self.archive)[1] else None
+        if there and not is_inside(self.root, self.root / found):
+            self._outside = True
+            return None
+        return found if there else None
 
 
-def _outside(name: str) -> AssetError:
-    return AssetError("outside_folder", f"refers to {name!r}, which lies outside the asset's folder")
+def _elsewhere(names: list[str], folders: list[str]) -> Iterator[str | None]:
+    """Where else to look, the likeliest first."""
+    for name in names:
+        parts = [part for part in re.sub(r"^(file:|[A-Za-z]:)", "", name).split("/") if part not in ("", ".")]
+        while ".." in parts:
+            parts = parts[parts.index("..") + 1 :]
+        for start in range(len(parts)):
+            for folder in folders:
+                yield _join(folder, "/".join(parts[start:]))
+        for folder in folders if parts else ():
+            for above in (folder, f"{folder}/.."):
+                for textures in _TEXTURE_FOLDERS:
+                    yield _join(above, f"{textures}/{parts[-1]}")
+
+
+def _join(folder: str, name: str) -> str | None:
+    """`a/b` and `../c.png` to `a/c.png`; None for what leads out of the root."""
+    parts: list[str] = []
+    for part in f"{folder}/{name}".split("/"):
+        if part == ".." and not parts:
+            return None
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _in_any_case(root: Path, place: str) -> str | None:
+    """The path below the root that differs from `place` in case alone; the first of several."""
+    found = ""
+    for part in place.split("/"):
+        here = root / found
+        try:
+            names = _names(str(here), here.stat().st_mtime_ns)
+        except OSError:  # no folder, or none that may be read
+            return None
+        if (name := part if (here / part).exists() else names.get(fold(part))) is None:
+            return None
+        found = f"{found}/{name}" if found else name
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # of thousands of files, which each asset there looks up
+def _names(folder: str, mtime: int) -> dict[str, str]:
+    return {fold(name): name for name in sorted(os.listdir(folder), reverse=True)}
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
@@ -105,64 +186,3 @@ def is_inside(folder: Path, path: Path) -> bool:
     """Whether a path, its links followed, stays in a folder; links that run in circles lead nowhere."""
     # Unlike Path.resolve, realpath doesn't mind circles.
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def check_size(name: str, size: int, max_bytes: int) -> None:
-    """AssetError if a file has more than `max_bytes`."""
-    if size > max_bytes:
-        raise AssetError("too_large", f"{name} has {size / 1e6:.0f} MB, the limit is {max_bytes / 1e6:.0f}")
-
-
-def split_archive(path: Path) -> tuple[Path | None, str]:
-    """`a/models.zip/b/c.obj` -> (`a/models.zip`, "b/c.obj"); (None, "") for a file in no archive."""
-    for parent in path.parents:
-        if parent.suffix.lower() in ARCHIVES and parent.is_file():
-            return parent, path.relative_to(parent).as_posix()
-    return None, ""
-
-
-def read_member(archive: Path, member: str, max_bytes: int) -> bytes:
-    """Bytes of one member of a zip archive. AssetError if it is damaged, too large or a zip bomb."""
-    try:
-        opened, by_name = _opened(archive)
-        info = by_name[member]
-        check_size(member, info.file_size, max_bytes)
-        if info.file_size > max(_RATIO_FROM, _MAX_RATIO * info.compress_size):
-            ratio = info.file_size // max(info.compress_size, 1)
-            raise AssetError("too_large", f"{member} unpacks to {ratio} times its size: a zip bomb")
-        return opened.read(info)  # at most file_size bytes, whatever the data would unpack to
-    except KeyError as error:
-        raise AssetError("unreadable", f"{archive.name} has no {member}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise AssetError("unreadable", f"{member} of {archive.name}: {error}") from error
-
-
-def list_members(archive: Path) -> tuple[list[str], list[tuple[str, AssetError]]]:
-    """Names of an archive's files, sorted, and those whose names lead out of it with the reason.
-
-    Raises AssetError for an archive that can't be read.
-    """
-    try:
-        names = sorted(_opened(archive)[1])
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise AssetError("unreadable", f"not a zip archive that can be read: {error}") from error
-    odd = [name for name in names if _leads_out(name)]
-    message = "its name in the archive leads out of it"
-    return [n for n in names if not _leads_out(n)], [(n, AssetError("outside_folder", message)) for n in odd]
-
-
-def _opened(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """An archive, and its files by their names without `./` and doubled slashes, as paths have them."""
-    status = archive.stat()
-    return _open_once(archive, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=4)  # of thousands of members, which an asset looks up one by one
-def _open_once(archive: Path, mtime: int, size: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    opened = zipfile.ZipFile(archive)
-    return opened, {str(PurePosixPath(i.filename)): i for i in opened.infolist() if not i.is_dir()}
-
-
-def _leads_out(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return name.startswith("/") or "\\" in name or ".." in parts or "\0" in name or ":" in parts[0]

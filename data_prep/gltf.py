@@ -15,8 +15,9 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from numpy import ndarray
 
+from data_prep.archives import check_size
 from data_prep.failures import AssetError
-from data_prep.files import Files, check_size
+from data_prep.files import Files
 
 _JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -97,7 +98,7 @@ class Gltf:
             try:
                 data = self.uri(entry["uri"]) if "uri" in entry else self.binary
             except FileNotFoundError as error:
-                raise damaged(f"missing file {entry['uri']!r}") from error
+                raise damaged(f"missing file {error}") from error
             if len(data) < entry.get("byteLength", 0):
                 raise damaged(f"buffer {index} is cut short: {len(data)} of {entry['byteLength']} bytes")
             self.buffers[index] = data

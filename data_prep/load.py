@@ -2,9 +2,8 @@
 
 glTF and OBJ are +Y up and are turned; DAE says itself which axis is up; PLY, STL and OFF (scans, CAD,
 printing) are +Z up and stay as they are; `up` overrides. Units don't matter: every asset is scaled to fit.
-An asset may name others (textures, materials, buffers) in its own folder and below; anything else is refused.
-A missing texture is a warning, a missing buffer an error. Each format has its reader beside this file; OBJ is
-read by trimesh.
+An asset may name others (textures, materials, buffers) within the assets' root; nothing else is ever read.
+A missing texture is a warning, a missing buffer an error. Each format has its reader beside this file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,9 @@ from data_prep.gltf import open_gltf
 from data_prep.gltf_materials import Materials
 from data_prep.gltf_scene import scene_parts
 from data_prep.mesh import Mesh
+from data_prep.obj import obj_parts
 from data_prep.off import off_parts
 from data_prep.parts import Part, Soup
-from data_prep.plain_formats import plain_parts
 from data_prep.ply import ply_parts
 from data_prep.stl import stl_parts
 
@@ -43,6 +42,7 @@ _TURNS = {
 def load_mesh(
     path: Path,
     *,
+    root: Path | None = None,
     up: Up = "auto",
     rotation: Sequence[float] | None = None,
     max_faces: int = 2_000_000,
@@ -52,11 +52,12 @@ def load_mesh(
     """Reads one asset as a triangle soup in the project's frame, in the file's own units.
 
     path: of a file, or of a member of a zip archive as `archive.zip/member.obj`.
+    root: folder in which all lies that the asset may read; none: its own.
     rotation: row-major 3 x 3, applied in the file's own frame before it is turned upright.
     max_texture: larger textures are shrunk to it. Raises AssetError with the reason for whatever can't be
     used: unreadable, unsupported, empty, without extent, not finite, too large, files outside its folder.
     """
-    files, soup = Files(path, max_bytes), Soup(max_faces)
+    files, soup = Files(path, max_bytes, root), Soup(max_faces)
     try:
         parts, own_up = _open(files, path.suffix.lower(), soup, max_texture)
         for part, transform in parts:
@@ -66,8 +67,10 @@ def load_mesh(
         raise AssetError("unreadable", f"{type(error).__name__}: {error}") from error
     turn = _TURNS[own_up if up == "auto" else up]
     mesh = soup.build(turn if rotation is None else turn @ np.reshape(rotation, (3, 3)))
-    missing = sorted(set(files.missing))
-    mesh.warnings.extend(f"missing file {name}" for name in missing)
+    mesh.warnings.extend(sorted(files.notes))
+    if missing := sorted(set(files.missing)):
+        mesh.warnings.append(f"missing file{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+    mesh.warnings[:] = dict.fromkeys(mesh.warnings)
     return mesh
 
 
@@ -84,6 +87,8 @@ def _open(
             document = open_collada(files, warnings)
             parts = collada_scene.scene_parts(document, max_texture=max_texture, max_faces=max_faces)
             return parts, document.up_axis
+        case ".obj":
+            return obj_parts(files, max_texture, warnings, max_faces=max_faces), "y"
         case ".ply":
             return ply_parts(files, max_texture, warnings, max_faces=max_faces), "z"
         case ".stl":
@@ -91,4 +96,4 @@ def _open(
         case ".off":
             return off_parts(files, warnings, max_faces=max_faces), "z"
         case _:
-            return plain_parts(files, suffix, max_texture, warnings), "y"
+            raise AssetError("unsupported", f"{suffix or 'no suffix'}; supported: {', '.join(SUFFIXES)}")

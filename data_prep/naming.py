@@ -1,9 +1,8 @@
-"""What assets are called: captions out of names, captions cleaned, name groups and their splits."""
+"""What assets are called: captions cleaned, words out of names, name groups and their splits."""
 
 import html
 import re
 import unicodedata
-from pathlib import PurePosixPath
 
 from pydantic import Field
 
@@ -58,19 +57,6 @@ def spaced(name: str) -> str:
 def group_of_name(name: str) -> str:
     """A name without its trailing numbers, lower case: `Tree_02` -> "tree"."""
     return re.sub(r"[\s_\-.()0-9]+$", "", name.lower()) or name.lower()
-
-
-def default_group(path: str) -> str:
-    """File name without its trailing numbers, lower case: `packs/Tree_02.glb` -> "tree"."""
-    return group_of_name(PurePosixPath(path).stem)
-
-
-def default_captions(path: str) -> list[str]:
-    """Captions from the names of file and folder: ["water bottle", "water bottle, survival"]."""
-    file = PurePosixPath(path)
-    name = spaced(re.sub(r"[\s_\-.()0-9]+$", "", file.stem) or file.stem)
-    folder = spaced(re.sub(r"\.(zip|sh3f)$", "", file.parent.name))
-    return [name, f"{name}, {folder}"] if folder else [name]
 
 
 def split_of(group: str, fractions: SplitFractions) -> str:

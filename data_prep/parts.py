@@ -40,6 +40,8 @@ class Part:
     color: Float[ndarray, "faces 3 4"] | None = None
     """Linear vertex colours and alpha at each corner."""
     normals: Float[ndarray, "vertices 3"] | None = None
+    corner_normals: Float[ndarray, "faces 3 3"] | None = None
+    """In place of `normals`, where faces that share a vertex have their own."""
     uv: Float32[ndarray, "faces 3 2"] | None = None
     """Origin at the texture's bottom left."""
 
@@ -107,8 +109,10 @@ class Soup:
             f"left out {(~good).sum()} of {len(good)} faces: they name vertices beyond the "
             f"{len(part.vertices)} that are there"
         )
-        color, uv = (None if column is None else column[good] for column in (part.color, part.uv))
-        return replace(part, faces=faces[good], color=color, uv=uv)
+        color, normals, uv = (
+            None if column is None else column[good] for column in (part.color, part.corner_normals, part.uv)
+        )
+        return replace(part, faces=faces[good], color=color, corner_normals=normals, uv=uv)
 
     def _slot(self, look: Look) -> int:
         """Where the look's texture is among the mesh's, with its sampler; -1 for none."""
@@ -147,10 +151,13 @@ class Soup:
 def _corner_normals(part: Part, vertices: ndarray, linear: ndarray) -> ndarray:
     """Unit normals at each corner [faces, 3, 3]: the file's own, else (or where they are zero) the face's."""
     flat = np.repeat(face_normals(vertices[part.faces])[:, None], 3, axis=1)
-    if part.normals is None or not np.isfinite(linear).all():
+    given = part.normals if part.corner_normals is None else part.corner_normals
+    if given is None or not np.isfinite(linear).all():
         return flat
     cofactor = np.linalg.det(linear) * np.linalg.pinv(linear).T
-    normals = (np.asarray(part.normals, float) @ cofactor.T)[part.faces]
+    normals = np.asarray(given, float) @ cofactor.T
+    if part.corner_normals is None:
+        normals = normals[part.faces]
     length = np.linalg.norm(normals, axis=2, keepdims=True)
     good = np.isfinite(length) & (length > 0)
     return np.where(good, normals / np.where(good, length, 1), flat)

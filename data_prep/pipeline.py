@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from data_prep.content import content_digest
 from data_prep.edges import edge_points
 from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.filters import Filters, check_colors, check_shape, check_views
@@ -240,9 +241,11 @@ class _Stage:
 def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) -> dict[str, Any]:
     limits = config.limits
     mesh = load_mesh(
-        folder / source.path, up=config.up, rotation=source.rotation, max_faces=limits.max_faces,
+        folder / source.path, root=folder, up=config.up, rotation=source.rotation, max_faces=limits.max_faces,
         max_bytes=limits.max_megabytes << 20, max_texture=limits.max_texture,
     )  # fmt: skip
+    if content_digest(folder / source.path, limits.max_megabytes << 20, root=folder) != source.sha256:
+        raise AssetError("changed", "was edited since it was listed; prepare the folder again")
     stage.name = "normalize"
     mesh, placement = normalize(mesh)
     mesh.warnings.extend(check_shape(mesh, config.filters))

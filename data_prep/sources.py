@@ -12,25 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.archives import ARCHIVES, is_hidden, list_members
 from data_prep.content import content_digest
 from data_prep.failures import AssetError, Failure
-from data_prep.files import ARCHIVES, is_inside, list_members
+from data_prep.files import is_inside
+from data_prep.layouts import names_of
 from data_prep.listings import Listed, read_captions, read_manifest
 from data_prep.load import SUFFIXES
-from data_prep.naming import (
-    SPLITS,
-    SplitFractions,
-    default_captions,
-    default_group,
-    spaced,
-    split_of,
-)
+from data_prep.naming import SPLITS, SplitFractions, split_of
 from data_prep.sweethome3d import read_library
 from shapeloom.config import UserError
 
 __all__ = ["SPLITS", "Source", "SplitFractions", "assets_root", "find_sources", "make_sources"]
 
 CAPTIONS_FILE = "captions.csv"
+NAMELESS = "an object"
+"""The caption of an asset of which nothing is known."""
 MANIFESTS = (".csv", ".parquet")
 
 
@@ -66,7 +63,12 @@ class _Found:
     failures: list[Failure] = field(default_factory=list)
 
     def fail(self, path: str, error: AssetError) -> None:
-        self.failures.append(Failure(path, "sources", error.reason, error.message, ""))
+        self.failures.append(Failure(_in_utf8(path), "sources", error.reason, error.message, ""))
+
+
+def _in_utf8(path: str) -> str:
+    """A path as it is, or with escapes for bytes that are no UTF-8."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def assets_root(assets: Path) -> Path:
@@ -128,7 +130,7 @@ def _checked_digest(root: Path, path: str) -> str:
     _check_inside(root, file)
     if file.suffix.lower() not in SUFFIXES:
         raise AssetError("unsupported", f"{file.suffix or 'no suffix'}; supported: {', '.join(SUFFIXES)}")
-    return content_digest(file)
+    return content_digest(file, root=root)
 
 
 def _check_inside(root: Path, file: Path) -> None:
@@ -137,21 +139,24 @@ def _check_inside(root: Path, file: Path) -> None:
 
 
 def _source(path: str, digest: str, listed: Listed, fractions: SplitFractions) -> Source:
-    columns = dict(listed.columns)
-    group = columns.pop("group", "") or default_group(path)
+    columns, names = dict(listed.columns), names_of(path)
+    group = columns.pop("group", "") or names.group
+    warnings, captions = list(listed.warnings), listed.captions or names.captions
+    if not captions:
+        warnings.append(f"has no caption, and its path says nothing of it: called {NAMELESS!r}")
     return Source(
         path=path,
         key=digest[:16],
         sha256=digest,
-        captions=listed.captions or default_captions(path),
-        category=columns.pop("category", "") or spaced(Path(path).parent.name),
+        captions=captions or [NAMELESS],
+        category=columns.pop("category", "") or names.category,
         licence=columns.pop("licence", ""),
         group=group,
         split=columns.pop("split", "") or split_of(group, fractions),
         attributes=columns,
         provenance=listed.provenance or {"source": "folder"},
         rotation=listed.rotation,
-        warnings=listed.warnings,
+        warnings=warnings,
     )
 
 
@@ -161,20 +166,27 @@ def _source(path: str, digest: str, listed: Listed, fractions: SplitFractions) -
 def _walk(folder: Path) -> _Found:
     """Everything below a folder: files, archives, captions; links to folders are failures, not followed."""
     found = _Found()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+    def closed(error: OSError) -> None:
+        place = Path(error.filename).relative_to(folder).as_posix()
+        found.fail(place, AssetError("unreadable", f"a folder that can't be read: {error.strerror}"))
+
+    for parent, folders, files in os.walk(folder, onerror=closed):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in folders:
             if Path(parent, name).is_symlink():
                 message = "is a link to a folder; name that folder itself, or copy it"
                 found.fail(Path(parent, name).relative_to(folder).as_posix(), AssetError("link", message))
         for name in sorted(files):
             path = Path(parent, name).relative_to(folder).as_posix()
-            if name.startswith("."):
+            if is_hidden(name) or not name.lower().endswith((*SUFFIXES, *ARCHIVES)):
                 continue
-            if name.lower().endswith(SUFFIXES):
-                found.listed[path] = Listed()
+            if _in_utf8(path) != path:
+                found.fail(path, AssetError("bad_name", "its path is no UTF-8: rename it"))
             elif name.lower().endswith(ARCHIVES):
                 _add_archive(found, folder, path)
+            else:
+                found.listed[path] = Listed()
     captions, failures = read_captions(folder / CAPTIONS_FILE, set(found.listed))
     found.failures += failures
     for path, entry in captions.items():

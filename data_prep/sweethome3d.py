@@ -8,8 +8,8 @@ library's own `name` and `license`.
 import re
 from pathlib import Path
 
+from data_prep.archives import read_member
 from data_prep.failures import Failure
-from data_prep.files import read_member
 from data_prep.listings import Listed
 from data_prep.naming import group_of_name
 

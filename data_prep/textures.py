@@ -23,28 +23,33 @@ _MAX_TEXELS = 1 << 26
 
 @dataclass
 class Pictures:
-    """Textures by the words with which a material names them, each decoded once."""
+    """Textures by the words with which a material names them, each file decoded once."""
 
     files: Files
     max_texture: int
     warnings: list[str]
     decoded: dict[str, ndarray | None] = field(default_factory=dict)
 
-    def get(self, name: str) -> UInt8[ndarray, "height width 4"] | None:
-        """Texels, or None with a warning. Raises AssetError for a file that may not be read."""
-        if name not in self.decoded:
-            self.decoded[name] = self._decode(name)
-        return self.decoded[name]
+    def get(self, name: str, folder: str | None = None) -> UInt8[ndarray, "height width 4"] | None:
+        """Texels, or None with a warning. Raises AssetError for a file that may not be read.
 
-    def _decode(self, name: str) -> ndarray | None:
+        folder: that names are relative to, as in `Files.get`.
+        """
+        found = self.files.find(name, folder)
+        if found is None:
+            self.files.miss(name)
+            return None
+        if found not in self.decoded:
+            self.decoded[found] = self._decode(found)
+        return self.decoded[found]
+
+    def _decode(self, found: str) -> ndarray | None:
         try:
-            return decode_texture(self.files.get(name), self.max_texture, self.warnings)
+            return decode_texture(self.files.read(found), self.max_texture, self.warnings)
         except (AssetError, MemoryError):
             raise
-        except FileNotFoundError:  # `files` keeps account of them
-            return None
         except Exception as error:  # Pillow's plug-ins raise anything on damaged data
-            self.warnings.append(f"unreadable texture {name} ({type(error).__name__}: {error})")
+            self.warnings.append(f"unreadable texture {found} ({type(error).__name__}: {error})")
             return None
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 import trimesh
 
+from data_prep.archives import read_member
 from data_prep.failures import AssetError
-from data_prep.files import Files, read_member
+from data_prep.files import Files
 from data_prep.load import load_mesh
 from data_prep.naming import clean_caption
 from data_prep.objaverse_cache import ObjaverseConfig, find_objaverse, read_cap3d
