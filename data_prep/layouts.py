@@ -61,6 +61,7 @@ def names_of(path: str) -> Names:
     """
     file = PurePosixPath(path)
     folders = [re.sub(r"\.(zip|sh3f)$", "", name, flags=re.IGNORECASE) for name in file.parts[-2::-1]]
+    folders = [name for name in folders if len(name) > 1]  # letters and digits of a register
     said = [name for name in (file.stem, *folders) if not _is_generic(name)]
     telling = [name for name in said if name in _SYNSETS or not _is_id(name)]
     # A folder `train` may hold the training half, or trains.

@@ -56,7 +56,7 @@ def test_names_that_lead_out_of_an_archive_are_failures(tmp_path):
     sources, failures = find_sources(tmp_path, FRACTIONS)
     assert [s.path for s in sources] == ["a.zip/ok.obj"]
     assert sorted(f.reason for f in failures) == ["outside_folder", "outside_folder", "unsupported"]
-    with pytest.raises(AssetError, match="outside"):
+    with pytest.raises(FileNotFoundError, match="outside"):
         Files(tmp_path / "a.zip/ok.obj", 1 << 20).get("../evil.obj")
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from data_prep.failures import AssetError
 from data_prep.load import load_mesh
 from data_prep.mesh import BLEND, Sampler, base_color
-from data_prep.plain_formats import map_options
+from data_prep.mtl import map_options
 
 OBJ = "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nusemtl m\nf 1/1 2/2 3/3\n"
 

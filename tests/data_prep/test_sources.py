@@ -8,8 +8,6 @@ import pytest
 from data_prep.sources import (
     SplitFractions,
     content_digest,
-    default_captions,
-    default_group,
     find_sources,
     split_of,
 )
@@ -38,20 +36,6 @@ def test_without_captions_names_speak(folder):
     assert sources[1].captions == ["tree", "tree, pack"]
     assert (sources[1].group, sources[1].category) == ("tree", "pack")
     assert failures == []
-
-
-@pytest.mark.parametrize(
-    ("path", "group", "caption"),
-    [
-        ("a/Tree_02.glb", "tree", "tree"),
-        ("a/tree-3 (1).glb", "tree", "tree"),
-        ("a/CommonTree_Dead_Snow_5.glb", "commontree_dead_snow", "common tree dead snow"),
-        ("a/007.glb", "007", "007"),
-    ],
-)
-def test_names_lose_their_numbers(path, group, caption):
-    assert default_group(path) == group
-    assert default_captions(path)[0] == caption
 
 
 def test_captions_file_fills_every_column(folder):
