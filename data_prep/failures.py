@@ -13,7 +13,7 @@ class AssetError(Exception):
         self.reason, self.message = reason, message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A line of quarantine.jsonl."""
 

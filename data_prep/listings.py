@@ -24,7 +24,7 @@ Row = tuple[int, dict[str, str]]
 """Line (CSV) or row (Parquet) number, values by column."""
 
 
-@dataclass
+@dataclass(slots=True)  # there may be a million
 class Listed:
     """What is said of one path."""
 

@@ -14,14 +14,13 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image
 
+from data_prep.faces import plain_look
 from data_prep.files import Files
 from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
 from data_prep.obj_text import decode
-from data_prep.parts import Look
+from data_prep.parts import DEFAULT_GREY, Look
 from data_prep.textures import Pictures
 
-DEFAULT_GREY = float(srgb_to_linear(np.array(0.8)))
-"""Of surfaces without any colour (glTF's default is white)."""
 STRAIGHT = np.array([[1.0, 1], [0, 0]])
 """Scale and offset of texture coordinates that are used as they are."""
 
@@ -150,7 +149,8 @@ def map_options(words: str) -> tuple[str, Sampler, Float[ndarray, "2 2"]]:
 def surface(material: Material | None, pictures: Pictures) -> Surface:
     """How a material looks; None is one that the file doesn't have."""
     if material is None:
-        return Surface(Look(np.array([DEFAULT_GREY] * 3 + [1])), Look(np.array([DEFAULT_GREY] * 3 + [1])))
+        grey = plain_look(colored=False)
+        return Surface(grey, grey)
     diffuse, opacity = material.color("kd"), material.opacity()
     plain = _tinted(np.full(3, DEFAULT_GREY) if diffuse is None else diffuse, opacity)
     textured, transform = _pictured(material, ("map_kd", "map_ka"), pictures)

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from data_prep.colliders import Shape, find_colliders, suspicious
+from data_prep.faces import linear_color, say_lost
 from data_prep.failures import AssetError
 from data_prep.files import Files
-from data_prep.mesh import srgb_to_linear
-from data_prep.mtl import DEFAULT_GREY, Surface, find_libraries, read_materials, surface
+from data_prep.mtl import Surface, find_libraries, read_materials, surface
 from data_prep.obj_text import Lines, library_names, read_faces, read_rows, split_lines
-from data_prep.parts import Look, Part
+from data_prep.parts import DEFAULT_GREY, Look, Part
 from data_prep.polygons import triangulate
 from data_prep.textures import Pictures
 
@@ -64,7 +64,7 @@ def obj_parts(
     unique = list(dict.fromkeys(names))
     number = {name: place for place, name in enumerate(unique)}
     material = np.array([number[name] for name in names])[np.searchsorted(uses, model.lines)]
-    placed = (model.corners[:, :, 1] >= 0).all(axis=1)
+    placed: ndarray = np.all(model.corners[:, :, 1] >= 0, axis=1)
     order = np.argsort(material * 2 + placed, kind="stable")
     cuts = np.flatnonzero(np.diff((material * 2 + placed)[order])) + 1
     looks: dict[int, Surface] = {}
@@ -121,9 +121,9 @@ def _check(
         return np.bincount(owner[bad], minlength=len(sizes)) > 0
 
     broken = faces_with((corners[:, 0] < 0) | (corners[:, 0] >= counts[0])) & ~odd
-    for bad, why in ((odd, "are no references to vertices"), (broken, "name vertices that are not there")):
-        if num := bad.sum():
-            warnings.append(f"left out {num} of {len(sizes)} faces, which {why}")
+    say_lost(warnings, int(odd.sum()), len(sizes), "they are no references to vertices")
+    reason = f"they name vertices beyond the {counts[0]} there are"
+    say_lost(warnings, int(broken.sum()), len(sizes), reason)
     for column, name in ((1, "texture coordinates"), (2, "normals")):
         lost = (corners[:, column] < -1) | (corners[:, column] >= counts[column])
         if num := (faces_with(lost) & ~broken & ~odd).sum():
@@ -135,17 +135,18 @@ def _check(
 def _vertex_colors(
     lines: Lines, rows: Float[ndarray, "vertices _"], counts: Int[ndarray, " vertices"]
 ) -> Float[ndarray, "vertices 3"] | None:
-    srgb = np.full((len(rows), 3), np.nan)
+    srgb, known = np.zeros((len(rows), 3)), np.zeros(len(rows), bool)
     if rows.shape[1] >= 6:
-        srgb[counts >= 6] = rows[counts >= 6, 3:6]
-        srgb /= 255 if np.nanmax(srgb, initial=0) > 1 else 1
+        known = counts >= 6
+        srgb[known] = rows[known, 3:6]
     elif blocks := lines.statements("#MRGB")[0]:
         digits = "".join("".join(re.findall("[0-9a-fA-F]{8}", block)) for block in blocks)
         words = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 4)[: len(rows)]
+        known[: len(words)] = True
         srgb[: len(words)] = words[:, 1:] / 255  # in front of them stands the mask
     else:
         return None
-    return srgb_to_linear(np.clip(srgb, 0, 1))
+    return np.where(known[:, None], linear_color(srgb)[:, :3], np.nan)
 
 
 def _leave_out_colliders(

@@ -166,7 +166,7 @@ def _from_string(text: bytes, count: int, dtype: type) -> ndarray | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of text that ends before its end
         try:
-            values = np.fromstring(text, dtype, sep=" ")
+            values: ndarray = np.fromstring(text, dtype, sep=" ")
         except ValueError:
             return None
     return values if len(values) == count else None
