@@ -63,7 +63,7 @@ def names_of(path: str) -> Names:
     folders = [re.sub(r"\.(zip|sh3f)$", "", name, flags=re.IGNORECASE) for name in file.parts[-2::-1]]
     folders = [name for name in folders if len(name) > 1]  # letters and digits of a register
     said = [name for name in (file.stem, *folders) if not _is_generic(name)]
-    telling = [name for name in said if name in _SYNSETS or not _is_id(name)]
+    telling = [name for name in said if name in _SYNSETS or tells(name)]
     # A folder `train` may hold the training half, or trains.
     telling = [n for n in telling if n == file.stem or n.lower() not in _SPLIT_FOLDERS] or telling
     words = [_SYNSETS.get(name) or _words(name) for name in telling]
@@ -72,6 +72,11 @@ def names_of(path: str) -> Names:
     if _is_id(first):
         return Names(captions, "".join(words[:1]), first.lower())
     return Names(captions, "".join(words[1:2]), group_of_name(first))
+
+
+def tells(name: str) -> bool:
+    """Whether a name says anything of what it names, unlike `Untitled 3`, `textured_mesh` and ids."""
+    return not _is_generic(name) and not _is_id(name)
 
 
 def _is_generic(name: str) -> bool:

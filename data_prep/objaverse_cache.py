@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from data_prep.failures import Failure
+from data_prep.layouts import names_of, tells
 from data_prep.listings import Listed
 from data_prep.load import SUFFIXES
 from data_prep.naming import SplitFractions, group_of_name
@@ -140,16 +141,17 @@ def _version_1(config: ObjaverseConfig, wanted: list[str]) -> tuple[dict[str, Li
 def _annotated(uid: str, annotation: dict[str, Any], category: str) -> Listed:
     listed = Listed()
     name = str(annotation.get("name") or "")
-    listed.add_caption(name)
+    if tells(name):
+        listed.add_caption(name)
     tags = ", ".join(str(tag.get("name", "")) for tag in annotation.get("tags", [])[:6])
     if tags:
-        listed.add_caption(f"{name}, {tags}")
+        listed.add_caption(f"{name}, {tags}" if tells(name) else tags)
     own = [str(entry.get("name", "")) for entry in annotation.get("categories", [])]
     listed.columns = {
         "category": category or next(iter(own), ""),
         "licence": str(annotation.get("license") or ""),
-        # The file is named by its uid, which says nothing.
-        "group": group_of_name(name) or uid,
+        # The file is named by its uid; a hundred things called "Untitled" have nothing in common.
+        "group": group_of_name(name) if tells(name) else uid,
     }
     user = annotation.get("user") or {}
     facts = {"creator": user.get("username"), "url": annotation.get("viewerUrl"), "title": name}
@@ -195,8 +197,11 @@ def _xl_name(row: dict[str, Any]) -> str:
 def _xl_listed(row: dict[str, Any]) -> Listed:
     identifier = str(row["fileIdentifier"])
     listed = Listed()
-    listed.add_caption(identifier.rpartition("/")[2])
-    listed.columns = {"licence": str(row.get("license") or ""), "group": group_of_name(Path(identifier).stem)}
+    _, in_repository, path = identifier.partition("/blob/")  # and the commit, on GitHub
+    names = names_of(path.partition("/")[2] if in_repository else identifier.rpartition("/")[2])
+    for caption in names.captions:
+        listed.add_caption(caption)
+    listed.columns = {"licence": str(row.get("license") or ""), "group": names.group}
     listed.provenance = {
         "source": "objaverse-xl", "id": str(row["sha256"]), "from": str(row["source"]), "url": identifier,
     }  # fmt: skip

@@ -269,7 +269,7 @@ def test_objaverse_xl_uses_files_that_are_there(tmp_path):
     (source,), failures = find_objaverse(
         ObjaverseConfig(uids=tmp_path / "uids.txt", cache=tmp_path, xl=True), FRACTIONS
     )
-    assert (source.path, source.captions, source.licence) == ("aa.stl", ["red chair 2"], "MIT")
+    assert (source.path, source.captions, source.licence) == ("aa.stl", ["red chair"], "MIT")
     assert source.provenance["url"].endswith("Red_Chair_2.stl")
     assert {f.path: f.reason for f in failures} == {"cc": "missing", "bb.fbx": "unsupported"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.build import listing_warnings
-from data_prep.layouts import names_of
+from data_prep.layouts import names_of, tells
 from data_prep.sources import NAMELESS, SplitFractions, find_sources
 
 UID = "3f2a10c4b5d94e7fa1b2c3d4e5f60718"
@@ -41,6 +41,11 @@ UID = "3f2a10c4b5d94e7fa1b2c3d4e5f60718"
 def test_names_that_say_nothing_are_passed_over(path, captions, category, group):
     names = names_of(path)
     assert (names.captions, names.category, names.group) == (captions, category, group)
+
+
+def test_titles_that_say_nothing_are_known():
+    assert not any(map(tells, ["", "Untitled", "Scene (3)", "model_v2 FINAL", "Textured Mesh", "0123", UID]))
+    assert all(map(tells, ["Old Mug 0", "a", "scene of a crime", "\u6905\u5b50", "ModelT", "R2D2"]))
 
 
 def box(x: float) -> str:
