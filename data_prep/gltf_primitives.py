@@ -30,7 +30,7 @@ def read_primitive(
     if mode not in (_TRIANGLES, _STRIP, _FAN):
         materials.warn("left out lines and points: they are no surface")
         return None
-    columns = _Columns(gltf, primitive)
+    columns = Columns(gltf, primitive)
     vertices = columns.get("POSITION")
     if vertices is None or not len(vertices):
         materials.warn("left out a primitive without positions")
@@ -58,7 +58,7 @@ def read_primitive(
     return Part(vertices, faces, surface.look, normals=normals, color=color, uv=uv)
 
 
-class _Columns:
+class Columns:
     """A primitive's attributes by name, whether packed by Draco or not."""
 
     def __init__(self, gltf: Gltf, primitive: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def _faces(gltf: Gltf, primitive: dict[str, Any], mode: int, count: int) -> Int[
 
 
 def _skin(
-    columns: _Columns, joints: Float[ndarray, "joints 4 4"], count: int
+    columns: Columns, joints: Float[ndarray, "joints 4 4"], count: int
 ) -> Float[ndarray, "vertices 4 4"]:
     """Each vertex's weighted mean of joint matrices (section 3.7.3.3); a joint without weight may be any."""
     blend, total = np.zeros((count, 4, 4)), np.zeros((count, 1, 1))

@@ -113,7 +113,7 @@ def _property(name: str, value: str, order: str | None, count: str | None = None
 
 
 class _Text:
-    """A body of numbers between blanks: a row a line if there are as many of both, else as many as it takes."""
+    """A body of numbers between blanks: a row a line if there are as many of both, else all in one."""
 
     def __init__(self, body: bytes, num_rows: int) -> None:
         self.values, self.at, self.line = numbers(body), 0, 0
@@ -233,7 +233,7 @@ class _Binary:
             for prop, reader in zip(properties, readers, strict=True):
                 length = 1
                 if reader is not None and at + reader.size <= size:
-                    length = _length(reader.unpack_from(self.body, at)[0], prop)
+                    length = _length(float(reader.unpack_from(self.body, at)[0]), prop)
                     at += reader.size
                 found.append((at, length))
                 at += length * prop.dtype.itemsize

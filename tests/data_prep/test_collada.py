@@ -59,7 +59,8 @@ def document(geometries: str, nodes: str, *, shader=RED, parameters="", more="",
         f"<up_axis>Z_UP</up_axis></asset><library_images>{images}</library_images><library_effects>"
         f'<effect id="e"><profile_COMMON>{parameters}<technique sid="t">{shader}</technique></profile_COMMON>'
         '</effect></library_effects><library_materials><material id="mm"><instance_effect url="#e"/>'
-        f"</material></library_materials><library_geometries>{geometries}</library_geometries>{more}<library_visual_scenes>"
+        f"</material></library_materials><library_geometries>{geometries}</library_geometries>{more}"
+        "<library_visual_scenes>"
         f'<visual_scene id="vs">{nodes}</visual_scene></library_visual_scenes>{shown}</COLLADA>'
     )
 
