@@ -365,11 +365,10 @@ def write_cases(root: Path, num: int, seed: int) -> Path:
         folder.mkdir(parents=True)
         kind(folder, np.random.default_rng([seed, number]))
         _tell_apart(folder, number)
-    for place in (root, assets):
-        Image.new("RGB", (4, 4), (1, 2, 3)).save(place / "secret.png")
-        (place / "secret.bin").write_bytes(bytes(36))
-        (place / "secret.mtl").write_bytes(b"newmtl m\nKd 1 0 0\n")
-        (place / "secret.dtd").write_bytes(b"")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(root / "secret.png")
+    (root / "secret.bin").write_bytes(bytes(36))
+    (root / "secret.mtl").write_bytes(b"newmtl m\nKd 1 0 0\n")
+    (root / "secret.dtd").write_bytes(b"")
     with zipfile.ZipFile(root / "secret.zip", "w") as archive:
         archive.writestr("a.obj", _TRIANGLE + b"f 1 2 3\n")
     return assets

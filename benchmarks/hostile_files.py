@@ -1,7 +1,7 @@
 """python -m benchmarks.hostile_files [--num 500]: does any of 500 hostile assets harm who prepares them?
 
 Each asset is prepared in a process of its own with limits on CPU time and memory and an audit hook that notes
-every file opened outside the asset's folder, every file written, process started and address connected to.
+every file opened outside the assets' folder, every file written, process started and address connected to.
 Sources are found under the same hook. Ends with an error unless every asset is accounted for, nothing was
 crashed, no limit reached and nothing touched.
 """
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks.hostile_assets import good_files, write_cases
-from data_prep.failures import Failure
 from data_prep.archives import split_archive
+from data_prep.failures import Failure
 from data_prep.pipeline import DataConfig, try_asset
 from data_prep.sources import Source, SplitFractions, find_sources
 
@@ -105,7 +105,7 @@ def _attempt(source: Source, folder: Path, config: DataConfig) -> dict[str, Any]
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     archive, _ = split_archive(folder / source.path)
-    own = archive or (folder / source.path).parent
+    own = archive or folder
     watch = Watch((os.path.realpath(own),))
     watch.start()
     outcome = try_asset(source, folder, config)

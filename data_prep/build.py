@@ -75,20 +75,24 @@ def listing_warnings(sources: Sequence[Source], fractions: SplitFractions) -> li
     """What a user should know of splits and captions before the work begins."""
     counts, groups = Counter(source.split for source in sources), {source.group for source in sources}
     empty = [name for name, share in fractions.model_dump().items() if share and not counts[name]]
+    held = f"{_plural(len(sources), 'asset')} in {_plural(len(groups), 'group')}"
     advice = "splits go by group: name `group` or `split` in captions.csv, or set splits.*"
     warnings = []
     if len(counts) == 1 and empty:
-        formed = f"one group, {min(groups)!r}" if len(groups) == 1 else f"{len(groups)} groups"
-        warnings.append(f"All {len(sources)} assets, {formed}, are in the split {min(counts)}; {advice}")
+        warnings.append(f"Everything, {held}, is in the split {min(counts)}; {advice}")
     elif empty:
         which = f"split {empty[0]} is" if len(empty) == 1 else f"splits {', '.join(empty)} are"
-        warnings.append(f"The {which} empty, with {len(sources)} assets in {len(groups)} groups; {advice}")
+        warnings.append(f"The {which} empty, with {held}; {advice}")
     if nameless := sum(source.captions == [NAMELESS] for source in sources):
         warnings.append(
             f"{nameless} of {len(sources)} assets have no caption and no telling name, and are called "
             f"{NAMELESS!r}; write captions.csv to caption them"
         )
     return warnings
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry: bool) -> Run:

@@ -44,8 +44,6 @@ class Files:
     """What the asset named in vain, with the reason if that isn't plain."""
     notes: list[str] = field(default_factory=list)
     """What was found elsewhere than where it was named."""
-    refused: list[AssetError] = field(default_factory=list)
-    """Errors of `get`, for callers whose libraries swallow them."""
 
     def __post_init__(self) -> None:
         self._outside = False
@@ -81,14 +79,10 @@ class Files:
 
     def read(self, found: str) -> bytes:
         """Bytes of what `find` has found."""
-        try:
-            if self.archive is not None:
-                return read_member(self.archive, found, self.max_bytes)
-            assert self.root is not None
-            return _read(self.root / found, self.max_bytes)
-        except AssetError as error:
-            self.refused.append(error)
-            raise
+        if self.archive is not None:
+            return read_member(self.archive, found, self.max_bytes)
+        assert self.root is not None
+        return _read(self.root / found, self.max_bytes)
 
     def find(self, name: str, folder: str | None = None) -> str | None:
         """Where the named file is, relative to the root or archive; None if there is none."""

@@ -135,8 +135,8 @@ class Materials:
             if error.reason != "unreadable" and (alone or error.reason != "unsupported"):
                 raise
             self.warn(f"unreadable texture {source} ({error.message})")
-        except FileNotFoundError as error:
-            self.warn(f"missing file {error}")
+        except FileNotFoundError:  # `files` keeps account of them
+            pass
         except Exception as error:  # Pillow's plug-ins raise anything on damaged data
             self.warn(f"unreadable texture {source} ({type(error).__name__}: {error})")
         return None

@@ -76,13 +76,12 @@ def test_absent_names_are_said(tmp_path):
 def test_a_split_that_is_empty_or_holds_everything_is_said_before_the_work(tmp_path):
     sources, _ = find_sources(folder(tmp_path, [f"cup_{n}.obj" for n in range(3)]), SplitFractions())
     (warning,) = listing_warnings(sources, SplitFractions())
-    assert warning.startswith(
-        f"All 3 assets, one group, 'cup', are in the split {sources[0].split}; splits go by"
-    )
+    where = f"Everything, 3 assets in 1 group, is in the split {sources[0].split}; splits go by group"
+    assert warning.startswith(where)
     only = sources[0].split
     shares = dict.fromkeys(("train", "val", "test", "judge"), 0.0) | {only: 1.0}
     assert listing_warnings(sources, SplitFractions(**shares)) == []  # as it was asked for
     (tmp_path / "captions.csv").write_text("path,split\ncup_0.obj,train\ncup_1.obj,test\ncup_2.obj,judge\n")
     sources, _ = find_sources(tmp_path, SplitFractions())
     (warning,) = listing_warnings(sources, SplitFractions())
-    assert warning.startswith("The split val is empty, with 3 assets in 1 groups")
+    assert warning.startswith("The split val is empty, with 3 assets in 1 group;")
