@@ -113,12 +113,10 @@ def _primitive(
     color, normal, uv = (
         _column(document, sources, key, rows) for key in (("COLOR", 0), ("NORMAL", 0), channel)
     )
-    faces, vertices, normals = triangles.faces, positions, None
-    if normal is not None:
-        faces, vertices, normals = _split(positions, faces, normal, rows)
     tint = None if color is None else linear_color(color.values)
     return Part(
-        vertices, faces, surface.look(tint), normals=normals,
+        positions, triangles.faces, surface.look(tint),
+        corner_normals=None if normal is None else normal.values[rows[..., normal.offset], :3],
         color=None if color is None or tint is None else tint[rows[..., color.offset]],
         uv=None if uv is None else uv.values[:, :2].astype(np.float32)[rows[..., uv.offset]],
     )  # fmt: skip
@@ -223,12 +221,3 @@ def _column(
         return _Column(offset, values)
     document.warn(f"left out {key[0]}: it has no value for some corners")
     return None
-
-
-def _split(
-    positions: ndarray, faces: Int[ndarray, "faces 3"], normal: _Column, rows: Int[ndarray, "faces 3 width"]
-) -> tuple[ndarray, ndarray, ndarray]:
-    """Faces and vertices anew, one vertex for each pair of a place and a normal; and the normals."""
-    num = len(normal.values)
-    pairs, index = np.unique(faces * num + rows[..., normal.offset], return_inverse=True)
-    return index.reshape(faces.shape), positions[pairs // num], normal.values[pairs % num, :3]

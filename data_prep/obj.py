@@ -122,6 +122,8 @@ def _check(
         return np.bincount(owner[bad], minlength=len(sizes)) > 0
 
     broken = faces_with((corners[:, 0] < 0) | (corners[:, 0] >= counts[0])) & ~odd
+    thin = (sizes < 3) & ~odd & ~broken
+    say_lost(warnings, int(thin.sum()), len(sizes), "they have fewer than three corners")
     say_lost(warnings, int(odd.sum()), len(sizes), "they are no references to vertices")
     reason = f"they name vertices beyond the {counts[0]} there are"
     say_lost(warnings, int(broken.sum()), len(sizes), reason)
@@ -130,7 +132,7 @@ def _check(
         if num := (faces_with(lost) & ~broken & ~odd).sum():
             warnings.append(f"{num} of {len(sizes)} faces name {name} that are not there")
         corners[lost, column] = -1
-    return ~broken & ~odd
+    return ~broken & ~odd & ~thin
 
 
 def _vertex_colors(

@@ -58,8 +58,8 @@ class Lines:
         text = self.text[self.starts[first] : self.ends[last] + 1]
         text = text.copy() if kept.all() else text[np.repeat(kept, lengths)]
         starts = np.cumsum(lengths[kept]) - lengths[kept]
-        for place in range(skip):
-            text[starts + place] = 32
+        for place in range(skip):  # of a bare keyword the line's end stays
+            text[starts + np.minimum(place, lengths[kept] - 2)] = 32
         if _HASH in text:
             data = re.sub(rb"[ \t]#[^\n]*", b"", text.tobytes())
             text = np.frombuffer(data, np.uint8).copy()
