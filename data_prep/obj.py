@@ -1,7 +1,7 @@
 """OBJ files to parts, one for each material and whether its faces have texture coordinates.
 
-Polygons are triangulated; lines and points, faces of two corners among them, are left out. What can't be read
-costs its own faces and a warning.
+Polygons are triangulated; lines (as which some programs write faces of two corners) and points are no surface.
+What can't be read costs its own faces and a warning.
 Vertex colours are read as rows of six numbers (0 to 1 or 255) and as ZBrush's `#MRGB` comments, and multiply
 the material's `Kd`. Source: "Object files (.obj)", Appendix B1 of Wavefront's Advanced Visualizer manual.
 """
@@ -122,8 +122,8 @@ def _check(
         return np.bincount(owner[bad], minlength=len(sizes)) > 0
 
     broken = faces_with((corners[:, 0] < 0) | (corners[:, 0] >= counts[0])) & ~odd
-    thin = (sizes < 3) & ~odd & ~broken
-    say_lost(warnings, int(thin.sum()), len(sizes), "they have fewer than three corners")
+    bare = (sizes < 2) & ~odd & ~broken
+    say_lost(warnings, int(bare.sum()), len(sizes), "they have fewer than two corners")
     say_lost(warnings, int(odd.sum()), len(sizes), "they are no references to vertices")
     reason = f"they name vertices beyond the {counts[0]} there are"
     say_lost(warnings, int(broken.sum()), len(sizes), reason)
@@ -132,7 +132,7 @@ def _check(
         if num := (faces_with(lost) & ~broken & ~odd).sum():
             warnings.append(f"{num} of {len(sizes)} faces name {name} that are not there")
         corners[lost, column] = -1
-    return ~broken & ~odd & ~thin
+    return ~broken & ~odd & ~bare
 
 
 def _vertex_colors(

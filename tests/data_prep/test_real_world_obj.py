@@ -155,7 +155,7 @@ def test_polygons_of_one_width_in_words_are_told_apart(tmp_path):
     ("f 1 2 -99\nf 0 1 2\n", "left out 2 of 8 faces: they name vertices"),
     ("f 1.0 2.0 3.0\n", "left out 1 of 7 faces: they are no references"),
     ("f one two three\nf 1 2 -\n", "left out 2 of 8 faces: they are no references"),
-    ("f\nf 1 2\n", "left out 2 of 8 faces: they have fewer than three corners"),
+    ("f\nf 1\n", "left out 2 of 8 faces: they have fewer than two corners"),
     ("f 1/9 2/9 3/9\n", "1 of 7 faces name texture coordinates that are not there"),
     ("f 1//9 2//9 3//9\n", "1 of 7 faces name normals that are not there"),
     ("curv 0 1 1 2\nsurf 0 1 0 1 1 2 3 4\n", "left out 1 free-form surfaces"),
