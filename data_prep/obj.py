@@ -1,7 +1,7 @@
 """OBJ files to parts, one for each material and whether its faces have texture coordinates.
 
-Polygons are triangulated; lines (as which some programs write faces of two corners) and points are no surface.
-What can't be read costs its own faces and a warning.
+Polygons are triangulated; lines (as which some programs write faces of two corners) and points are no
+surface. What can't be read costs its own faces and a warning.
 Vertex colours are read as rows of six numbers (0 to 1 or 255) and as ZBrush's `#MRGB` comments, and multiply
 the material's `Kd`. Source: "Object files (.obj)", Appendix B1 of Wavefront's Advanced Visualizer manual.
 """

@@ -11,7 +11,8 @@ from PIL import Image
 from data_prep.content import content_digest
 from data_prep.failures import AssetError
 from data_prep.load import load_mesh
-from data_prep.mesh import Mesh, base_color, face_crosses, linear_to_srgb
+from data_prep.mesh import Mesh, base_color, linear_to_srgb
+from shapeloom.surfaces import face_crosses
 
 CORNERS = [(x, y, z) for z in (0, 3) for y in (0, 2) for x in (0, 1)]
 SIDES = [(0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5)]
