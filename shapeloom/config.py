@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
+from shapeloom.troubles import explain
+
 
 class UserError(ValueError):
     """A user's mistake. Its text is one paragraph: what was expected, what came, and what to do."""
@@ -138,12 +140,21 @@ def parse_stage(
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a stage; a UserError becomes one paragraph on stderr and exit code 2 instead of a traceback."""
+    """Runs a stage; what the user or the world is to blame for becomes one paragraph on stderr, no traceback.
+
+    Exit code 2 for a UserError, 1 for a full disk, a lost file, exhausted memory and the like.
+    """
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         raise SystemExit(2) from None
+    except Exception as error:
+        text = explain(error)
+        if text is None:  # a bug, for which the traceback is
+            raise
+        sys.stderr.write(f"\nerror: {text}\n")
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Run the same command again to go on from here.\n")
         raise SystemExit(130) from None

@@ -83,7 +83,7 @@ def test_curves_of_a_killed_run_lose_what_will_be_written_again(tmp_path: Path) 
         run.scalars(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed here
-    run.drop_scalars_after(3)
+    run.start_from(3)
     run.scalars(4, {"loss": 0.0})
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
