@@ -8,9 +8,9 @@ and no code, whoever wrote them. All that anything else loads is `weights.safete
 """
 
 import errno
-import json
 import os
 import pickle
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -31,12 +31,12 @@ from shapeloom.distributed import (
     save_engine,
 )
 from shapeloom.log import get_logger
+from shapeloom.records import RECORD, checkpoint_problem, write_record
 from shapeloom.storage import file_digest, read_json, write_atomic
 from shapeloom.troubles import is_no_room
 
 log = get_logger("checkpoint")
 KEEP = 2
-RECORD = "record.json"
 UNIVERSAL = "-universal"
 """Ends the name of a checkpoint of ZeRO 1-3 that was made fit for any number of processes."""
 
@@ -62,19 +62,10 @@ def save_state(
         raise
     barrier(world)
     if world.is_main:
-        _write_record(state / tag, {"step": step, "world_size": world.size})
+        write_record(state / tag, {"step": step, "world_size": world.size})
         write_atomic(state / "latest", tag)
         _remove_old(state, step, healthy_until)
     barrier(world)
-
-
-def _write_record(folder: Path, facts: dict[str, Any]) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, file_digest(path)]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    write_atomic(folder / RECORD, json.dumps({**facts, "files": files}, indent=1))
 
 
 def _remove_old(state: Path, step: int, healthy_until: int) -> None:
@@ -90,26 +81,6 @@ def _remove_old(state: Path, step: int, healthy_until: int) -> None:
 def _step(path: Path) -> int:
     number = path.name.removesuffix(UNIVERSAL)
     return int(number) if number.isdigit() else -1
-
-
-def checkpoint_problem(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, reading all of them; None for a sound one."""
-    if not (folder / RECORD).is_file():
-        # Before there were records, this was written last.
-        return None if (folder / "world_size").is_file() else "it was never finished"
-    try:
-        files = read_json(folder / RECORD, advice="")["files"]
-    except (UserError, KeyError):
-        return f"its {RECORD} is damaged"
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes in place of {size}"
-        if file_digest(path) != digest:
-            return f"{name} isn't what was written (another digest)"
-    return None
 
 
 def choose_state(folder: Path, world: World, *, until: int | None = None) -> str | None:
@@ -179,12 +150,18 @@ def prepare_state(folder: Path, tag: str | None, zero_stage: int, world: World) 
     if written_for == world.size:
         return tag
     converted = f"{tag}{UNIVERSAL}"
+    problem = ""
     if world.is_main:
         shutil.rmtree(state / converted, ignore_errors=True)
-        convert_checkpoint(state, tag, converted)
-        _write_record(state / converted, {"step": _step(state / tag), "world_size": None})
-        write_atomic(state / "latest", converted)
-    barrier(world)
+        try:
+            convert_checkpoint(state, tag, converted)
+        except pickle.UnpicklingError as error:
+            problem = _not_numbers(state / tag, error)
+        else:
+            write_record(state / converted, {"step": _step(state / tag), "world_size": None})
+            write_atomic(state / "latest", converted)
+    if problem := from_main(problem, world):
+        raise UserError(problem)
     return converted
 
 
@@ -195,20 +172,25 @@ def _world_size(folder: Path) -> int:
 
 
 def load_state(engine: Any, folder: Path, tag: str, world: World) -> dict[str, Any]:
-    """Loads a checkpoint and returns its facts; raises UserError if it isn't one of this training's."""
+    """Loads a checkpoint and returns its facts; raises UserError if it holds more than numbers."""
     facts: dict[str, Any] = {}
     problem = ""
     try:
         facts = load_engine(engine, folder / "state", tag)
     except pickle.UnpicklingError as error:
-        problem = (
-            f"{folder / 'state' / tag} holds more than numbers, which no checkpoint of Shapeloom does, so "
-            f"it wasn't loaded: it could run code ({str(error).splitlines()[0]}). Delete {folder / 'state'} "
-            "to train from the beginning."
-        )
+        problem = _not_numbers(folder / "state" / tag, error)
     if any_process(bool(problem), world):
-        raise UserError(problem or f"another process could not load {folder / 'state' / tag}.")
+        raise UserError(problem or f"Another process could not load {folder / 'state' / tag}.")
     return facts
+
+
+def _not_numbers(checkpoint: Path, error: Exception) -> str:
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    what = f" (it asks for {found[1]})" if found else ""
+    return (
+        f"{checkpoint} holds more than numbers{what}, so it could run code and wasn't loaded. No checkpoint "
+        f"of Shapeloom does. Delete {checkpoint.parent} to train from the beginning."
+    )
 
 
 def extra_weights(decay: float) -> str:

@@ -7,6 +7,7 @@ the deepspeed launcher and Slurm (srun) are recognised by the variables that the
 import atexit
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -28,9 +29,10 @@ from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils.tensor_fragment import fragment_address
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_CHECKPOINT_CLASSES: list[Any] = [LossScaler, ZeroStageEnum]
+_CHECKPOINT_CLASSES: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed's checkpoints hold beside tensors and Python's own containers: numbers, no code."""
 
 
@@ -214,6 +216,8 @@ def convert_checkpoint(folder: Path, tag: str, to: str) -> None:
     arguments = ["--input_folder", str(folder / tag), "--output_folder", str(folder / to)]
     command = [sys.executable, "-c", _CONVERT, *arguments, "--inject_missing_state"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "UnpicklingError" in done.stderr:
+        raise pickle.UnpicklingError(f"{folder / tag} holds more than numbers")
     if done.returncode:
         raise RuntimeError(f"DeepSpeed could not convert {folder / tag}:\n{done.stderr[-2000:]}")
 

@@ -52,11 +52,12 @@ class Health:
     def see(self, step: int, loss: float, rate: float) -> None:
         """Takes note of a step's loss; warns when it has run away, and when it is back."""
         self._recent.append(loss)
+        if self._start is None or self._lowest is None:
+            # The first loss is of weights that no step has changed yet; the tenth may have run away already.
+            self._start, self._lowest = loss, (loss, step)
         if len(self._recent) < WINDOW:
             return
         mean = fmean(self._recent)
-        if self._start is None or self._lowest is None:
-            self._start, self._lowest = mean, (mean, step)
         limit = max(ABOVE_START * self._start, ABOVE_LOWEST * self._lowest[0])
         if self.diverged:
             assert self.divergence is not None
