@@ -1,9 +1,9 @@
 """python -m benchmarks.drill_disks [STAGE ...]: every stage on a disk that fills up, at 20 places.
 
 The stage writes to a file system of its own (tmpfs, so this wants root), whose size is a random share of
-what the stage writes in all. When it has failed, the disk gets its space and the same command is given again: every
-file must then have the bytes of a run that met no trouble, and what was told must name the disk. At last the
-disk is mounted read-only.
+what the stage writes in all. When it has failed, the disk gets its space and the command is given again:
+every file must then have the bytes of a run that met no trouble, and what was told must name the disk.
+At last the disk is mounted read-only.
 """
 
 import argparse

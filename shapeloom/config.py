@@ -6,6 +6,7 @@ holds differences. Unknown keys, wrong types and values out of range are refused
 
 import argparse
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,11 +140,18 @@ def parse_stage(
     return load_config(cls, arguments.config, overrides), Path(arguments.out), arguments
 
 
+def _end_of_thread(end: threading.ExceptHookArgs) -> None:
+    """Tells of bugs alone: what ends TensorBoard's thread is raised in the main one, at its next call."""
+    if end.exc_value is None or explain(end.exc_value) is None:
+        threading.__excepthook__(end)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs a stage; what the user or the world is to blame for becomes one paragraph on stderr, no traceback.
 
     Exit code 2 for a UserError, 1 for a full disk, a lost file, exhausted memory and the like.
     """
+    threading.excepthook = _end_of_thread
     try:
         main()
     except UserError as error:

@@ -194,11 +194,10 @@ def save_engine(engine: Any, folder: Path, tag: str, facts: dict[str, Any]) -> N
 
 
 _CONVERT = """
-import runpy, sys
+from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
 from shapeloom.distributed import allow_checkpoints
 allow_checkpoints()
-sys.argv[0] = "ds_to_universal"
-runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
+main(parse_arguments())
 """
 
 

@@ -14,9 +14,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 NAME = ".lock"
@@ -118,6 +120,13 @@ def acquire(folder: Path) -> FolderLock:
         return known
     _held[folder.resolve()] = lock = FolderLock(folder, holder)
     return lock
+
+
+def named_folder(words: Sequence[str]) -> Path | None:
+    """The --out among a stage's options; None if there is none, and for a URL."""
+    found = [b for a, b in pairwise(words) if a == "--out"]
+    found += [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
+    return Path(found[-1]) if found and "://" not in found[-1] else None
 
 
 def refusal(folder: Path) -> str | None:
@@ -241,3 +250,10 @@ def _started(pid: int) -> str | None:
     except PermissionError:
         pass
     return ""
+
+
+if __name__ == "__main__":  # of launch/torchrun.sh, before it starts anything: locks.py STAGE OPTION ...
+    folder = named_folder(sys.argv[2:])
+    text = folder and refusal(folder)
+    if text:
+        sys.exit(f"\nerror: {text}")

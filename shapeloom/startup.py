@@ -11,10 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
-from shapeloom.locks import refusal
+from shapeloom.locks import named_folder, refusal
 
 STAGES = {"data_prep", "encoder", "prior", "sampling", "eval"}
 _PR_SET_PDEATHSIG = 1
@@ -39,12 +38,8 @@ def output_folder(argv: Sequence[str]) -> Path | None:
     words = list(argv)
     if "-m" not in words[:-1]:
         return None
-    after = words[words.index("-m") + 1 :]
-    if after[0].partition(".")[0] not in STAGES:
-        return None
-    found = [b for a, b in pairwise(after) if a == "--out"]
-    found += [word.removeprefix("--out=") for word in after if word.startswith("--out=")]
-    return Path(found[-1]) if found and "://" not in found[-1] else None
+    stage, *after = words[words.index("-m") + 1 :]
+    return named_folder(after) if stage.partition(".")[0] in STAGES else None
 
 
 def end_with_parent() -> None:

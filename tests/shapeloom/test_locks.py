@@ -120,6 +120,16 @@ def test_a_second_command_says_so_before_torch_is_imported(tmp_path: Path, other
         assert "| torch" not in done.stderr and "pydantic" not in done.stderr
 
 
+def test_the_launcher_says_so_before_it_starts_anything(tmp_path: Path, other: Holder) -> None:
+    leave(tmp_path, other)
+    words = ["bash", "launch/torchrun.sh", "prior.train", "--out", str(tmp_path)]
+    began = time.monotonic()
+    environment = {**os.environ, "VENV": sys.prefix}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode != 0 and "is being written by another command" in done.stderr, done.stderr
+    assert time.monotonic() - began < 10  # a fraction of a second on a quiet machine
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
