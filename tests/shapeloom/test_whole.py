@@ -1,4 +1,4 @@
-"""What is read is what was written: shards against their header, weights and checkpoints against their digests."""
+"""What is read is what was written: shards by their header, weights and checkpoints by their digests."""
 
 import json
 import shutil
@@ -109,15 +109,8 @@ def test_a_checkpoint_is_what_its_record_says(tmp_path: Path) -> None:
 
 
 def test_a_log_is_read_up_to_its_half_lines(tmp_path: Path) -> None:
-    lines = [
-        '{"step": 1, "a": 2}',
-        '{"step": 2, "a"',
-        "[3]",
-        '{"a": 1}',
-        "\x00\x00",
-        '{"step": 3, "a": 1}',
-        '{"st',
-    ]
+    whole, broken = ['{"step": 1, "a": 2}', '{"step": 3, "a": 1}'], ['{"step": 2, "a"', "[3]", '{"a": 1}']
+    lines = [whole[0], *broken, "\x00\x00", whole[1], '{"st']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
     assert read_metrics(tmp_path / "nowhere") == []
