@@ -6,6 +6,7 @@ behind when its process is gone (seen from the same machine), or has given no si
 (from any other). Standard library alone: a second command is refused before anything heavy is imported.
 """
 
+import atexit
 import json
 import os
 import secrets
@@ -119,6 +120,7 @@ def acquire(folder: Path) -> FolderLock:
     if known is not None and known._holder == holder and not known._released.is_set():
         return known
     _held[folder.resolve()] = lock = FolderLock(folder, holder)
+    atexit.register(lock.release)
     return lock
 
 
