@@ -34,7 +34,7 @@ SETTINGS = {
         TINY,
     ),
     "encoder": (
-        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8, grid_channels: 8}",
+        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8}",
         "encoder.num_views=1",
         "decoder.projection={num_tokens: 16, channels: 8, rank: 32}",
         "decoder.field={geometry: {width: 16, num_layers: 2}, color: {width: 16, num_layers: 2}}",

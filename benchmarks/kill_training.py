@@ -31,7 +31,7 @@ TRAIN = (
 SETTINGS = {
     "prior": ("network={width: 64, depth: 2, heads: 2}", "mixture.max_views=2", TRAIN),
     "encoder": (
-        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8, grid_channels: 8}",
+        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8}",
         "decoder.projection={num_tokens: 16, channels: 8, rank: 32}",
         "losses={num_rays: 32, num_surface_points: 32, num_sdf_points: 64}", TRAIN,
     ),
