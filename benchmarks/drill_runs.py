@@ -270,7 +270,7 @@ def world_at_fault(run: Path, at: Path) -> Iterator[str]:
                 shutil.rmtree(harmed / "prior")
             return made(task, samples)
 
-        PriorTask.batch = batch  # type: ignore[method-assign]
+        PriorTask.batch = batch  # type: ignore[assignment, method-assign]
 
     yield command("prior", words, before=deleted).check("is not there", "prior", code=1)
 

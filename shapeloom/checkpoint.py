@@ -124,7 +124,7 @@ def _choose(state: Path, until: int | None) -> str | None:
         )
         if not known:
             return None
-    problems = []
+    problems: list[str] = []
     for path in known:
         problem = checkpoint_problem(path)
         if problem is None:
