@@ -13,7 +13,7 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LOST = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _AGAIN = "Then give the same command again: it goes on from what is finished."
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "std::bad_alloc")
-_NO_ROOM = ("PytorchStreamWriter failed", "unexpected pos", "os error 28")
+_NO_ROOM = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "os error 28")
 """How torch and safetensors say that a file could not be written to its end: without errno or name."""
 
 

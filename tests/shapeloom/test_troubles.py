@@ -30,6 +30,7 @@ def raised(number: int, name: str | None) -> OSError:
         (MemoryError(), ["Memory is exhausted", "train.batch_size"]),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ["The GPU's memory"]),
         (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed"), ["is full"]),
+        (RuntimeError("basic_ios::clear: iostream error"), ["is full"]),
         (RuntimeError("[...] Connection closed by peer [127.0.0.1]:1"), ["Another process"]),
     ],
 )  # fmt: skip
