@@ -6,7 +6,6 @@ until it is done: loss curve and weights must be the same bit for bit. Then the 
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ import numpy as np
 from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
 from data_prep.procedural import ProceduralConfig
+from shapeloom.runs import read_metrics
 from shapeloom.shards import finish_dataset, write_shard
 
 TRAIN = (
@@ -31,7 +31,7 @@ TRAIN = (
 SETTINGS = {
     "prior": ("network={width: 64, depth: 2, heads: 2}", "mixture.max_views=2", TRAIN),
     "encoder": (
-        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8, grid_channels: 8}",
+        "encoder={width: 32, heads: 2, num_layers: 1, num_points: 256, grid: 8}",
         "decoder.projection={num_tokens: 16, channels: 8, rank: 32}",
         "losses={num_rays: 32, num_surface_points: 32, num_sdf_points: 64}", TRAIN,
     ),
@@ -87,8 +87,7 @@ def run(arguments: list[str]) -> None:
 
 def curve(out: Path) -> dict[int, float]:
     """Step -> loss."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line["train/loss"] for line in read_metrics(out) if "train/loss" in line}
 
 
 def kill_and_compare(stage: str, folder: Path, *, kills: int, steps: int, seed: int = 0) -> str:

@@ -12,10 +12,11 @@ from shapeloom.config import UserError, load_config, parse_stage, run_main
 from shapeloom.executors import Executor
 from shapeloom.log import start_logging
 from shapeloom.storage import parse_path
+from shapeloom.verify import verify_run
 
 _DESCRIPTION = """Raw 3D assets with captions -> views, coloured points and signed distances in WebDataset
 shards. Also: `python -m data_prep verify DIR` checks a prepared folder, `inspect DIR [KEY]` shows it. DIR may
-be a URL (s3://bucket/folder, ...)."""
+be a URL (s3://bucket/folder, ...). `verify` takes latents, trainings and whole runs too."""
 
 
 def main() -> None:
@@ -59,12 +60,12 @@ def _verify(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep verify")
     parser.add_argument("folder", type=parse_path)
     folder = parser.parse_args(argv).folder
-    problems = verify(folder)
+    problems = verify_run(folder, verify) if isinstance(folder, Path) else verify(folder)
     if problems:
         say("\n".join(problems))
         raise UserError(
-            f"{folder} has {len(problems)} problem(s), listed above. Delete the .tar files named there and "
-            "run the command that prepared it again: only they are made anew."
+            f"{folder} has {len(problems)} problem(s), listed above. Delete the files named there and run "
+            "the command that wrote them again: only they are made anew."
         )
     say(f"{folder} is sound")
 

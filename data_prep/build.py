@@ -1,6 +1,5 @@
 """The whole stage: sources -> shards -> dataset.json and quarantine.jsonl, resumable at every shard."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,10 +16,11 @@ from shapeloom.config import UserError, load_config
 from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress
 from shapeloom.runs import Run, text_digest
-from shapeloom.shards import dataset_digest, finish_dataset, list_shards, shard_is_finished
+from shapeloom.shards import dataset_is_whole, finish_dataset, shard_is_finished
 from shapeloom.storage import AnyPath, write_atomic
 
 log = get_logger("data_prep")
+_PLACES = ("objaverse.cache", "objaverse.uids", "objaverse.captions")
 
 
 def prepare(
@@ -35,30 +35,27 @@ def prepare(
     """
     if config.renderer == "gl":
         require()
-    if config.assets is None and config.objaverse is None:
-        if not isinstance(out, Path):
-            raise UserError(
-                f"The procedural set is generated beside the data, so {out} must be a local folder."
-            )
-        run = _open_run(config, out, {}, retry_quarantined)
+    procedural = config.assets is None and config.objaverse is None
+    if procedural and not isinstance(out, Path):
+        raise UserError(f"The procedural set is generated beside the data, so {out} must be a local folder.")
+    found = None if procedural else _find(config)
+    inputs = {} if found is None else {"assets": _digest(found[1])}
+    with _open_run(config, out, inputs, retry_quarantined) as run:
         if run.done:
             log.info("%s is already done", out)
             return
-        folder = out / "assets"
-        generate(config.procedural, folder)
-        sources, failures = find_sources(folder, config.splits)
-    else:
-        folder, sources, failures = _find(config)
-        run = _open_run(config, out, {"assets": _digest(sources)}, retry_quarantined)
-        if run.done:
-            log.info("%s is already done", out)
-            return
-    log.info("%d assets in %s%s", len(sources), folder, f", {len(failures)} left out" if failures else "")
-    for warning in listing_warnings(sources, config.splits):
-        log.warning("%s", warning)
-    tasks = plan_shards(sources, folder, out, config)
-    _run_shards(tasks, config, run, executor, retry_quarantined)
-    run.finish(**_finish(tasks, failures, config, out))
+        if found is None:
+            folder = run.folder / "assets"
+            generate(config.procedural, folder)
+            found = (folder, *find_sources(folder, config.splits))
+        folder, sources, failures = found
+        left_out = f", {len(failures)} left out" if failures else ""
+        log.info("%d assets in %s%s", len(sources), folder, left_out)
+        for warning in listing_warnings(sources, config.splits):
+            log.warning("%s", warning)
+        tasks = plan_shards(sources, folder, out, config)
+        _run_shards(tasks, config, run, executor, retry_quarantined)
+        run.finish(**_finish(tasks, failures, config, out))
 
 
 def _find(config: DataConfig) -> tuple[Path, list[Source], list[Failure]]:
@@ -99,8 +96,8 @@ def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry
     # How many processes work is no part of what is made.
     identity = config.model_copy(update={"workers": None})
     if not retry:
-        run = Run.open(out, identity, stage="data_prep", inputs=inputs)
-        if run.done and not _is_whole(out):
+        run = Run.open(out, identity, stage="data_prep", inputs=inputs, places=_PLACES)
+        if run.done and not dataset_is_whole(out):
             log.warning("%s was done, but has lost shards since, which are made again", out)
             run.reopen(identity)
         return run
@@ -111,15 +108,9 @@ def _open_run(config: DataConfig, out: AnyPath, inputs: Mapping[str, str], retry
             f"{config.limits.max_texture}."
         )
     same = identity.model_copy(update={"limits": before})
-    run = Run.open(out, same, stage="data_prep", inputs=inputs)
+    run = Run.open(out, same, stage="data_prep", inputs=inputs, places=_PLACES)
     run.reopen(identity)
     return run
-
-
-def _is_whole(out: AnyPath) -> bool:
-    """Whether all shards that dataset.json was written over are there."""
-    finished = all(shard_is_finished(path) for path in list_shards(out))
-    return finished and json.loads((out / "dataset.json").read_text())["digest"] == dataset_digest(out)
 
 
 def _digest(sources: Sequence[Source]) -> str:

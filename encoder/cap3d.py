@@ -28,7 +28,7 @@ from shapeloom.decoder import load_decoder
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
-from shapeloom.shards import finish_dataset, shard_is_finished, write_shard
+from shapeloom.shards import dataset_is_whole, finish_dataset, shard_is_finished, write_shard
 
 log = get_logger("cap3d")
 SUFFIX = ".pt"
@@ -126,22 +126,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = "".join(f"{path.stem} {path.stat().st_size} {captions[path.stem]}\n" for path in paths)
     digest = hashlib.sha256(names.encode()).hexdigest()
     inputs = {"data": digest, "encoder": decoder.digest, "clip": clip.digest}
-    run = Run.open(out, config, stage="encode", inputs=inputs)
-    if run.done:
-        log.info("the latents in %s are already there", out)
-        return
-    shape = decoder.latent_shape
-    with progress(len(paths), "reading latents") as bar:
-        for first in range(0, len(paths), config.shard_size):
-            shard = out / "shards" / f"{first // config.shard_size:06d}.tar"
-            part = paths[first : first + config.shard_size]
-            if not shard_is_finished(shard):
-                write_shard(shard, make_samples(part, captions, shape, clip, config.held_out))
-                run.save_progress()
-            bar.advance(len(part))
-    facts = {"tokens": shape[0], "channels": shape[1], "layers": decoder.projection.layers, **inputs}
-    finish_dataset(out, kind="latents", facts=facts)
-    run.finish(num_latents=len(paths), num_without_captions=len(found) - len(paths))
+    with Run.open(out, config, stage="encode", inputs=inputs, places=("latents", "captions")) as run:
+        if run.done and dataset_is_whole(out):
+            log.info("the latents in %s are already there", out)
+            return
+        run.reopen(config)
+        shape = decoder.latent_shape
+        with progress(len(paths), "reading latents") as bar:
+            for first in range(0, len(paths), config.shard_size):
+                shard = out / "shards" / f"{first // config.shard_size:06d}.tar"
+                part = paths[first : first + config.shard_size]
+                if not shard_is_finished(shard):
+                    write_shard(shard, make_samples(part, captions, shape, clip, config.held_out))
+                    run.save_progress()
+                bar.advance(len(part))
+        facts = {"tokens": shape[0], "channels": shape[1], "layers": decoder.projection.layers, **inputs}
+        finish_dataset(out, kind="latents", facts=facts)
+        run.finish(num_latents=len(paths), num_without_captions=len(found) - len(paths))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pydantic import Field as Key
 from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
-from shapeloom.decoder import RenderConfig, load_decoder
+from shapeloom.decoder import Decoder, RenderConfig, load_decoder
 from shapeloom.executors import run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import mask_iou, psnr
@@ -30,6 +30,7 @@ from shapeloom.shards import (
     AssetSample,
     AssetShards,
     LatentShards,
+    dataset_is_whole,
     finish_dataset,
     shard_is_finished,
     write_shard,
@@ -197,10 +198,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
     _check_symmetries(config)
     inputs = {"data": shards.digest, "encoder": decoder.digest, "clip": clip.digest}
-    run = Run.open(out, config, stage="encode", inputs=inputs)
-    if run.done:
-        log.info("the latents in %s are already there", out)
-        return
+    with Run.open(out, config, stage="encode", inputs=inputs) as run:
+        if run.done and dataset_is_whole(out):
+            log.info("the latents in %s are already there", out)
+            return
+        if run.done:
+            log.warning("%s was done, but has lost shards since, which are made again", out)
+            run.reopen(config)
+        _encode(config, shards, decoder, run)
+
+
+def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Run) -> None:
+    out = run.folder
     members: dict[int, list[int]] = {}
     for index, row in enumerate(shards.rows):
         if row.split in config.splits:
@@ -213,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     _run_shards(tasks, config, run)
     tokens, channels = decoder.latent_shape
-    facts = {"tokens": tokens, "channels": channels, **inputs}
+    facts = {"tokens": tokens, "channels": channels, **run.meta["inputs"]}
     facts["layers"] = decoder.projection.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)

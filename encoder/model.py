@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field as Key
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +27,7 @@ from shapeloom.nn.attention import Attention
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.shards import AssetSample, AssetShards
+from shapeloom.weights import read_tensors
 
 
 class EncoderConfig(Config):
@@ -192,6 +192,6 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> AnyAutoenc
     if decoder.config.shap_e is not None:
         return load_shap_e(folder, decoder)
     model = Autoencoder(load_config(EncoderConfig, folder / "encoder.yaml"), decoder.config)
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    model.load_state_dict(read_tensors(folder / "weights.safetensors"))
     model.decoder.digest = decoder.digest
     return model.to(device).eval()

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field as Key
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from shapeloom.config import Config, UserError, load_config
@@ -34,6 +33,7 @@ from shapeloom.fields.shap_e import (
 from shapeloom.nn.shap_e import CrossTransformer, SelfTransformer, halve_weights, initialise
 from shapeloom.rendering.shap_e import official_rays
 from shapeloom.shards import AssetSample
+from shapeloom.weights import read_tensors
 
 RADIUS, NEIGHBOURS, WRAP = 0.5, 64, 4
 PATCH, MARGIN = 8, 1
@@ -312,9 +312,7 @@ def load_shap_e(folder: Path, decoder: Decoder) -> ShapEAutoencoder:
         encoder = ShapEEncoder(config, decoder.config.shap_e)
     assert isinstance(decoder.projection, ShapEProjection)
     state = {f"params_proj.{name}": value for name, value in decoder.projection.state_dict().items()}
-    with safe_open(folder / "weights.safetensors", framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118  no mapping
-        state |= {name.removeprefix("encoder."): file.get_tensor(name) for name in names}
+    state |= read_tensors(folder / "weights.safetensors", "encoder.")
     encoder.load_state_dict(state, assign=True)
     encoder.params_proj = decoder.projection
     device = next(decoder.parameters()).device

@@ -95,6 +95,9 @@ class EncoderTask:
             total = total + self.config.meshes.weight * parts["mesh"]
         return total, parts
 
+    def names(self, samples: Sequence[int]) -> list[str]:
+        return [self.shards.rows[self.order.index(number)].label for number in samples]
+
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         """Returns held-out assets, the truth above, the render below, and how good their surfaces are."""
         assert isinstance(model, Autoencoder)
@@ -145,17 +148,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {"data": shards.digest} | ({"start": start.decoder.digest} if start else {})
     world = distributed.start()
     start_logging(quiet=not world.is_main)
-    run = Run.open(out, config, stage="encoder", inputs=inputs, writes=world.is_main)
-    if run.done:
-        log.info("the encoder in %s is already trained", out)
-        return
+    with Run.open(out, config, stage="encoder", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            log.info("the encoder in %s is already trained", out)
+            return
+        _train(config, shards, start, run, world)
+
+
+def _train(
+    config: EncoderTrainConfig, shards: AssetShards, start: Autoencoder | None, run: Run,
+    world: distributed.World,
+) -> None:  # fmt: skip
     held_out = AssetShards(config.data, split="val") if "val" in shards.header["splits"] else shards
     task = EncoderTask(config, shards, held_out)
     if start is not None:
         task.model.load_state_dict(start.state_dict())
     if world.is_main:
         for name, part in (("encoder", config.encoder), ("decoder", config.decoder)):
-            write_atomic(out / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json"), sort_keys=False))
+            write_atomic(
+                run.folder / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json"), sort_keys=False)
+            )
     train(task, config.train, run, world)
     run.finish()
 

@@ -27,7 +27,8 @@ from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run, read_meta
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import read_json, write_atomic
+from shapeloom.weights import checked_digest
 
 log = get_logger("eval")
 
@@ -68,13 +69,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = config.folder("data")
     model = load_encoder(config.folder("encoder"), device)
     conditioner = load_clip(config.folder("clip"), device)
-    prior = read_meta(config.folder("prior"), stage="prior")
-    inputs = {"data": AssetShards(data).digest, "encoder": model.decoder.digest, "clip": conditioner.digest}
-    run = Run.open(out, config, stage="eval", inputs={**inputs, "prior": prior["weights_digest"]})
-    if run.done:
-        log.info("the evaluation in %s is already done; see %s", out, config.run / "report.html")
-        return
-    measure(config, run, model, conditioner.digest, world)
+    prior = config.folder("prior")
+    expected = read_meta(prior, stage="prior")["weights_digest"]
+    inputs = {
+        "data": AssetShards(data).digest, "encoder": model.decoder.digest, "clip": conditioner.digest,
+        "prior": checked_digest(prior / "weights.safetensors", expected),
+    }  # fmt: skip
+    places = ("run", "latents", "samples", "setup_seconds_file")
+    with Run.open(out, config, stage="eval", inputs=inputs, places=places) as run:
+        if run.done and all((config.run / name).is_file() for name in ("metrics.json", "report.html")):
+            log.info("the evaluation in %s is already done; see %s", out, config.run / "report.html")
+            return
+        if run.done:
+            log.warning("%s was done, but its report or numbers are gone, which are made again", out)
+            run.reopen(config)
+        measure(config, run, model, conditioner.digest, world)
 
 
 def measure(
@@ -167,7 +176,7 @@ def stage_costs(config: EvalConfig, run: Run) -> dict[str, dict[str, float | Non
     }  # fmt: skip
     for stage, folder in folders.items():
         path = config.folder(folder) / "meta.json"
-        meta = json.loads(path.read_text()) if path.is_file() else {}
+        meta = read_json(path, advice="Copy it again.") if path.is_file() else {}
         seconds[stage] = round(meta["seconds"], 2) if meta else None
         memory[stage] = meta.get("peak_memory_gb")
     seconds["eval"] = round(run.meta["seconds"], 2)

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image
 from pydantic import Field
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from eval.judge import Judge, pooled
@@ -31,6 +31,7 @@ from shapeloom.rendering.cameras import fitting_distance, ring
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.weights import read_tensors
 
 ELEVATION_DEGREES = 20.0
 """Of the fixed views; true views are chosen near it."""
@@ -218,7 +219,7 @@ def make_samples(
                 latents = made(texts, seeds)
                 rgb = _render(decoder, latents, poses, matrix, config)
                 write_atomic(path, save({"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}))
-            parts.append(load_file(path))
+            parts.append(read_tensors(path))
             bar.advance(len(batch))
     pictures = np.concatenate([part["pictures"].numpy() for part in parts])
     device = next(decoder.parameters(), torch.zeros(())).device

@@ -138,8 +138,10 @@ def _make_clip(shards: AssetShards | None, config: DualEncoderConfig, folder: Pa
     if config.pretrained is not None:
         return load_clip(config.pretrained, world.device)
     assert shards is not None  # the caller has looked
-    run = Run.open(folder, config, stage="judge", inputs={"data": shards.digest}, writes=world.is_main)
-    if not run.done:
+    inputs = {"data": shards.digest}
+    with Run.open(folder, config, stage="judge", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            return load_clip(folder, world.device)
         images, captions = read_pairs(shards, size=config.image_size, num_views=config.num_views)
         if has_colours(shards.rows):  # the prompts that it will be asked about
             extra = [pair_prompt(row) for row in shards.rows]

@@ -17,8 +17,11 @@ from eval import tables, viewer
 from eval.reconstruction import SHEET
 from shapeloom import page
 from shapeloom.config import Config
+from shapeloom.health import describe
 from shapeloom.pictures import on_white
+from shapeloom.runs import read_metrics
 from shapeloom.shards import AssetShards
+from shapeloom.storage import read_json
 from shapeloom.viewer import library
 
 Record = Mapping[str, Any]
@@ -58,6 +61,7 @@ def build_report(
     sections = [
         f"<h1>{page.text(title)}</h1>",
         "<p class='soft'>What this run's models make, and how good it is.</p>",
+        _warnings(folders),
         tables.cards(metrics),
         _samples(figures, has_viewer=code is not None),
         tables.numbers(metrics),
@@ -71,6 +75,17 @@ def build_report(
     ]
     scripts = [*models, *viewer.scripts(code)] if code else []
     return page.document(title, sections, scripts)
+
+
+def _warnings(folders: Folders) -> str:
+    """What went wrong in the trainings, above everything that follows from it."""
+    found = []
+    stages = {"CLIP": folders.clip, "encoder": folders.encoder, "prior": folders.prior}
+    for name, folder in {**stages, "judge": folders.evaluation / "judge"}.items():
+        path = folder / "meta.json"
+        meta = read_json(path, advice="Copy it again.") if path.is_file() else {}
+        found += [f"{name}: {sentence}" for sentence in describe(meta)]
+    return "".join(f'<p class="bad">{page.text(sentence)}</p>' for sentence in found)
 
 
 # ---------------------------------------------------------------- pictures
@@ -197,12 +212,7 @@ def _curves(folders: Folders) -> str:
     parts = []
     stages = {"CLIP": folders.clip, "encoder": folders.encoder, "prior": folders.prior}
     for name, folder in {**stages, "judge": folders.evaluation / "judge"}.items():
-        path = folder / "metrics.jsonl"
-        drawn = (
-            page.curves([json.loads(line) for line in path.read_text().splitlines()])
-            if path.is_file()
-            else []
-        )
+        drawn = page.curves(read_metrics(folder))
         if drawn:
             parts.append(f"<h3>{name}</h3>{page.tiles(drawn, 'large')}")
     return f"<h2>Training curves</h2>{''.join(parts)}" if parts else ""

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prior.denoiser import Prior, load_prior
@@ -37,8 +36,9 @@ from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.runs import Run, read_meta
 from shapeloom.seed import derive_seed, normal
 from shapeloom.shards import LatentShards, ReadingOrder
-from shapeloom.storage import file_digest, write_atomic
+from shapeloom.storage import read_json, write_atomic
 from shapeloom.training import TrainConfig, train
+from shapeloom.weights import checked_digest, read_tensors
 
 log = get_logger("classifier")
 HELD_OUT_SIGMAS = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -167,15 +167,14 @@ class LatentClassifier:
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> LatentClassifier:
     """Loads a finished classifier; raises UserError if `folder` isn't one."""
     meta = read_meta(folder, stage="classifier")
-    saved = json.loads((folder / "classifier.json").read_text())
+    saved = read_json(folder / "classifier.json", advice="Copy it again, or train the classifier again.")
     tokens, channels = saved["shape"]
     classes = saved["classes"]
     network = Classifier(tokens, channels, len(classes), ClassifierSize(**saved["network"]))
     weights = folder / "weights.safetensors"
-    network.load_state_dict(load_file(weights))
-    return LatentClassifier(
-        network.to(device), classes, digest=file_digest(weights), encoder=meta["inputs"]["encoder"]
-    )
+    digest = checked_digest(weights, meta["weights_digest"])
+    network.load_state_dict(read_tensors(weights))
+    return LatentClassifier(network.to(device), classes, digest=digest, encoder=meta["inputs"]["encoder"])
 
 
 def read_labelled(
@@ -220,6 +219,10 @@ class ClassifierTask:
         rows = torch.tensor([self._order.index(n) for n in samples])
         seeds = torch.tensor([derive_seed("classifier noise", self._seed, n) for n in samples])
         return {"latent": self._latent[rows], "label": self._label[rows], "seed": seeds}
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Numbers of latents among those that have a category."""
+        return [f"latent {self._order.index(n)}" for n in samples]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy at noise levels even in log sigma."""
@@ -294,10 +297,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = LatentShards(config.latents, config.split)
     prior.check(encoder_digest=shards.header["encoder"])
     inputs = {"latents": shards.digest, "encoder": shards.header["encoder"], "prior": prior.digest}
-    run = Run.open(out, config, stage="classifier", inputs=inputs, writes=world.is_main)
-    if run.done:
-        log.info("%s already holds a finished classifier", out)
-        return
+    with Run.open(out, config, stage="classifier", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            log.info("%s already holds a finished classifier", out)
+            return
+        _train(config, prior, shards, run, world)
+
+
+def _train(
+    config: ClassifierConfig, prior: Prior, shards: LatentShards, run: Run, world: distributed.World
+) -> None:
+    assert config.latents is not None
     latent, label, classes = read_labelled(config.latents, config.split)
     held_out = None
     if shards.header["splits"].get("val"):

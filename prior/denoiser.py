@@ -12,7 +12,6 @@ Conditions may be missing: each has a learned stand-in, and a latent without any
 Tokens of their own stand before the latent's in every self-attention (Shap-E's way).
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,7 +35,8 @@ from shapeloom.diffusion.variance import learned_log_variance
 from shapeloom.nn.shap_e import halve_weights
 from shapeloom.nn.transformer import Activation, TransformerBlock
 from shapeloom.runs import read_meta
-from shapeloom.storage import file_digest
+from shapeloom.storage import read_json
+from shapeloom.weights import checked_digest, read_tensors
 
 
 class NetworkConfig(Config):
@@ -450,24 +449,26 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
     ema: which of the run's averages to use (train.ema_decay and train.ema_extra); None: train.ema_decay's.
     """
     meta = read_meta(folder, stage="prior")
-    saved = json.loads((folder / "prior.json").read_text())
+    saved = read_json(folder / "prior.json", advice="Copy it again, or train the prior again.")
     shapes = read_shapes(saved["shapes"])
     config, diffusion = NetworkConfig(**saved["network"]), DiffusionConfig(**saved["diffusion"])
     weights = folder / ("weights.safetensors" if ema is None else extra_weights(ema))
-    if not weights.is_file():
+    if ema is not None and not weights.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("weights*.safetensors")))
         raise UserError(f"{folder} keeps no average of decay {ema:g}; it has {have}.")
+    expected = meta["weights_digest"] if ema is None else meta.get("extra_digests", {}).get(weights.name)
+    digest = checked_digest(weights, expected)
     if config.kind == "shapeloom":
         network = make_network(shapes, config, learned_variance=diffusion.learned_variance)
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(read_tensors(weights))
     else:
         # Large: neither random numbers first nor a copy.
         with torch.device("meta"):
             network = make_network(shapes, config, learned_variance=diffusion.learned_variance)
-        network.load_state_dict(load_file(weights), assign=True)
+        network.load_state_dict(read_tensors(weights), assign=True)
         network.standard_mean = torch.zeros(shapes.tokens, shapes.channels)
         network.standard_std = torch.ones(shapes.tokens, shapes.channels)
-    facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": file_digest(weights)}
+    facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": digest}
     if "distilled" in saved:
         levels, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
         facts["distilled"] = Distilled(tuple(levels), scale)

@@ -224,10 +224,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     header = shards.header
     inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
     inputs["teacher"] = teacher.digest
-    run = Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main)
-    if run.done:
-        log.info("%s already holds a finished prior", out)
-        return
+    with Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            log.info("%s already holds a finished prior", out)
+            return
+        _distil(config, teacher, header, run, world)
+
+
+def _distil(
+    config: DistillConfig, teacher: Prior, header: Mapping[str, Any], run: Run, world: distributed.World
+) -> None:
     data = PriorConfig(
         network=teacher.network.config, diffusion=teacher.diffusion,
         mixture=config.mixture, train=config.train,

@@ -56,6 +56,7 @@ class Latents:
         """
         data = shards.load()
         keys = [row.key for row in shards.rows]
+        self.labels = [row.label for row in shards.rows]
         self.latent: Tensor = data["latent"]
         check_finite(self.latent, keys, "latents", "The encoder that made them")
         self.copies: Tensor | None = data.get("latent_copies")
@@ -155,6 +156,7 @@ class ViewLatents(Latents):
             )
         self._views = pooled.unflatten(-1, (-1, VIEW_CHANNELS))
         self.latent, self._layers = self._views.flatten(0, 1), ()
+        self.labels = [label for label in self.labels for _ in range(self._views.shape[1])]
 
     def draw(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """A view's vector, with its asset's caption and class."""

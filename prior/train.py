@@ -25,6 +25,7 @@ from prior.denoiser import (
     DiffusionConfig,
     Network,
     NetworkConfig,
+    Prior,
     load_prior,
     make_network,
     predict_x0,
@@ -145,6 +146,10 @@ class PriorTask:
         batch = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
         seeds = [derive_seed("prior noise", self._seed, n) for _, _, n in chosen]
         return batch | {"seed": torch.tensor(seeds)}
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Keys and captions; of replayed samples those that they would have had."""
+        return [self._latents.labels[self._order.index(n) % len(self._latents.labels)] for n in samples]
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         """Latents, conditions and noise seeds of these global sample numbers."""
@@ -316,10 +321,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"The latents in {config.latents} were made by the encoder {header['encoder'][:12]}, but "
             f"encoder={config.encoder} is {decoder.digest[:12]}: name the one that made them."
         )
-    run = Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main)
-    if run.done:
-        log.info("%s already holds a finished prior", out)
-        return
+    if config.fine_tune.old_latents is not None:
+        inputs["old_latents"] = LatentShards(config.fine_tune.old_latents).digest
+    with Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            log.info("%s already holds a finished prior", out)
+            return
+        _train(config, header, start, decoder, run, world)
+
+
+def _train(
+    config: PriorConfig, header: Mapping[str, Any], start: Prior | None, decoder: Decoder | None, run: Run,
+    world: distributed.World,
+) -> None:  # fmt: skip
+    assert config.latents is not None
     latents = read_latents(
         config.latents, config.split, config, () if start is None else start.shapes.classes
     )

@@ -30,7 +30,7 @@ from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
-from shapeloom.storage import file_digest, write_atomic
+from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("clip")
@@ -184,6 +184,7 @@ class DualEncoderTask:
         # A frozen sentence encoder's vectors are computed once; otherwise token ids.
         self._texts = (load_minilm()(ids)[0] if config.text_tower == "minilm" else ids).numpy()
         self._captions = [[number[caption] for caption in each] for each in captions]
+        self._first_captions = [each[0] for each in captions]
         self._config, self._seed = config, config.train.seed
         self._order = ReadingOrder([len(images)], seed=self._seed)
 
@@ -205,6 +206,10 @@ class DualEncoderTask:
             "text": torch.from_numpy(np.stack(texts)),
             "label": torch.tensor(labels),
         }
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """The assets' first captions."""
+        return [f"{self._first_captions[self._order.index(n)]!r}" for n in samples]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast within this process's batch."""
@@ -262,9 +267,9 @@ def _record_pretrained(spec: str, run: Run, world: distributed.World) -> Clip:
     clip = load_clip(spec, "cpu")
     if world.is_main:
         state = {name: tensor.contiguous() for name, tensor in clip.network.state_dict().items()}
-        temporary = run.folder / ".weights.tmp"
-        save_file(state, temporary)
-        temporary.replace(run.folder / "weights.safetensors")
+        with scratch_file(path := run.folder / "weights.safetensors") as temporary:
+            save_file(state, temporary)
+            put_file(temporary, path)
         write_atomic(run.folder / "model.json", json.dumps(clip.description))
     return clip
 
@@ -279,12 +284,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.pretrained is None and config.data is None:
         raise UserError("train_clip needs --set data=RUN/data (asset shards), or --set pretrained=MODEL/TAG.")
     shards = None if config.pretrained or config.data is None else AssetShards(config.data, config.split)
-    run = Run.open(
-        out, config, stage="clip", inputs={"data": shards.digest} if shards else {}, writes=world.is_main
-    )
-    if run.done:
-        log.info("%s already holds a finished CLIP", out)
-        return
+    inputs = {"data": shards.digest} if shards else {}
+    with Run.open(out, config, stage="clip", inputs=inputs, writes=world.is_main) as run:
+        if run.done:
+            log.info("%s already holds a finished CLIP", out)
+            return
+        _make(config, shards, run, world)
+
+
+def _make(config: DualEncoderConfig, shards: AssetShards | None, run: Run, world: distributed.World) -> None:
     facts: dict[str, Any] = {}
     if shards is None:
         clip = _record_pretrained(str(config.pretrained), run, world)

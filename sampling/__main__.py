@@ -37,7 +37,7 @@ from shapeloom.diffusion.steps import StepChoice
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.pictures import on_white
 from shapeloom.runs import Run
-from shapeloom.storage import file_digest, write_atomic
+from shapeloom.storage import file_digest, read_json, write_atomic
 
 log = get_logger("sampling")
 
@@ -114,10 +114,11 @@ class Album:
         self.folder, self.path = folder, folder / "metadata.json"
         self.records: list[Record] = []
         if self.path.is_file():
-            saved = json.loads(self.path.read_text())
-            if saved["schema"] != SCHEMA:
+            advice = "Copy it back, or use another --out: without it the objects there have no settings."
+            saved = read_json(self.path, advice=advice)
+            if saved.get("schema") != SCHEMA:
                 raise UserError(
-                    f"{self.path} has schema {saved['schema']}, but this version writes {SCHEMA}. "
+                    f"{self.path} has schema {saved.get('schema')!r}, but this version writes {SCHEMA}. "
                     "Use another --out."
                 )
             self.records = saved["samples"]
@@ -365,17 +366,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs[name] = other.digest
     # A folder collects objects of one model and one set of settings; which ones is no part of that.
     kept = config.model_copy(update={"prompts": [], "captions": 8, "num": 1, "seed": 0})
-    run = Run.open(out, kept, stage="sampling", inputs=inputs)
-    album = Album(run.folder)
-    missing = [wish for wish in wanted if not album.holds(wish)]
-    if not missing and run.done:
-        log.info("%s already holds all %d objects", out, len(wanted))
-        return
-    for word in sorted({word for wish in missing for word in pipeline.clip.unknown_words(wish.prompt)}):
-        log.warning("the CLIP of this run never saw %r in its training captions; it will be ignored", word)
-    make(pipeline, missing, pictures, config, run, album)
-    album.save_contact_sheets()
-    run.finish(num_objects=len(album.records))
+    with Run.open(out, kept, stage="sampling", inputs=inputs, places=("model",)) as run:
+        if run.done and all(map(Album(run.folder).holds, wanted)):
+            log.info("%s already holds all %d objects", out, len(wanted))
+            return
+        run.reopen(kept)  # which keeps other writers out
+        album = Album(run.folder)
+        missing = [wish for wish in wanted if not album.holds(wish)]
+        for word in sorted({word for wish in missing for word in pipeline.clip.unknown_words(wish.prompt)}):
+            log.warning(
+                "the CLIP of this run never saw %r in its training captions; it will be ignored", word
+            )
+        make(pipeline, missing, pictures, config, run, album)
+        album.save_contact_sheets()
+        run.finish(num_objects=len(album.records))
     log.info("%d objects are in %s; contact_sheet.png shows them", len(album.records), out)
 
 

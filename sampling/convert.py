@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from prior.denoiser import DiffusionConfig, NetworkConfig
@@ -26,8 +26,9 @@ from sampling.published import FILES, PUBLISHED, Sizes, read_published
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig
 from shapeloom.log import get_logger, start_logging
-from shapeloom.runs import Run, read_meta
+from shapeloom.runs import Run, lock_folder, read_meta
 from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
+from shapeloom.weights import checked_digest, read_tensors
 
 log = get_logger("convert")
 OFFICIAL_CLIP = "ViT-L-14/openai"
@@ -104,23 +105,24 @@ def write_pipeline(
     weights = dict(encoder)
     for old, new in renamed.items():
         weights |= {new + k.removeprefix(old): v for k, v in decoder.items() if k.startswith(old)}
-    run = Run.open(out / "encoder", config, stage="encoder")
-    dumped = DecoderConfig(shap_e=sizes.field).model_dump(mode="json")
-    write_atomic(out / "encoder" / "decoder.yaml", yaml.safe_dump({"shap_e": dumped["shap_e"]}))
-    if encoder:
-        write_atomic(out / "encoder" / "encoder.yaml", yaml.safe_dump(sizes.encoder.model_dump(mode="json")))
-    digest = save_tensors(out / "encoder" / "weights.safetensors", weights)
-    run.finish(weights_digest=digest)
-    # Which file CLIP was in isn't published: no digest, so any is taken whose vectors fit.
-    run = Run.open(out / "prior", config, stage="prior", inputs={"encoder": digest, "clip": ""})
+    with Run.open(out / "encoder", config, stage="encoder") as run:
+        dumped = DecoderConfig(shap_e=sizes.field).model_dump(mode="json")
+        write_atomic(run.folder / "decoder.yaml", yaml.safe_dump({"shap_e": dumped["shap_e"]}))
+        if encoder:
+            coder = yaml.safe_dump(sizes.encoder.model_dump(mode="json"))
+            write_atomic(run.folder / "encoder.yaml", coder)
+        digest = save_tensors(run.folder / "weights.safetensors", weights)
+        run.finish(weights_digest=digest)
     saved: dict[str, Any] = {
         "shapes": asdict(sizes.shapes(network)),
         "network": network.model_dump(),
         "diffusion": DiffusionConfig(schedule="shap_e", target="x0", times="uniform").model_dump(),
         "predict": "latents",
     }
-    write_atomic(out / "prior" / "prior.json", json.dumps(saved, indent=1))
-    run.finish(weights_digest=save_tensors(out / "prior" / "weights.safetensors", prior))
+    # Which file CLIP was in isn't published: no digest, so any is taken whose vectors fit.
+    with Run.open(out / "prior", config, stage="prior", inputs={"encoder": digest, "clip": ""}) as run:
+        write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
+        run.finish(weights_digest=save_tensors(run.folder / "weights.safetensors", prior))
     write_atomic(
         out / "pipeline.json", json.dumps({"format": FORMAT, "clip": OFFICIAL_CLIP}, indent=1) + "\n"
     )
@@ -147,10 +149,12 @@ def _to_diffusers(config: ConvertConfig, out: Path) -> None:
     decoder = load_config(DecoderConfig, parts.encoder / "decoder.yaml")
     if network.kind == "shapeloom" or decoder.shap_e is None:
         raise UserError(f"{source} is no Shap-E model, which is all that diffusers' pipelines can run.")
-    if out.exists() and any(out.iterdir()):
+    if any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} isn't empty: name a new folder.")
-    write_prior(out / "prior", network, saved["shapes"], load_file(prior / "weights.safetensors"))
-    weights = load_file(parts.encoder / "weights.safetensors")
+    checked_digest(prior / "weights.safetensors", meta["weights_digest"])
+    checked_digest(parts.encoder / "weights.safetensors", meta["inputs"]["encoder"])
+    write_prior(out / "prior", network, saved["shapes"], read_tensors(prior / "weights.safetensors"))
+    weights = read_tensors(parts.encoder / "weights.safetensors")
     field = {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")}
     write_renderer(out / "shap_e_renderer", decoder.shap_e, field)
     write_scheduler(out / "scheduler")
@@ -163,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv
     )
     start_logging()
-    convert(config, out)
+    with lock_folder(out):
+        convert(config, out)
 
 
 if __name__ == "__main__":

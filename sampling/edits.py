@@ -140,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_levels(pipe)
     inputs = {"prior": pipe.prior.digest, "encoder": pipe.decoder.digest, "clip": pipe.clip.digest}
     inputs |= {f"shape {number}": file_digest(path) for number, path in enumerate(config.shapes)}
-    run = Run.open(out, config, stage="edits", inputs=inputs)
-    if run.done:
-        log.info("%s already holds this edit", out)
-        return
-    started, made = edit(pipe, config)
-    save(config, started, made, run.folder)
-    run.finish(num_objects=len(made))
+    with Run.open(out, config, stage="edits", inputs=inputs, places=("model", "shapes")) as run:
+        if run.done:
+            log.info("%s already holds this edit", out)
+            return
+        started, made = edit(pipe, config)
+        save(config, started, made, run.folder)
+        run.finish(num_objects=len(made))
     log.info("%d shapes are in %s; strip.png shows them", len(made), out)
 
 

@@ -36,6 +36,7 @@ from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.fields.shap_e import COARSE_RGB, FINE_RGB, TEXTURE, ShapEField
+from shapeloom.log import get_logger
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.rendering.shap_e import (
     PAN_FOV,
@@ -45,8 +46,10 @@ from shapeloom.rendering.shap_e import (
     pan_cameras,
     render_rays,
 )
+from shapeloom.runs import Run
 from shapeloom.storage import write_atomic
 
+log = get_logger("shap_e")
 TEXT_GUIDANCE, IMAGE_GUIDANCE = 15.0, 3.0
 STEPS, SIGMA_MIN, SIGMA_MAX, RESOLUTION = 64, 1e-3, 160.0, 128
 RAYS_AT_ONCE, POINTS_AT_ONCE = 4096, 1 << 17
@@ -189,6 +192,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, _ = parse_stage(
         ReferenceConfig, stage="sampling.shap_e", description=__doc__ or "", argv=argv
     )
+    with Run.open(out, config, stage="shap_e") as run:
+        if run.done:
+            log.info("%s already holds this shape", out)
+            return
+        _make(config, out)
+        run.finish()
+
+
+def _make(config: ReferenceConfig, out: Path) -> None:
     if config.latent is not None:
         decoder = load_decoder(fetch_package(config.model).encoder)
         shape = read_latent(config.latent, decoder)

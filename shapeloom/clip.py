@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
 from shapeloom.minilm import SentenceDualEncoder, load_minilm, model_folder
-from shapeloom.storage import file_digest
+from shapeloom.storage import file_digest, read_json
+from shapeloom.weights import checked_digest, read_tensors
 
 log = get_logger("clip")
 
@@ -254,15 +254,25 @@ def _load_folder(folder: Path, device: torch.device | str) -> Clip:
         raise UserError(
             f"The CLIP in {folder} is not finished (no weights.safetensors). Run train_clip again."
         )
-    description = json.loads((folder / "model.json").read_text())
+    description = read_json(folder / "model.json", advice="Copy it again, or run train_clip again.")
     network = build_network(description)
+    meta_file = folder / "meta.json"  # a saved pipeline has none: the prior knows its CLIP's digest
+    meta = read_json(meta_file, advice="Copy it again.") if meta_file.is_file() else {}
+    checked_digest(weights, meta.get("weights_digest"))
     try:
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(read_tensors(weights))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{weights} doesn't fit {folder / 'model.json'}: {error}. Delete it and train again."
         ) from error
-    return Clip(network.to(device), make_tokenizer(description), description, name=str(description["name"]))
+    clip = Clip(network.to(device), make_tokenizer(description), description, name=str(description["name"]))
+    if meta.get("status") == "done" and clip.digest != meta.get("digest", clip.digest):
+        raise UserError(
+            f"{weights} or {folder / 'model.json'} isn't what its run wrote: this CLIP's digest is "
+            f"{clip.digest[:12]}, and meta.json says {meta['digest'][:12]}. Copy them again, or run "
+            "train_clip again."
+        )
+    return clip
 
 
 def load_pretrained(model: str, source: str, device: torch.device | str = "cpu") -> Clip:

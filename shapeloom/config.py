@@ -6,6 +6,7 @@ holds differences. Unknown keys, wrong types and values out of range are refused
 
 import argparse
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
+
+from shapeloom.troubles import explain
 
 
 class UserError(ValueError):
@@ -137,13 +140,29 @@ def parse_stage(
     return load_config(cls, arguments.config, overrides), Path(arguments.out), arguments
 
 
+def _end_of_thread(end: threading.ExceptHookArgs) -> None:
+    """Tells of bugs alone: what ends TensorBoard's thread is raised in the main one, at its next call."""
+    if end.exc_value is None or explain(end.exc_value) is None:
+        threading.__excepthook__(end)
+
+
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a stage; a UserError becomes one paragraph on stderr and exit code 2 instead of a traceback."""
+    """Runs a stage; what the user or the world is to blame for becomes one paragraph on stderr, no traceback.
+
+    Exit code 2 for a UserError, 1 for a full disk, a lost file, exhausted memory and the like.
+    """
+    threading.excepthook = _end_of_thread
     try:
         main()
     except UserError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         raise SystemExit(2) from None
+    except Exception as error:
+        text = explain(error)
+        if text is None:  # a bug, for which the traceback is
+            raise
+        sys.stderr.write(f"\nerror: {text}\n")
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Run the same command again to go on from here.\n")
         raise SystemExit(130) from None

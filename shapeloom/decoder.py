@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field as Key
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from shapeloom.config import Config, UserError, load_config
+from shapeloom.config import Config, load_config
 from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_bumps, own_shapes
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
@@ -25,7 +24,7 @@ from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occ
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights, transmittance
 from shapeloom.runs import read_meta
-from shapeloom.storage import file_digest
+from shapeloom.weights import checked_digest, read_tensors
 
 VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
 HIDDEN = 1e-4  # transmittance below which a ray has ended
@@ -321,16 +320,6 @@ def load_decoder(folder: Path, device: torch.device | str = "cpu") -> Decoder:
     meta = read_meta(folder, stage="encoder")
     decoder = Decoder(load_config(DecoderConfig, folder / "decoder.yaml"))
     path = folder / "weights.safetensors"
-    digest = file_digest(path)
-    if digest != meta["weights_digest"]:
-        raise UserError(
-            f"{path} isn't the file that its run wrote (its digest differs from meta.json's). "
-            "Copy it again, or train again."
-        )
-    prefix = "decoder."
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  no mapping
-        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    decoder.load_state_dict(state)
-    decoder.digest = digest
+    decoder.digest = checked_digest(path, meta["weights_digest"])
+    decoder.load_state_dict(read_tensors(path, "decoder."))
     return decoder.to(device).eval()

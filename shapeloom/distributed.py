@@ -7,6 +7,7 @@ the deepspeed launcher and Slurm (srun) are recognised by the variables that the
 import atexit
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -25,7 +26,14 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils.tensor_fragment import fragment_address
+
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_CHECKPOINT_CLASSES: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
+"""What DeepSpeed's checkpoints hold beside tensors and Python's own containers: numbers, no code."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,24 @@ def any_process(flag: bool, world: World) -> bool:
     return bool(total > 0)
 
 
+def from_main(value: Any, world: World) -> Any:
+    """Returns the main process's `value` everywhere."""
+    if world.size == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def from_all(value: Any, world: World) -> list[Any]:
+    """Returns every process's `value`, by rank."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def make_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -167,20 +193,48 @@ def save_engine(engine: Any, folder: Path, tag: str, facts: dict[str, Any]) -> N
     engine.save_checkpoint(str(folder), tag=tag, client_state=facts, save_latest=False)
 
 
+_CONVERT = """
+from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+from shapeloom.distributed import allow_checkpoints
+allow_checkpoints()
+main(parse_arguments())
+"""
+
+
+def allow_checkpoints() -> None:
+    """Lets torch.load read what DeepSpeed's checkpoints hold, and nothing that could run code.
+
+    They are pickles, and DeepSpeed loads them without reserve: the variable overrides that.
+    """
+    os.environ[_WEIGHTS_ONLY] = "1"
+    torch.serialization.add_safe_globals(_CHECKPOINT_CLASSES)
+
+
 def convert_checkpoint(folder: Path, tag: str, to: str) -> None:
     """Turns a checkpoint of ZeRO 1-3, split for as many processes as wrote it, into one for any number."""
-    module = "deepspeed.checkpoint.ds_to_universal"
     arguments = ["--input_folder", str(folder / tag), "--output_folder", str(folder / to)]
-    command = [sys.executable, "-m", module, *arguments, "--inject_missing_state"]
+    command = [sys.executable, "-c", _CONVERT, *arguments, "--inject_missing_state"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "UnpicklingError" in done.stderr:
+        raise pickle.UnpicklingError(f"{folder / tag} holds more than numbers")
     if done.returncode:
         raise RuntimeError(f"DeepSpeed could not convert {folder / tag}:\n{done.stderr[-2000:]}")
 
 
 def load_engine(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
-    """Loads a DeepSpeed checkpoint of this very run and returns the facts saved with it."""
+    """Loads a DeepSpeed checkpoint and returns the facts saved with it.
+
+    Raises UnpicklingError, before anything of it is done, if a file holds more than numbers.
+    """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
-    path, facts = engine.load_checkpoint(str(folder), tag=tag)
+    before = os.environ.get(_WEIGHTS_ONLY)
+    allow_checkpoints()
+    try:
+        path, facts = engine.load_checkpoint(str(folder), tag=tag)
+    finally:
+        del os.environ[_WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
     # From a converted checkpoint ZeRO-3 gives all parameters one step count, to be counted up by each of
     # them, and all groups the settings of the first.
     for group, its_own in zip(engine.optimizer.param_groups, settings, strict=True):

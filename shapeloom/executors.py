@@ -42,8 +42,8 @@ def run_tasks(
 
     workers: processes on this machine (none: one a core), each with one thread; 0 runs in this process. Ray
     takes the CPUs that its cluster has, and passes no reports on. `preload`: modules that workers share.
-    A task that loses its worker starts over in another one. An exception in `function` is a bug and is raised
-    here as RuntimeError.
+    A task that loses its worker starts over in another one. A UserError, MemoryError or OSError in
+    `function` is raised here as it is, any other exception, a bug, as RuntimeError.
     """
     if executor == "ray":
         yield from _run_on_ray(function, tasks, preload)
@@ -136,6 +136,8 @@ class _Pool(Generic[TaskT, ResultT]):
             case "result":
                 self._next(worker)
                 yield task, value
+            case "trouble":
+                raise value
             case _:
                 raise RuntimeError(f"a worker failed:\n{value}")
 
@@ -172,6 +174,8 @@ def _serve(function: Function, pipe: Connection, environment: dict[str, str]) ->
             pipe.send(("result", function(task, lambda message: pipe.send(("report", message)))))
         except BrokenPipeError:  # the parent is gone
             return
+        except (UserError, MemoryError, OSError) as error:  # no bug: told as in one process
+            pipe.send(("trouble", error))
         except Exception:
             pipe.send(("error", traceback.format_exc()))
 

@@ -2,7 +2,8 @@
 
 `config.yaml` is the resolved config, `meta.json` says stage, status, seconds, commit, library versions and
 the digests of the inputs; `metrics.jsonl` and TensorBoard events hold curves, `pictures/` pictures.
-Running the same command again in the same folder resumes, or finds `done`.
+Running the same command again in the same folder resumes, or finds `done`. While a stage works, its lock
+keeps others out (shapeloom.locks). Inputs are compared by digest; where they lie is a note in config.yaml.
 """
 
 import hashlib
@@ -12,8 +13,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shapeloom import __version__
 from shapeloom.config import Config, UserError, load_config
-from shapeloom.storage import AnyPath, write_atomic
+from shapeloom.locks import FolderInUse, FolderLock, acquire
+from shapeloom.log import get_logger
+from shapeloom.storage import AnyPath, naming, read_json, write_atomic
 
+log = get_logger("runs")
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
+MAY_CHANGE = {
+    "learning_rate", "min_learning_rate", "grad_clip", "precision", "checkpoint_every", "log_every",
+    "picture_every",
+}  # fmt: skip
+"""Keys of `train` with which an unfinished training may go on in its folder: what a divergence calls for, and
+what changes nothing but how often something is written."""
 
 
 def text_digest(text: str) -> str:
@@ -35,12 +47,11 @@ def text_digest(text: str) -> str:
 
 def read_meta(folder: AnyPath, *, stage: str) -> dict[str, Any]:
     """Returns the meta.json of a finished `stage` run; raises UserError if there is none."""
-    path = folder / "meta.json"
-    if not path.is_file():
+    meta = _own_meta(folder)
+    if meta is None:
         raise UserError(
             f"{folder} is not a finished {stage} run (it has no meta.json). Run that stage first."
         )
-    meta = json.loads(path.read_text())
     if meta["stage"] != stage:
         raise UserError(f"{folder} holds a {meta['stage']} run, but a {stage} run is needed here.")
     if meta["status"] != "done":
@@ -48,13 +59,35 @@ def read_meta(folder: AnyPath, *, stage: str) -> dict[str, Any]:
     return meta
 
 
+def read_metrics(folder: AnyPath) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl, without those that a kill or a full disk left
+    unfinished."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    values = []
+    for line in lines:
+        with suppress(ValueError):
+            values.append(json.loads(line))
+    return [value for value in values if isinstance(value, dict) and isinstance(value.get("step"), int)]
+
+
+def lock_folder(folder: Path) -> FolderLock:
+    """Takes the folder's lock; raises UserError that says who has it."""
+    try:
+        return acquire(folder)
+    except FolderInUse as error:
+        raise UserError(str(error)) from None
+
+
 class Run:
-    """One stage's folder. Make it with `Run.open`."""
+    """One stage's folder, for a `with`. Make it with `Run.open`."""
 
     def __init__(self, folder: AnyPath, meta: dict[str, Any], *, writes: bool) -> None:
         self._folder, self.meta, self._writes = folder, meta, writes
         self._start = time.monotonic()
         self._writer: SummaryWriter | None = None
+        self._first_step = 0
+        self._lock: FolderLock | None = None
 
     @classmethod
     def open(
@@ -64,41 +97,99 @@ class Run:
         *,
         stage: str,
         inputs: Mapping[str, str] | None = None,
+        places: Sequence[str] = (),
         writes: bool = True,
     ) -> "Run":
-        """Opens or makes the run folder `out`.
+        """Opens or makes the run folder `out`, and keeps other writers out of one that isn't done.
 
-        inputs: name -> digest of what the stage reads. writes: False on ranks other than 0.
-        Raises UserError if `out` was made by another stage, with another config, or from other inputs.
+        inputs: name -> digest of what the stage reads. A config key of such a name says where it lies, which
+        may change; so may the keys `places`. writes: False on ranks other than 0.
+        Raises UserError if `out` is being written by another command, or holds files and no run, or was made
+        by another stage, with another config, or from other inputs.
         """
-        resolved = config.model_dump(mode="json")
-        path = out / "meta.json"
-        if path.is_file():
-            meta = json.loads(path.read_text())
-            _check_same(out, meta, stage, config, dict(inputs or {}))
-            return cls(out, meta, writes=writes)
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file; name a folder.")
-        meta = {
-            "stage": stage,
-            "status": "running",
-            "seconds": 0.0,
-            "shapeloom": __version__,
-            "commit": _commit(),
-            "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-            "inputs": dict(inputs or {}),
-        }
-        if writes:
-            write_atomic(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-            write_atomic(path, json.dumps(meta, indent=1))
-        return cls(out, meta, writes=writes)
+        run = cls(out, _own_meta(out) or {}, writes=writes)
+        given = dict(inputs or {})
+        if run.meta:
+            _check_same(out, run.meta, stage, config, given, places)
+            if run.done and not (lost := _lost_weights(out, run.meta)):
+                return run
+            if run.done:
+                log.warning("%s was done, but has lost %s since, which is made again", out, lost)
+        elif writes:
+            _refuse_foreign(out)
+        try:
+            run._take(stage, config, given, places)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _take(self, stage: str, config: Config, inputs: dict[str, str], places: Sequence[str]) -> None:
+        """Locks the folder and writes what it is; what another command did there until now is looked at
+        anew."""
+        if self._writes:
+            self._take_lock()
+            self.meta = _own_meta(self._folder) or {}
+        if self.meta:
+            changes = _check_same(self._folder, self.meta, stage, config, inputs, places)
+            if changes:
+                log.warning("%s goes on with changes: %s", self._folder, "; ".join(changes))
+                self.meta["changes"] = [*self.meta.get("changes", []), {"what": changes}]
+            self.meta["status"] = "running"
+        else:
+            self.meta = {
+                "stage": stage,
+                "status": "running",
+                "seconds": 0.0,
+                "shapeloom": __version__,
+                "commit": _commit(),
+                "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+                "inputs": inputs,
+            }
+        if self._writes:
+            # In this order: a folder with a config.yaml alone may be anyone's.
+            write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
+            self._write_config(config)
+
+    def _take_lock(self) -> None:
+        if isinstance(self._folder, Path):  # object stores know no locks
+            self._lock = lock_folder(self._folder)
+
+    def _write_config(self, config: Config) -> None:
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomic(self._folder / "config.yaml", resolved)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = str(self._folder / "(one of its files)")
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._writer is not None:
+            with suppress(OSError):  # what is left to flush are pictures of curves
+                self._writer.close()
+            self._writer = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def reopen(self, config: Config) -> None:
         """Makes the stage unfinished again, under `config`: there is more work to do in its folder."""
+        if self._writes and self._lock is None:
+            self._take_lock()
+            self.meta = _own_meta(self._folder) or self.meta
         self.meta["status"] = "running"
         self.save_progress()
-        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomic(self._folder / "config.yaml", resolved)
+        if self._writes:
+            self._write_config(config)
 
     @property
     def folder(self) -> Path:
@@ -113,26 +204,31 @@ class Run:
 
     def _tensorboard(self) -> SummaryWriter:
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+            # What a killed run has logged beyond its checkpoint is hidden: it will be logged again.
+            purge = self._first_step + 1 if self._first_step else None
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
         return self._writer
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line to metrics.jsonl and the same numbers to TensorBoard."""
         if not self._writes:
             return
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._tensorboard().add_scalar(name, value, step)
 
-    def drop_scalars_after(self, step: int) -> None:
-        """Removes lines of later steps from metrics.jsonl: a killed run's, which will be written again."""
+    def start_from(self, step: int) -> None:
+        """Removes what metrics.jsonl says of later steps: a killed run's, which will be written again.
+
+        Lines that were never finished go too.
+        """
+        self._first_step = step
         path = self.folder / "metrics.jsonl"
         if not self._writes or not path.is_file():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        # A kill in the middle of a line leaves it without its end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.folder) if line["step"] <= step]
         write_atomic(path, "".join(kept))
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -154,8 +250,14 @@ class Run:
         self.meta["seconds"] += now - self._start
         self._start = now
         self.note_peak_memory(peak_bytes())
-        if self._writes:
-            write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
+        if not self._writes:
+            return
+        if self._lock is not None:
+            try:
+                self._lock.check()
+            except FolderInUse as error:
+                raise UserError(f"This command has lost its folder. {error}") from None
+        write_atomic(self._folder / "meta.json", json.dumps(self.meta, indent=1))
 
     def finish(self, **facts: Any) -> None:
         """Marks the stage as done and merges `facts` into meta.json."""
@@ -166,33 +268,86 @@ class Run:
             self._writer.close()
 
 
+def _own_meta(folder: AnyPath) -> dict[str, Any] | None:
+    """The folder's meta.json; None if there is none. Raises UserError if it is damaged or isn't ours."""
+    path = folder / "meta.json"
+    advice = "Copy it back if you have a copy; or else delete the folder, or name another, and start over."
+    try:
+        meta = read_json(path, advice=advice)
+    except FileNotFoundError:
+        return None
+    if not {"stage", "status", "seconds", "inputs"} <= meta.keys():
+        raise UserError(
+            f"{path} is not of Shapeloom, so nothing is written or read there. Name another folder."
+        )
+    return meta
+
+
+def _refuse_foreign(out: AnyPath) -> None:
+    # Names with a dot are this project's own leftovers (of a kill before meta.json) and file managers'.
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    found = [name for name in names if not name.startswith(".")]
+    if found:
+        raise UserError(
+            f"--out {out} holds {len(found)} file(s) or folder(s), such as {found[0]}, and no run of "
+            "Shapeloom (no meta.json), so nothing is written there. Name a new or an empty folder."
+        )
+
+
+def _lost_weights(out: AnyPath, meta: Mapping[str, Any]) -> str:
+    """The weights that a finished training has lost, or ""."""
+    if "weights_digest" in meta and not (out / "weights.safetensors").is_file():
+        return "weights.safetensors"
+    return ""
+
+
 def _check_same(
-    out: AnyPath, meta: dict[str, Any], stage: str, config: Config, inputs: dict[str, str]
-) -> None:
+    out: AnyPath, meta: dict[str, Any], stage: str, config: Config, inputs: dict[str, str],
+    places: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Returns which of MAY_CHANGE are changed; raises UserError for anything else that is."""
     advice = "Use another --out, or delete that folder to start over."
     if meta["stage"] != stage:
         raise UserError(f"{out} holds a {meta['stage']} run, so {stage} can't write there. {advice}")
-    try:  # keys that are newer than the run have their defaults
-        before = load_config(type(config), out / "config.yaml").model_dump(mode="json")
-    except UserError:  # keys that are gone since
-        before = yaml.safe_load((out / "config.yaml").read_text())
-    changed = _differences(before, config.model_dump(mode="json"))
-    if changed:
-        raise UserError(f"{out} was made with another config ({'; '.join(changed)}). {advice}")
-    for name, digest in inputs.items():
-        if meta["inputs"].get(name) != digest:
+    changed = _changes(out, config)
+    noted = {name for name in inputs if name in meta["inputs"]} | set(places)
+    changed = {key: text for key, text in changed.items() if not noted & {key, key.rpartition(".")[2]}}
+    for name in sorted(inputs.keys() | meta["inputs"].keys()):
+        before, now = meta["inputs"].get(name), inputs.get(name)
+        if before and now and before != now:
             raise UserError(f"{out} was made from another {name}, which has changed since. {advice}")
+    allowed = {key for key in changed if key.rpartition(".")[2] in MAY_CHANGE and meta["status"] != "done"}
+    refused = [text for key, text in changed.items() if key not in allowed]
+    if refused:
+        raise UserError(f"{out} was made with another config ({'; '.join(refused)}). {advice}")
+    return [changed[key] for key in sorted(allowed)]
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+def _changes(out: AnyPath, config: Config) -> dict[str, str]:
+    """Key -> what it was and is."""
+    path = out / "config.yaml"
+    if not path.is_file():  # killed between meta.json and this
+        return {}
+    try:  # keys that are newer than the run have their defaults
+        before = load_config(type(config), path).model_dump(mode="json")
+    except UserError:  # keys that are gone since
+        try:
+            before = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}), so it can't be told what this run is. Copy it back, or "
+                "delete it if you know that this command has the settings that the run was begun with."
+            ) from error
+    return _differences(before, config.model_dump(mode="json"))
+
+
+def _differences(before: Any, now: Any, key: str = "") -> dict[str, str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(before.keys() | now.keys())
-        return [
-            text
-            for name in names
-            for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+        found: dict[str, str] = {}
+        for name in sorted(before.keys() | now.keys()):
+            found |= _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        return found
+    return {} if before == now else {key: f"{key} was {before!r}, now {now!r}"}
 
 
 def peak_bytes() -> int:

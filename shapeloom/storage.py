@@ -5,13 +5,14 @@ none: locally by writing beside the place and renaming, elsewhere because an obj
 """
 
 import hashlib
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 from upath import UPath
@@ -59,9 +60,21 @@ def scratch_file(path: AnyPath) -> Iterator[Path]:
     else:
         temporary = Path(tempfile.gettempdir(), name)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: AnyPath) -> Iterator[None]:
+    """Gives an OSError from within the name of the file: writing to a full disk raises one without."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def put_file(temporary: Path, path: AnyPath) -> None:
@@ -82,6 +95,21 @@ def fetch_file(path: AnyPath, local: Path) -> None:
         else:
             path.fs.get_file(path.path, str(temporary))
         temporary.replace(local)
+
+
+def read_json(path: AnyPath, *, advice: str) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises UserError that names it and gives `advice` if it is damaged.
+
+    A file that isn't there is FileNotFoundError.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        size = path.stat().st_size
+        raise UserError(f"{path} is damaged ({size} bytes; {error}). {advice}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not what was written there. {advice}")
+    return value
 
 
 def file_digest(path: AnyPath) -> str:

@@ -19,8 +19,17 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom import distributed
-from shapeloom.checkpoint import extra_weights, load_state, prepare_state, save_state, save_weights
+from shapeloom.checkpoint import (
+    UNIVERSAL,
+    choose_state,
+    extra_weights,
+    load_state,
+    prepare_state,
+    save_state,
+    save_weights,
+)
 from shapeloom.config import Config, UserError
+from shapeloom.health import NUM_NAMED, Health, describe, go_back_to
 from shapeloom.log import get_logger, progress
 from shapeloom.muon import Muon, muon_groups
 from shapeloom.runs import Run, peak_bytes
@@ -67,6 +76,9 @@ class Task(Protocol):
 
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         """Returns how the model does: uint8 [height, width, 3] pictures, and numbers [] for the curves."""
+
+    def names(self, samples: Sequence[int]) -> list[str]:
+        """Returns what users know the assets of these global sample numbers by."""
 
 
 class _LossModule(nn.Module):
@@ -213,7 +225,8 @@ def train(
 
     Returns the averaged weights of each decay, as they are written: passed through `export`.
     The model is left with those of `ema_decay`.
-    Raises UserError when the batch can't be shared among the processes or the loss stays non-finite.
+    Raises UserError when the batch can't be shared among the processes, the loss stays non-finite, or the
+    training has diverged to its end.
     """
     share, rest = divmod(config.batch_size, world.size * config.accumulation)
     if rest or share == 0:
@@ -227,27 +240,34 @@ def train(
     optimizer = make_optimizer(module, config)
     # ZeRO 3 leaves each process a part of the weights, and pictures are drawn by the main one alone.
     whole = copy.deepcopy(task.model) if config.zero_stage == 3 and world.is_main else None
-    converted = prepare_state(run.folder, config.zero_stage, world)
+    tag = choose_state(run.folder, world, until=distributed.from_main(go_back_to(run.meta), world))
+    tag = prepare_state(run.folder, tag, config.zero_stage, world)
     engine = distributed.make_engine(
         module, optimizer, micro_batch=share, accumulation=config.accumulation,
-        grad_clip=config.grad_clip, zero_stage=config.zero_stage, offload=config.offload, universal=converted,
+        grad_clip=config.grad_clip, zero_stage=config.zero_stage, offload=config.offload,
+        universal=tag is not None and tag.endswith(UNIVERSAL),
     )  # fmt: skip
     frozen = {name for name, value in engine.module.named_parameters() if not value.requires_grad}
     averages = _Averages(config, distributed.full_parameters(engine, config.zero_stage), frozen)
-    facts = load_state(engine, run.folder)
-    first = 0
-    if facts is not None:
-        first = facts["step"]
+    first, health = 0, Health()
+    if tag is not None:
+        facts = load_state(engine, run.folder, tag, world)
+        first, health = facts["step"], Health(facts.get("health"))
         averages.load(facts["ema"])
-        run.drop_scalars_after(first)
         log.info("resuming %s at step %d of %d", run.meta["stage"], first, config.steps)
+    run.start_from(first)
+    if run.meta.get("changes"):
+        run.meta["changes"][-1].setdefault("from_step", first)
     millions = sum(value.numel() for value in averages.weights.values()) / 1e6
     log.info(
         "%s: %.2fM numbers, %d process(es) on %s, %s, %d thread(s) each",
         run.meta["stage"], millions, world.size, world.device, "bf16" if bf16 else "fp32",
         torch.get_num_threads(),
     )  # fmt: skip
-    _Loop(task, config, run, world, engine, averages, share, whole or engine.module.model).run_from(first)
+    _Loop(task, config, run, world, engine, averages, share, whole or engine.module.model, health).run_from(
+        first
+    )
+    _tell(health, run, world)
     found = {
         decay: {name.removeprefix("model."): value.cpu() for name, value in weights.items()}
         for decay, weights in averages.all.items()
@@ -259,8 +279,23 @@ def train(
             if decay == config.ema_decay:
                 run.meta["weights_digest"] = save_weights(run.folder, weights)
             else:
-                save_weights(run.folder, weights, extra_weights(decay))
+                name = extra_weights(decay)
+                digests = run.meta.setdefault("extra_digests", {})
+                digests[name] = save_weights(run.folder, weights, name)
     return exported
+
+
+def _tell(health: Health, run: Run, world: distributed.World) -> None:
+    """The closing lines on what went wrong; raises UserError for a training that has diverged to its end."""
+    if world.is_main:
+        for sentence in describe(health.facts()):
+            log.warning("%s: %s", run.meta["stage"], sentence)
+    if distributed.from_main(health.diverged, world):
+        raise UserError(
+            f"The training in {run.folder} came to its end, but it has diverged, so no weights are written. "
+            "Give the same command with a lower rate, such as `--set train.learning_rate=...`: it goes on "
+            "from the last checkpoint before the divergence."
+        )
 
 
 class _Loop:
@@ -268,10 +303,10 @@ class _Loop:
 
     def __init__(
         self, task: Task, config: TrainConfig, run: Run, world: distributed.World, engine: Any,
-        averages: _Averages, share: int, shown: nn.Module,
+        averages: _Averages, share: int, shown: nn.Module, health: Health,
     ) -> None:  # fmt: skip
         """shown: what pictures are drawn with."""
-        self.shown = shown
+        self.shown, self.health = shown, health
         self.task, self.config, self.run, self.world = task, config, run, world
         self.engine, self.averages, self.share = engine, averages, share
         self.stopped = False
@@ -287,7 +322,7 @@ class _Loop:
             with progress(config.steps, f"training {self.run.meta['stage']}", done=first) as bar:
                 for step, batches in self._batches(first):
                     loss = self._step(step, batches)
-                    bar.advance(note=f"loss {loss:.4f}")
+                    bar.advance(note=f"loss {loss:.4g}")
                     self._after_step(step + 1)
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -296,11 +331,7 @@ class _Loop:
         """Yields each step's batches of this process; the next step's is made while this one computes."""
 
         def make(step: int) -> list[dict[str, Tensor]]:
-            start = step * self.config.batch_size + self.world.rank * self.share * self.config.accumulation
-            return [
-                self.task.batch(range(start + part * self.share, start + (part + 1) * self.share))
-                for part in range(self.config.accumulation)
-            ]
+            return [self.task.batch(self._samples(step, part)) for part in range(self.config.accumulation)]
 
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(make, first) if first < self.config.steps else None
@@ -310,18 +341,25 @@ class _Loop:
                 waiting = pool.submit(make, step + 1) if step + 1 < self.config.steps else None
                 yield step, batches
 
+    def _samples(self, step: int, part: int) -> range:
+        """The global numbers of this process's samples in a part of a step."""
+        start = step * self.config.batch_size + self.world.rank * self.share * self.config.accumulation
+        return range(start + part * self.share, start + (part + 1) * self.share)
+
     def _step(self, step: int, batches: list[dict[str, Tensor]]) -> float:
         rate = learning_rate(self.config, step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         seen: list[dict[str, Tensor]] = []
-        for batch in batches:
-            loss, parts = self.engine({name: value.to(self.world.device) for name, value in batch.items()})
-            if not self._all(bool(torch.isfinite(loss))):
-                return self._skip(step, "loss", parts)
+        for number, batch in enumerate(batches):
+            on_device = {name: value.to(self.world.device) for name, value in batch.items()}
+            loss, parts = self.engine(on_device)
+            if not self._all(fine := bool(torch.isfinite(loss))):
+                return self._skip(step, "loss", parts, [] if fine else self._blame(step, number, on_device))
             self.engine.backward(loss)
-            if not self._all(self.guard.finite()):
-                return self._skip(step, "gradient", {"loss": loss, **parts})
+            if not self._all(fine := self.guard.finite()):
+                names = [] if fine else self._blame(step, number, on_device)
+                return self._skip(step, "gradient", {"loss": loss, **parts}, names)
             self.engine.step()
             seen.append(
                 {name: value.detach().float().cpu() for name, value in {"loss": loss, **parts}.items()}
@@ -335,22 +373,57 @@ class _Loop:
         if self.config.zero_stage == 3:
             weights = distributed.full_parameters(self.engine, 3)
         self.averages.update(weights, step)
-        return sum(float(values["loss"]) for values in seen) / len(seen)
+        mean = sum(float(values["loss"]) for values in seen) / len(seen)
+        if self.world.is_main:
+            self.health.see(step, mean, rate)
+        return mean
 
     def _all(self, fine: bool) -> bool:
         return not distributed.any_process(not fine, self.world)
 
-    def _skip(self, step: int, what: str, parts: dict[str, Tensor]) -> float:
+    def _blame(self, step: int, part: int, batch: dict[str, Tensor]) -> list[str]:
+        """The names of the samples whose own loss or gradient isn't finite; of all if no single one's is.
+
+        Each is computed again alone. Where ZeRO 3 has split the weights nothing can be, so all are named.
+        """
+        samples = self._samples(step, part)
+        alike = all(value.ndim and len(value) == len(samples) for value in batch.values())
+        bad: list[int] = []
+        if alike and self.config.zero_stage < 3:
+            rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(len(samples))]
+            bad = [n for n, row in zip(samples, rows, strict=True) if not self._finite_alone(row)]
+        self.guard.finite()  # forgets the gradients seen here
+        return self.task.names(bad or samples)
+
+    def _finite_alone(self, batch: dict[str, Tensor]) -> bool:
+        loss, _ = self.engine.module(batch)
+        trained = [p for p in self.engine.module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return all(bool(torch.isfinite(value).all()) for value in (loss, *gradients) if value is not None)
+
+    def _skip(self, step: int, what: str, parts: dict[str, Tensor], blamed: list[str]) -> float:
         """Forgets a step whose loss or gradient isn't finite; raises UserError after too many on end."""
         distributed.drop_gradients(self.engine)
         self.bad_steps += 1
         values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items())
-        log.warning("step %d: the %s is not finite (%s); step skipped", step, what, values)
+        names = [name for each in distributed.from_all(blamed, self.world) for name in each]
+        self.health.skip(step, what, names)
+        at_fault = ", ".join(names[:NUM_NAMED])
+        log.warning(
+            "step %d: the %s is not finite (%s); step skipped. Samples at fault: %s",
+            step,
+            what,
+            values,
+            at_fault,
+        )
         if self.bad_steps >= MAX_BAD_STEPS:
+            self._note_health()
             raise UserError(
                 f"The {what} was not finite for {MAX_BAD_STEPS} steps on end, the last at step {step} "
-                f"({values}). The newest checkpoint in {self.run.folder / 'state'} is from before. Lower "
-                "train.learning_rate, or train with train.precision=fp32."
+                f"({values}; samples {at_fault}). The newest checkpoint in {self.run.folder / 'state'} is "
+                "from before: give the same command with `--set train.learning_rate=...` lower, or with "
+                "train.precision=fp32, and it goes on from there. If it is always the same samples, mend "
+                "them."
             )
         return float("nan")
 
@@ -363,12 +436,19 @@ class _Loop:
             self.run.scalars(done, numbers)
         stopping = distributed.any_process(self.stopped, self.world)
         if done % config.checkpoint_every == 0 or last or stopping:
-            facts = {"step": done, "ema": self.averages.state()}
-            save_state(self.engine, self.run.folder, done, facts, self.world)
-            self.run.save_progress()
+            facts = {"step": done, "ema": self.averages.state(), "health": self.health.state()}
+            healthy = self.health.healthy_until(done)
+            save_state(self.engine, self.run.folder, done, facts, self.world, healthy_until=healthy)
+            self._note_health()
         if stopping and not last:
             log.warning("stopped by SIGTERM after step %d; the same command goes on from here", done)
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _note_health(self) -> None:
+        for name in ("divergence", "skipped_steps"):
+            self.run.meta.pop(name, None)
+        self.run.meta.update(self.health.facts())
+        self.run.save_progress()
 
     def _log(self, done: int, numbers: Mapping[str, float]) -> None:
         names = sorted(self.sums)

@@ -20,8 +20,8 @@ from shapeloom.config import UserError
 from shapeloom.shards.cache import ShardCache
 from shapeloom.shards.members import decode_npy, decode_png, depth_from_png
 from shapeloom.shards.order import ReadingOrder
-from shapeloom.shards.writing import check_schema, list_shards, read_manifest
-from shapeloom.storage import AnyPath, is_local, parse_path
+from shapeloom.shards.writing import REMAKE, check_schema, digest_of, list_shards, read_manifest
+from shapeloom.storage import AnyPath, is_local, parse_path, read_json
 
 T = TypeVar("T")
 
@@ -39,6 +39,11 @@ class Row:
     attributes: dict[str, str]
     members: dict[str, tuple[int, int]]
     """Extension -> (byte offset, size) in the shard's tar."""
+
+    @property
+    def label(self) -> str:
+        """For messages: its key and first caption."""
+        return f"{self.key} ({self.captions[0]!r})" if self.captions else self.key
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,14 @@ class _Shards:
     kind: str
 
     def __init__(
-        self, folder: AnyPath | str, split: str | None = None, *, cache: ShardCache | None = None
-    ) -> None:
+        self, folder: AnyPath | str, split: str | None = None, *, cache: ShardCache | None = None,
+        checked: bool = True,
+    ) -> None:  # fmt: skip
         """`folder`: a path or URL. `cache`: where shards of a URL are kept; by default a cache of its own.
 
-        Raises UserError when the folder is unfinished, of another kind or schema, or lacks `split`.
+        checked: False to look at a damaged set too, with what is wrong with it in `problems`.
+        Raises UserError when the folder is unfinished, of another kind or schema, lacks `split`, or doesn't
+        hold what its header says: shards, counts and sizes are compared, not bytes.
         """
         self.folder = parse_path(folder)
         header = self.folder / "dataset.json"
@@ -95,7 +103,7 @@ class _Shards:
                 f"{self.folder} is not a finished {self.kind} dataset (no dataset.json in it): "
                 "check the path, or run the stage that writes it to its end."
             )
-        self.header: dict[str, Any] = json.loads(header.read_text())
+        self.header: dict[str, Any] = read_json(header, advice=REMAKE)
         check_schema(header, self.header.get("schema"))
         if self.header.get("kind") != self.kind:
             kind = self.header.get("kind")
@@ -103,6 +111,13 @@ class _Shards:
         self.shards = list_shards(self.folder)
         with ThreadPoolExecutor(1 if is_local(self.folder) else 16) as pool:
             manifests = list(pool.map(read_manifest, self.shards))
+            sizes = list(pool.map(_size, self.shards))
+        self.problems = _problems(self.header, self.shards, manifests, sizes)
+        if checked and self.problems:
+            raise UserError(
+                f"{self.folder} isn't whole: {'; '.join(self.problems[:3])}. Run the stage that wrote it "
+                "again (it makes what is missing), or copy the missing files back."
+            )
         self.rows: list[Row] = []
         for shard, manifest in enumerate(manifests):
             samples = manifest["samples"]
@@ -160,6 +175,32 @@ class _Shards:
     def facts(self, index: int) -> dict[str, Any]:
         """The `json` member of row `index`: provenance, captions and whatever its stage recorded."""
         return json.loads(self.members(index, ["json"])[0])
+
+
+def _size(path: AnyPath) -> int:
+    return int(path.stat().st_size)
+
+
+def _problems(
+    header: Mapping[str, Any], shards: Sequence[AnyPath], manifests: Sequence[Mapping[str, Any]],
+    sizes: Sequence[int],
+) -> list[str]:  # fmt: skip
+    """How the shards that are there differ from what the header was written over."""
+    found = []
+    known = header.get("shards")  # data sets from before they were listed have no names to compare
+    names = [path.name for path in shards]
+    if known is not None:
+        found += [f"shards/{name} is missing" for name in sorted(set(known) - set(names))]
+        found += [f"shards/{name} isn't of this data set" for name in sorted(set(names) - set(known))]
+    have = sum(len(manifest["samples"]) for manifest in manifests)
+    if have != header["num_assets"]:
+        found.append(f"dataset.json counts {header['num_assets']} assets, the shards have {have}")
+    for path, manifest, size in zip(shards, manifests, sizes, strict=True):
+        if size != manifest.get("size", size):
+            found.append(f"shards/{path.name} has {size} bytes in place of {manifest['size']}")
+    if not found and digest_of(shards, manifests) != header["digest"]:
+        found.append("dataset.json was written over other shards than these")
+    return found
 
 
 def _row(shard: int, entry: Mapping[str, Any]) -> Row:

@@ -9,9 +9,10 @@ from typing import Any
 
 from shapeloom.config import UserError
 from shapeloom.shards.members import encode_member
-from shapeloom.storage import AnyPath, file_digest, put_file, scratch_file, write_atomic
+from shapeloom.storage import AnyPath, file_digest, put_file, read_json, scratch_file, write_atomic
 
 SCHEMA = 1
+REMAKE = "Copy it again, or delete it and run the stage that writes it again."
 
 Sample = Mapping[str, Any]
 """{"__key__": str, "json": dict, "name.npy": ndarray, "name.png": ndarray or bytes}; see `write_shard`."""
@@ -73,7 +74,10 @@ def shard_is_finished(path: AnyPath) -> bool:
     manifest = manifest_path(path)
     if not (path.is_file() and manifest.is_file()):
         return False
-    return json.loads(manifest.read_text()).get("size") == path.stat().st_size
+    try:
+        return bool(read_json(manifest, advice=REMAKE).get("size") == path.stat().st_size)
+    except UserError:  # damaged: the shard is made again
+        return False
 
 
 def list_shards(folder: AnyPath) -> list[AnyPath]:
@@ -83,8 +87,26 @@ def list_shards(folder: AnyPath) -> list[AnyPath]:
 
 def dataset_digest(folder: AnyPath) -> str:
     """Of the names and sha256 of all finished shards."""
-    lines = (f"{path.name} {read_manifest(path)['sha256']}\n" for path in list_shards(folder))
+    shards = list_shards(folder)
+    return digest_of(shards, [read_manifest(path) for path in shards])
+
+
+def digest_of(shards: Sequence[AnyPath], manifests: Sequence[Mapping[str, Any]]) -> str:
+    """Of the shards' names and sha256."""
+    pairs = zip(shards, manifests, strict=True)
+    lines = (f"{path.name} {manifest['sha256']}\n" for path, manifest in pairs)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def dataset_is_whole(folder: AnyPath) -> bool:
+    """Whether all shards that dataset.json was written over are there, in their sizes."""
+    header = folder / "dataset.json"
+    if not header.is_file() or not all(shard_is_finished(path) for path in list_shards(folder)):
+        return False
+    try:
+        return bool(read_json(header, advice=REMAKE)["digest"] == dataset_digest(folder))
+    except UserError:
+        return False
 
 
 def finish_dataset(folder: AnyPath, *, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +116,8 @@ def finish_dataset(folder: AnyPath, *, kind: str, facts: Mapping[str, Any]) -> d
         for row in read_manifest(path)["samples"]:
             splits[row["split"]] = splits.get(row["split"], 0) + 1
     header = {"schema": SCHEMA, "kind": kind, "num_assets": sum(splits.values()), "splits": splits}
-    header |= {**facts, "digest": dataset_digest(folder)}
+    names = [path.name for path in list_shards(folder)]
+    header |= {**facts, "digest": dataset_digest(folder), "shards": names}
     write_atomic(folder / "dataset.json", json.dumps(header, indent=2, sort_keys=True))
     return header
 
@@ -113,7 +136,7 @@ def read_manifest(shard: AnyPath) -> dict[str, Any]:
     path = manifest_path(shard)
     if not path.is_file():
         raise UserError(f"{shard} has no manifest {path.name} beside it: run the stage that writes it again.")
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path, advice=REMAKE)
     check_schema(path, manifest.get("schema"))
     return manifest
 

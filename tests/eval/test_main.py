@@ -67,19 +67,20 @@ def run(coloured_balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     }
     decoder = DecoderConfig.model_validate(settings)
     model = Autoencoder(encoder, decoder)
-    made = Run.open(folder / "encoder", Config(), stage="encoder")
-    for name, part in (("encoder", encoder), ("decoder", decoder)):
-        write_atomic(folder / "encoder" / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json")))
-    made.finish(weights_digest=save_weights(folder / "encoder", model.state_dict()))
+    with Run.open(folder / "encoder", Config(), stage="encoder") as made:
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            write_atomic(folder / "encoder" / f"{name}.yaml", yaml.safe_dump(part.model_dump(mode="json")))
+        made.finish(weights_digest=save_weights(folder / "encoder", model.state_dict()))
     clip = DualEncoderConfig(
         embed_dim=8, image_size=16, image_width=32, image_layers=1, text_width=32, text_layers=1,
         train=TrainConfig(steps=1, batch_size=2, precision="fp32"),
     )  # fmt: skip
     images, captions = read_pairs(AssetShards(coloured_balls, "train"), size=16, num_views=1)
-    conditioner = Run.open(folder / "clip", clip, stage="clip")
-    fit(images, captions, clip, conditioner, distributed.start())
-    conditioner.finish()
-    Run.open(folder / "prior", Config(), stage="prior").finish(weights_digest="prior")
+    with Run.open(folder / "clip", clip, stage="clip") as conditioner:
+        fit(images, captions, clip, conditioner, distributed.start())
+        conditioner.finish()
+    with Run.open(folder / "prior", Config(), stage="prior") as prior:
+        prior.finish(weights_digest=save_weights(folder / "prior", {"x": torch.zeros(1)}))
     monkeypatch.setattr(evaluation, "ShapePipeline", FakePipeline)
     monkeypatch.setattr(FakePipeline, "loaded", 0)
     return folder
@@ -147,6 +148,9 @@ def test_an_unfinished_prior_is_refused_by_name(run: Path) -> None:
 def test_results_of_another_prior_are_not_mixed_in(run: Path) -> None:
     evaluate(run)
     meta = json.loads((run / "prior" / "meta.json").read_text())
-    (run / "prior" / "meta.json").write_text(json.dumps(meta | {"weights_digest": "another"}))
+    another = save_weights(run / "prior", {"x": torch.ones(1)})
+    with pytest.raises(UserError, match=r"prior/weights\.safetensors isn't the file"):
+        evaluate(run)
+    (run / "prior" / "meta.json").write_text(json.dumps(meta | {"weights_digest": another}))
     with pytest.raises(UserError, match="another prior"):
         evaluate(run)

@@ -190,7 +190,7 @@ def test_a_shard_cut_in_half_is_refused_by_name(tmp_path: Path):
     folder = write_latents(tmp_path / "cut")
     shard = folder / "shards" / "000000.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"000000.tar ends before asset asset0\d\d: the shard was cut off"):
+    with pytest.raises(UserError, match=r"shards/000000\.tar has \d+ bytes in place of \d+"):
         main(["--out", str(tmp_path / "out"), "--set", f"latents={folder}", *SETTINGS])
 
 

@@ -42,6 +42,9 @@ class Line:
         loss = (model(batch["x"]) - (3 * batch["x"] - 1)).pow(2).mean()
         return loss, {"square": loss}
 
+    def names(self, samples: Sequence[int]) -> list[str]:
+        return [f"line {n}" for n in samples]
+
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         return {}
 
@@ -57,8 +60,8 @@ def run_line(out: Path, task: Line | None = None, **settings: object) -> list[fl
     }
     config = TrainConfig.model_validate(given | settings)
     world = distributed.start()
-    run = Run.open(out, config, stage="line", writes=world.is_main)
-    train(task or Line(), config, run, world)
+    with Run.open(out, config, stage="line", writes=world.is_main) as run:
+        train(task or Line(), config, run, world)
     return read_losses(out)
 
 

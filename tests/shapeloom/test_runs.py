@@ -83,7 +83,74 @@ def test_curves_of_a_killed_run_lose_what_will_be_written_again(tmp_path: Path) 
         run.scalars(step, {"loss": 1 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed here
-    run.drop_scalars_after(3)
+    run.start_from(3)
     run.scalars(4, {"loss": 0.0})
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+class Placed(Config):
+    data: Path = Path("a")
+    train: Settings = Settings()
+    learning_rate: float = 1.0
+
+
+def test_a_run_may_be_moved_with_what_it_reads(tmp_path: Path) -> None:
+    given = {"stage": "s", "inputs": {"data": "digest"}}
+    with Run.open(tmp_path / "r", Placed(), **given) as run:
+        run.save_progress()
+    (tmp_path / "r").rename(tmp_path / "moved")
+    with Run.open(tmp_path / "moved", Placed(data=Path("/elsewhere/b")), **given) as run:
+        run.finish()
+    with pytest.raises(UserError, match="another data"):
+        Run.open(tmp_path / "moved", Placed(data=Path("b")), stage="s", inputs={"data": "other"})
+    with pytest.raises(UserError, match="data was '/elsewhere/b'"):
+        Run.open(tmp_path / "moved", Placed(data=Path("b")), stage="s")  # without a digest it is what counts
+
+
+def test_an_unfinished_training_may_change_its_rate_and_keeps_a_note_of_it(tmp_path: Path) -> None:
+    Run.open(tmp_path / "r", Placed(), stage="s").close()
+    with pytest.raises(UserError, match=r"train\.steps was 3, now 4"):
+        Run.open(tmp_path / "r", Placed(train=Settings(steps=4), learning_rate=0.1), stage="s")
+    with Run.open(tmp_path / "r", Placed(learning_rate=0.1), stage="s") as run:
+        assert run.meta["changes"] == [{"what": ["learning_rate was 1.0, now 0.1"]}]
+        run.finish()
+    with pytest.raises(UserError, match=r"learning_rate was 0\.1, now 0\.2"):
+        Run.open(tmp_path / "r", Placed(learning_rate=0.2), stage="s")
+
+
+def test_a_folder_with_files_and_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    with pytest.raises(UserError, match=r"such as config\.yaml"):
+        Run.open(tmp_path, Settings(), stage="s")
+    (tmp_path / "meta.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="not of Shapeloom"):
+        Run.open(tmp_path, Settings(), stage="s")
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1"
+
+
+def test_a_kill_before_the_config_was_written_costs_nothing(tmp_path: Path) -> None:
+    Run.open(tmp_path / "r", Settings(), stage="s").close()
+    (tmp_path / "r" / "config.yaml").unlink()
+    Run.open(tmp_path / "r", Settings(), stage="s").close()
+    assert (tmp_path / "r" / "config.yaml").is_file()
+
+
+def test_a_damaged_meta_is_named(tmp_path: Path) -> None:
+    Run.open(tmp_path / "r", Settings(), stage="s").close()
+    path = tmp_path / "r" / "meta.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"meta\.json is damaged"):
+        Run.open(path.parent, Settings(), stage="s")
+    with pytest.raises(UserError, match=r"meta\.json is damaged"):
+        read_meta(path.parent, stage="s")
+
+
+def test_a_finished_training_that_lost_its_weights_is_unfinished(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "r", Settings(), stage="s") as run:
+        (run.folder / "weights.safetensors").touch()
+        run.finish(weights_digest="d")
+    assert Run.open(tmp_path / "r", Settings(), stage="s").done
+    (tmp_path / "r" / "weights.safetensors").unlink()
+    with Run.open(tmp_path / "r", Settings(), stage="s") as run:
+        assert not run.done
