@@ -123,9 +123,7 @@ class Page:
     def __init__(self, studio: Studio) -> None:
         self.studio, self.visits = studio, Visits()
         gradio.set_static_paths([studio.objects])  # its files are served where they are, not copied
-        with gradio.Blocks(
-            title="Shapeloom", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
-        ) as self.blocks:
+        with gradio.Blocks(title="Shapeloom", analytics_enabled=False, fill_width=True) as self.blocks:
             gradio.Markdown(
                 "# Shapeloom\nSay what to make, or show a picture; a textured model comes back.",
                 elem_id="title",

@@ -6,10 +6,12 @@ are refused with a `UserError` that says why, and no name that came from outside
 
 import hashlib
 import io
+import secrets
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from sampling.pictures import gif, load_image
 from sampling.pipeline import Picture, ShapePipeline, check_prompt
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError
-from shapeloom.storage import write_atomic
+from shapeloom.storage import private_folder, write_atomic
 
 MAX_PROMPT = 300
 MAX_STEPS = 128
@@ -87,20 +89,31 @@ class Studio:
 
     All of them are made on one thread of its own, whichever thread asks: the C library keeps freed memory for
     each thread by itself, and those of a server come and go (100 MB and more of the demo's model).
-    folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them.
+    folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them. Cleaners of temporary
+    files may take anything away from it: what is missing is made again.
     """
 
     def __init__(
         self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100
     ) -> None:
         self.pipeline, self.config, self.capacity = pipeline, config, capacity
-        self.objects, self.uploads = folder / "objects", folder / "uploads"
-        self.uploads.mkdir(parents=True, exist_ok=True)
+        self.folder, self.objects, self.uploads = folder, folder / "objects", folder / "uploads"
+        private_folder(folder)
+        self.uploads.mkdir(exist_ok=True)
         self._items: dict[str, Item] = {}
+        # Keys are in addresses: nobody who doesn't know this can tell what others have made.
+        self._secret = secrets.token_bytes(32)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
+        self._looking, self._closed = threading.Lock(), threading.Event()
+
+    def close(self) -> None:
+        """Stops what is being made at its next step, and makes nothing more."""
+        self._closed.set()
+        self._worker.shutdown(cancel_futures=True)
 
     def make(self, order: Order, on_step: OnStep) -> Item:
         """Returns the object of an order: the same one for the same order."""
+        on_step = self._while_open(on_step)
         prompt = _text(order.prompt, may_be_empty=order.image is not None)
         negative = _text(order.negative, may_be_empty=True)
         seed, steps, guidance = _numbers(order)
@@ -120,6 +133,7 @@ class Studio:
 
     def edit(self, edit: Edit, on_step: OnStep) -> Item:
         """Returns an edited object."""
+        on_step = self._while_open(on_step)
         prompt, layers = _text(edit.prompt), _layers(edit.layers)
         seed, steps, guidance = _numbers(edit)
         strength = _number("Strength", edit.strength, 0.05, 1)
@@ -136,17 +150,21 @@ class Studio:
         return self._answer(identity, prompt, seed, shape, on_step)
 
     def get(self, key: str) -> Item | None:
-        """Returns an object by its key, if it is still kept."""
-        return self._items.get(key)
+        """Returns an object by its key, if it is still kept with all its files."""
+        item = self._items.get(key)
+        return item if item is not None and all(path.is_file() for path in item.files.values()) else None
 
     def check_upload(self, path: object) -> Picture:
         """Returns an uploaded picture; raises UserError for what isn't one, or is too large."""
         # Before it is asked whether a file is there: that alone would tell of files elsewhere.
         if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
             raise UserError("Pictures are uploaded here; no other files are read.")
-        return load_image(
-            Path(path), name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS
-        )
+        if not Path(path).is_file():
+            raise UserError("That picture isn't kept any more: upload it again.")
+        with self._looking:  # one at a time, since a decoded picture is large
+            return load_image(
+                Path(path), name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS
+            )
 
     def find(self, key: str) -> Item:
         """Returns an object by its key; raises UserError if it isn't kept any more."""
@@ -155,24 +173,39 @@ class Studio:
             raise UserError("That object isn't kept any more. The same prompt and seed make it again.")
         return item
 
+    def _while_open(self, on_step: OnStep) -> OnStep:
+        def step(done: int, total: int, what: str) -> None:
+            if self._closed.is_set():
+                raise Cancelled
+            on_step(done, total, what)
+
+        return step
+
     def _answer(
         self, identity: tuple[object, ...], label: str, seed: int,
         make_shape: Callable[[], ShapeSample], on_step: OnStep,
     ) -> Item:  # fmt: skip
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:20]
+        key = hashlib.blake2b(repr(identity).encode(), key=self._secret, digest_size=16).hexdigest()
 
         def work() -> Item:
-            item = self._items.pop(key, None) or self._write(key, label, seed, make_shape(), on_step)
+            item = self.get(key) or self._write(key, label, seed, make_shape(), on_step)
+            self._items.pop(key, None)
             self._items[key] = item  # the newest comes last
             for old in list(self._items)[: -self.capacity]:
                 del self._items[old]
-                shutil.rmtree(self.objects / old)
+                shutil.rmtree(self.objects / old, ignore_errors=True)
             return item
 
-        # `on_step` finds its visitor by the context of the thread that asks.
-        return self._worker.submit(copy_context().run, work).result()
+        try:
+            # `on_step` finds its visitor by the context of the thread that asks.
+            return self._worker.submit(copy_context().run, work).result()
+        except (CancelledError, RuntimeError) as error:
+            if self._closed.is_set():
+                raise Cancelled from error
+            raise
 
     def _write(self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep) -> Item:
+        private_folder(self.folder)
         with _folder(self.objects / key) as folder:
             stem, table = file_stem(label, seed), self.config.turntable
             on_step(1, 2, "turntable")
@@ -194,11 +227,12 @@ class Studio:
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
     """A new folder, gone again if what is to fill it fails."""
+    shutil.rmtree(path, ignore_errors=True)  # what a cleaner has left of it
     path.mkdir(parents=True)
     try:
         yield path
     except BaseException:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         raise
 
 

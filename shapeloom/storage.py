@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,27 @@ def put_file(temporary: Path, path: AnyPath) -> None:
         temporary.replace(path)
     else:
         path.fs.put_file(str(temporary), path.path)
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder in a place that others may write to, or takes it if it is this user's alone.
+
+    Raises UserError for a link, another user's folder or one that others may write into: whatever lies there
+    could be anyone's.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = path.lstat()
+    if stat.S_ISLNK(facts.st_mode):
+        fault = "is a link"
+    elif facts.st_uid != os.getuid():
+        fault = "belongs to another user"
+    elif facts.st_mode & 0o022:
+        fault = f"can be written by others (mode {stat.S_IMODE(facts.st_mode):03o})"
+    else:
+        return path
+    raise UserError(
+        f"{path} {fault}, so what lies there may be anyone's. Remove it, or set TMPDIR to a folder of yours."
+    )
 
 
 def fetch_file(path: AnyPath, local: Path) -> None:

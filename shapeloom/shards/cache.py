@@ -1,5 +1,9 @@
-"""Local copies of remote shards: fetched whole, ahead of time, bounded, shared by a machine's processes."""
+"""Local copies of remote shards: fetched whole, ahead of time, bounded, shared by a machine's processes.
 
+A copy is read only once this process has seen that its bytes have the digest that its name says.
+"""
+
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from shapeloom.storage import AnyPath, fetch_file
+from shapeloom.config import UserError
+from shapeloom.storage import AnyPath, fetch_file, file_digest, private_folder, scratch_file
 
 FETCHERS = 4
 """Shards fetched at the same time."""
@@ -19,24 +24,28 @@ class ShardCache:
     """A folder of copies, named by their sha256. What was used longest ago goes first when it is full.
 
     Any number of processes may use one folder: a copy appears whole, and one that another process has
-    dropped is fetched again.
+    dropped, or that is damaged, is fetched again.
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = 20 << 30) -> None:
-        """`folder`: by default one for this user in the system's temporary folder.
+        """`folder`: by default one for this user in the system's temporary folder; UserError if it isn't.
 
         `max_bytes`, to which comes what is just being fetched, should hold two windows of a `ReadingOrder`
         (processes of one run share theirs), or else shards are fetched more than once a pass.
         """
         default = Path(tempfile.gettempdir(), f"shapeloom-shards-{os.getuid()}")
-        self.folder, self.max_bytes = folder or default, max_bytes
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder, self.max_bytes = folder or private_folder(default), max_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._ahead: dict[str, Future[None]] = {}
+        self._checked: set[tuple[str, int]] = set()  # digests and inodes of copies that have them
         self._lock = Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     def open(self, shard: AnyPath, sha256: str) -> IO[bytes]:
-        """The copy of a shard, fetched now if it isn't there yet."""
+        """The copy of a shard, fetched now if it isn't there yet.
+
+        Raises UserError if the shard itself isn't what its digest says.
+        """
         copy = self.folder / f"{sha256}.tar"
         ahead = self._ahead.get(sha256)
         if ahead is not None and not ahead.cancel():  # begun, and perhaps done
@@ -44,9 +53,19 @@ class ShardCache:
         while True:
             try:
                 os.utime(copy)  # first: once open, it can't be lost any more
-                return copy.open("rb", buffering=0)
+                file = copy.open("rb", buffering=0)
             except FileNotFoundError:
                 self._fetch(shard, copy)
+                continue
+            identity = (sha256, os.fstat(file.fileno()).st_ino)
+            if identity in self._checked:
+                return file
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:  # type: ignore[arg-type]
+                self._checked.add(identity)
+                file.seek(0)
+                return file
+            file.close()
+            copy.unlink(missing_ok=True)  # damaged, or put there by someone else
 
     def read_ahead(self, shards: Sequence[tuple[AnyPath, str]]) -> None:
         """Starts to fetch (shard, sha256) pairs, soonest needed first; forgets the others not yet begun."""
@@ -69,7 +88,15 @@ class ShardCache:
         if copy.exists():
             return
         self._make_room(shard.stat().st_size)
-        fetch_file(shard, copy)
+        with scratch_file(copy) as temporary:
+            fetch_file(shard, temporary)
+            if file_digest(temporary) != copy.stem:
+                raise UserError(
+                    f"{shard} isn't the file that its data set's listing describes (its SHA-256 differs): it "
+                    "was changed or damaged. Prepare that data again."
+                )
+            self._checked.add((copy.stem, temporary.stat().st_ino))
+            temporary.replace(copy)
 
     def _make_room(self, size: int) -> None:
         copies = []

@@ -1,7 +1,5 @@
 """The web page: its work without a browser, what it refuses, and how it is used in a headless browser."""
 
-import asyncio
-import gc
 import io
 import runpy
 import shutil
@@ -10,9 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import warnings
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling.__main__ import SamplingConfig
-from sampling.app import MAX_BODY_BYTES, Guard, main, serve
+from sampling.app import main, served
 from sampling.studio import KINDS, Cancelled, Edit, Order, Studio
 from shapeloom.config import UserError
-
-SMALL = SamplingConfig(
-    prompts=["a red chair"],
-    steps=2,
-    mesh={"resolution": 16, "texture_size": 32},
-    turntable={"frames": 2, "size": 16, "samples": {"coarse": 8, "fine": 0}},
-)
-
+from tests.small_page import SMALL, small_site
 
 def quiet(done: int, total: int, what: str) -> None:
     """Nobody watches."""
@@ -149,7 +137,8 @@ def test_a_picture_is_followed_but_none_from_outside_of_the_uploads(studio, pipe
 def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="make serve"):
-        serve(studio, port=1)
+        with served(studio, port=1):
+            pass
 
 
 def test_bad_ports_and_missing_runs_are_refused():
@@ -162,31 +151,12 @@ def test_bad_ports_and_missing_runs_are_refused():
 # ---------------------------------------------------------------- served
 
 
-@contextmanager
-def unclosed_loops():
-    """Gradio leaves event loops open as it starts and ends: they are collected here, without a word."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
-
-
 @pytest.fixture(scope="module")
 def site(pipeline, tmp_path_factory):
     """A page in the background, and its address."""
     pytest.importorskip("gradio", reason="the web page's library isn't installed")
-    from benchmarks.serve import free_port
-
-    folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes
-        half = torch.tensor([True, True, False, False])
-        patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
-        with unclosed_loops():
-            blocks = serve(Studio(pipeline, SMALL, folder), port=free_port(), wait=False)
-        yield blocks.local_url.rstrip("/")
-        with unclosed_loops():
-            blocks.close()
+    with small_site(pipeline, tmp_path_factory.mktemp("page")) as (address, _):
+        yield address
 
 
 def test_under_load_every_request_is_served_right_or_refused_politely(site, pipeline):
@@ -229,20 +199,6 @@ def test_no_file_but_the_pages_own_is_served_and_no_other_host_answered(site):
     assert status("/", "evil.example") == 400
     for path in ("/etc/passwd", f"{Path(__file__)}", "http://example.com/", "HTTPS://example.com/"):
         assert status(f"/gradio_api/file={path}") in (403, 404)
-
-
-def test_a_body_without_a_stated_size_is_cut_off():
-    told = []
-
-    async def application(scope, receive, send):
-        while (message := await receive())["type"] == "http.request":
-            told.append(len(message["body"]))
-
-    async def receive():
-        return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
-
-    asyncio.run(Guard(application)({"type": "http", "path": "/join", "headers": []}, receive, None))
-    assert sum(told) <= MAX_BODY_BYTES
 
 
 # ---------------------------------------------------------------- in a browser

@@ -1,0 +1,49 @@
+"""The web page with a small model, in the background of a test."""
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from sampling.__main__ import SamplingConfig
+from sampling.app import served
+from sampling.pipeline import ShapePipeline
+from sampling.studio import Studio
+
+SMALL = SamplingConfig(
+    prompts=["a red chair"],
+    steps=2,
+    mesh={"resolution": 16, "texture_size": 32},
+    turntable={"frames": 2, "size": 16, "samples": {"coarse": 8, "fine": 0}},
+)
+
+
+@contextmanager
+def unclosed_loops() -> Iterator[None]:
+    """Gradio leaves event loops open as it starts and ends: they are collected here, without a word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
+
+
+@contextmanager
+def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[tuple[str, Studio]]:
+    """A page in the background: its address, and what it keeps."""
+    from benchmarks.serve import free_port
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes
+        half = torch.tensor([True, True, False, False])
+        patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
+        studio = Studio(pipeline, SMALL, folder)
+        context = served(studio, port=free_port())
+        with unclosed_loops():
+            address = context.__enter__()
+        yield address, studio
+        with unclosed_loops():
+            context.__exit__(None, None, None)
