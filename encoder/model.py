@@ -26,6 +26,7 @@ from shapeloom.fields.projection import layer_tokens
 from shapeloom.nn.attention import Attention
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.rays import camera_rays
+from shapeloom.saved import check_fits
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.weights import read_tensors
 
@@ -33,14 +34,14 @@ from shapeloom.weights import read_tensors
 class EncoderConfig(Config):
     """The encoder network's size and what it reads of an asset."""
 
-    width: int = Key(192, ge=8)
-    heads: int = Key(4, ge=1)
-    num_layers: int = Key(4, ge=1)
-    num_points: int = Key(2048, ge=16)
+    width: int = Key(192, ge=8, le=16384)
+    heads: int = Key(4, ge=1, le=512)
+    num_layers: int = Key(4, ge=1, le=512)
+    num_points: int = Key(2048, ge=16, le=1 << 20)
     grid: Literal[8, 16, 32, 64] = 16  # cells a side that points are gathered in
-    grid_hidden: int = Key(192, ge=4)  # of the layer that reads a token's cells
-    num_views: int = Key(0, ge=0)  # 0: points alone
-    patch: int = Key(8, ge=1)
+    grid_hidden: int = Key(192, ge=4, le=16384)  # of the layer that reads a token's cells
+    num_views: int = Key(0, ge=0, le=1024)  # 0: points alone
+    patch: int = Key(8, ge=1, le=1024)
     variational: bool = False  # a spread of each latent number's own (Kingma & Welling 2014)
     checkpointing: bool = False  # computes blocks again in the backward pass: less memory, more time
 
@@ -191,7 +192,9 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> AnyAutoenc
     decoder = load_decoder(folder, device)  # checks the run and the weights' digest
     if decoder.config.shap_e is not None:
         return load_shap_e(folder, decoder)
-    model = Autoencoder(load_config(EncoderConfig, folder / "encoder.yaml"), decoder.config)
+    config, path = load_config(EncoderConfig, folder / "encoder.yaml"), folder / "weights.safetensors"
+    check_fits(lambda: Autoencoder(config, decoder.config), path)
+    model = Autoencoder(config, decoder.config)
     model.load_state_dict(read_tensors(folder / "weights.safetensors"))
     model.decoder.digest = decoder.digest
     return model.to(device).eval()

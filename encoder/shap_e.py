@@ -50,13 +50,13 @@ PATCHES_AT_ONCE = 256
 class ShapEEncoderConfig(Config):
     """Sizes of the encoder; the defaults are the published ones."""
 
-    width: int = Key(1024, ge=8)
-    heads: int = Key(8, ge=1)
-    num_layers: int = Key(11, ge=1)  # self-attention blocks
-    num_points: int = Key(16384, ge=16)
-    num_centres: int = Key(1024, ge=1)  # points that gather their neighbours: the first ones
-    num_views: int = Key(20, ge=1)
-    size: int = Key(256, ge=8)  # of a view, pixels
+    width: int = Key(1024, ge=8, le=16384)
+    heads: int = Key(8, ge=1, le=512)
+    num_layers: int = Key(11, ge=1, le=512)  # self-attention blocks
+    num_points: int = Key(16384, ge=16, le=1 << 20)
+    num_centres: int = Key(1024, ge=1, le=16384)  # points that gather their neighbours: the first ones
+    num_views: int = Key(20, ge=1, le=1024)
+    size: int = Key(256, ge=8, le=4096)  # of a view, pixels
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior.denoiser import Prior, load_prior
+from prior.denoiser import MAX_SIZE, Prior, load_prior
 from prior.latents import check_finite
 from shapeloom import distributed
-from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.config import Config, UserError, parse_stage, run_main, validated
 from shapeloom.log import get_logger, start_logging
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.runs import Run, read_meta
+from shapeloom.saved import check_fits
 from shapeloom.seed import derive_seed, normal
 from shapeloom.shards import LatentShards, ReadingOrder
 from shapeloom.storage import read_json, write_atomic
@@ -47,10 +48,10 @@ HELD_OUT_SIGMAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 class ClassifierSize(Config):
     """Size of the classifier."""
 
-    width: int = Field(default=128, ge=8)
-    depth: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    group: int = Field(default=1, ge=1, description="neighbouring latent tokens that are joined to one")
+    width: int = Field(default=128, ge=8, le=16384)
+    depth: int = Field(default=2, ge=1, le=512)
+    heads: int = Field(default=4, ge=1, le=512)
+    group: int = Field(default=1, ge=1, le=4096, description="neighbouring latent tokens that are joined to one")
 
 
 class ClassifierConfig(Config):
@@ -167,14 +168,22 @@ class LatentClassifier:
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> LatentClassifier:
     """Loads a finished classifier; raises UserError if `folder` isn't one."""
     meta = read_meta(folder, stage="classifier")
-    saved = read_json(folder / "classifier.json", advice="Copy it again, or train the classifier again.")
-    tokens, channels = saved["shape"]
-    classes = saved["classes"]
-    network = Classifier(tokens, channels, len(classes), ClassifierSize(**saved["network"]))
-    weights = folder / "weights.safetensors"
+    path, weights = folder / "classifier.json", folder / "weights.safetensors"
+    saved = read_json(path, advice="Copy it again, or train the classifier again.")
+    size = validated(ClassifierSize, saved.get("network"), f"`network` of {path}")
+    try:
+        (tokens, channels), classes = map(int, saved["shape"]), [str(name) for name in saved["classes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} doesn't describe a classifier ({error!r}). Copy it again.") from error
+    if not (1 <= tokens <= MAX_SIZE and 1 <= channels <= MAX_SIZE):
+        raise UserError(f"{path}: `shape` has numbers from 1 to {MAX_SIZE:,}, not {tokens} and {channels}.")
+    check_fits(lambda: Classifier(tokens, channels, len(classes), size), weights)
+    network = Classifier(tokens, channels, len(classes), size)
     digest = checked_digest(weights, meta["weights_digest"])
     network.load_state_dict(read_tensors(weights))
-    return LatentClassifier(network.to(device), classes, digest=digest, encoder=meta["inputs"]["encoder"])
+    return LatentClassifier(
+        network.to(device), classes, digest=digest, encoder=meta["inputs"]["encoder"]
+    )
 
 
 def read_labelled(

@@ -28,15 +28,20 @@ from prior.conditions import NO_LABEL, Condition, Shapes
 from prior.shap_e import ShapEDenoiser
 from shapeloom.checkpoint import extra_weights
 from shapeloom.clip import TextEmbedding
-from shapeloom.config import Config, UserError
+from shapeloom.config import Config, UserError, validated
 from shapeloom.diffusion.objectives import Target, TimeSampling, Weighting, to_x0
 from shapeloom.diffusion.schedules import ScheduleName, VpCosine, VpExponential, make_schedule
 from shapeloom.diffusion.variance import learned_log_variance
 from shapeloom.nn.shap_e import halve_weights
 from shapeloom.nn.transformer import Activation, TransformerBlock
 from shapeloom.runs import read_meta
+from shapeloom.saved import check_fits
 from shapeloom.storage import read_json
 from shapeloom.weights import checked_digest, read_tensors
+
+MAX_SIZE = 16384
+"""Of tokens, channels and widths; the largest published prior has 1,024."""
+MAX_DISTILLED_STEPS = 1000
 
 
 class NetworkConfig(Config):
@@ -46,11 +51,11 @@ class NetworkConfig(Config):
         "shapeloom", description="ours, or Shap-E's published networks, of which width, depth, heads and "
         "checkpointing alone can be chosen"
     )  # fmt: skip
-    width: int = Field(default=256, ge=8)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=256, ge=8, le=16384)
+    depth: int = Field(default=6, ge=1, le=512)
+    heads: int = Field(default=4, ge=1, le=512)
     group: int = Field(
-        default=1, ge=1, description="neighbouring latent tokens that the network joins to one"
+        default=1, ge=1, le=4096, description="neighbouring latent tokens that the network joins to one"
     )
     activation: Activation = "gelu"
     pooled: Literal["adaptive", "token"] = Field(
@@ -450,14 +455,14 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
     """
     meta = read_meta(folder, stage="prior")
     saved = read_json(folder / "prior.json", advice="Copy it again, or train the prior again.")
-    shapes = read_shapes(saved["shapes"])
-    config, diffusion = NetworkConfig(**saved["network"]), DiffusionConfig(**saved["diffusion"])
+    shapes, config, diffusion, distilled = _read_saved(saved, folder / "prior.json")
     weights = folder / ("weights.safetensors" if ema is None else extra_weights(ema))
     if ema is not None and not weights.is_file():
         have = ", ".join(sorted(path.name for path in folder.glob("weights*.safetensors")))
         raise UserError(f"{folder} keeps no average of decay {ema:g}; it has {have}.")
     expected = meta["weights_digest"] if ema is None else meta.get("extra_digests", {}).get(weights.name)
     digest = checked_digest(weights, expected)
+    check_fits(lambda: make_network(shapes, config, learned_variance=diffusion.learned_variance), weights)
     if config.kind == "shapeloom":
         network = make_network(shapes, config, learned_variance=diffusion.learned_variance)
         network.load_state_dict(read_tensors(weights))
@@ -469,13 +474,38 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
         network.standard_mean = torch.zeros(shapes.tokens, shapes.channels)
         network.standard_std = torch.ones(shapes.tokens, shapes.channels)
     facts = {**meta["inputs"], "predict": saved.get("predict", "latents"), "digest": digest}
-    if "distilled" in saved:
-        levels, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
-        facts["distilled"] = Distilled(tuple(levels), scale)
-    return Prior(network.to(device), shapes, diffusion, facts)
+    return Prior(network.to(device), shapes, diffusion, facts | {"distilled": distilled})
+
+
+def _read_saved(
+    saved: dict[str, Any], path: Path
+) -> tuple[Shapes, NetworkConfig, DiffusionConfig, Distilled | None]:
+    """What a prior.json says; raises UserError that names it and the key for what no prior has."""
+    try:
+        shapes, distilled = read_shapes(saved["shapes"]), None
+        if "distilled" in saved:
+            sigmas, scale = saved["distilled"]["sigmas"], saved["distilled"]["guidance_scale"]
+            distilled = Distilled(tuple(map(float, sigmas)), float(scale))
+            if len(sigmas) > MAX_DISTILLED_STEPS:
+                raise ValueError(f"{len(sigmas)} distilled noise levels, more than {MAX_DISTILLED_STEPS}")
+        parts = saved["network"], saved["diffusion"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} doesn't describe a prior ({type(error).__name__}: {error}). Copy it again, or train the "
+            "prior again."
+        ) from error
+    network = validated(NetworkConfig, parts[0], f"`network` of {path}")
+    return shapes, network, validated(DiffusionConfig, parts[1], f"`diffusion` of {path}"), distilled
 
 
 def read_shapes(saved: dict[str, Any]) -> Shapes:
-    """Shapes as prior.json holds them."""
+    """Shapes as prior.json holds them; raises ValueError for sizes that no prior has."""
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
-    return Shapes(**fields)
+    shapes = Shapes(**fields)
+    sizes = {name: getattr(shapes, name) for name in ("tokens", "channels", "clip_dim", "text_width")}
+    for name, size in sizes.items() | {("grid_width", shapes.grid_width + 1)}:
+        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"shapes.{name} must be a number from 1 to {MAX_SIZE:,}, got {size!r}")
+    if shapes.layers and (min(shapes.layers) < 1 or sum(shapes.layers) != shapes.tokens):
+        raise ValueError(f"shapes.layers must share out the {shapes.tokens} tokens, got {shapes.layers}")
+    return shapes

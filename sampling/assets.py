@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from data_prep.failures import Failure
 from data_prep.listings import Listed
 from data_prep.load import SUFFIXES
-from data_prep.pipeline import DataConfig, prepare_asset
+from data_prep.pipeline import DataConfig, Limits, prepare_asset
 from data_prep.sources import SplitFractions, make_sources
 from encoder.model import load_encoder, read_for_encoding
 from sampling.pictures import load_image
@@ -48,6 +48,8 @@ def encode_asset(pipe: ShapePipeline, path: Path) -> ShapeSample:
     model = load_encoder(pipe.parts.encoder, pipe.prior.device)
     of_data = pipe.parts.encoder.parent / "data" / "config.yaml"
     config = load_config(DataConfig, of_data if of_data.is_file() else None, ["objaverse=null"])
+    # The model's data may be a stranger's: what preparing an asset may cost is for this machine to say.
+    config = config.model_copy(update={"workers": 1, "limits": Limits()})
     sources, failures = make_sources(path.parent, {path.name: Listed()}, [], SplitFractions())
     outcome = failures[0] if failures else prepare_asset(sources[0], path.parent, config)[0]
     if isinstance(outcome, Failure):

@@ -16,6 +16,9 @@ from shapeloom.config import UserError
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64_000_000
+MAX_IMAGE_SIDE = 32_768
+MAX_SIDE = 2048
+"""Longer sides are shrunk to it, so that a square around them stays small; CLIP's pictures have 448 at most."""
 FRAMES_PER_SECOND = 12
 LABEL_HEIGHT = 16
 
@@ -27,11 +30,12 @@ def load_image(
     max_bytes: int = MAX_IMAGE_BYTES,
     max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns a PNG or JPEG upright, on white and padded with white to a square.
+    """Returns a PNG or JPEG upright, on white and padded with white to a square of at most MAX_SIDE a side.
 
+    Memory is bounded by the picture's own pixels (12 bytes each) and the square, however long it is.
     name: what messages call the file; its path if empty.
-    Raises UserError for files that are missing, too large (64 MB and 64 megapixels unless stated otherwise,
-    found out before anything is decoded) or not such a picture.
+    Raises UserError for files that are missing, too large (64 MB, 64 megapixels and 32,768 pixels a side unless
+    stated otherwise, found out before anything is decoded) or not such a picture.
     """
     name = name or str(path)
     if not path.is_file():
@@ -41,12 +45,15 @@ def load_image(
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as opened:
             width, height = opened.size
-            if width * height > max_pixels:
+            if width * height > max_pixels or max(width, height) > MAX_IMAGE_SIDE:
                 raise UserError(
-                    f"{name} has {width}x{height} pixels; at most {max_pixels // 10**6} million "
-                    "are taken. Scale it down first."
+                    f"{name} has {width}x{height} pixels; at most {max_pixels // 10**6} million are taken, "
+                    f"and {MAX_IMAGE_SIDE:,} a side. Scale it down first."
                 )
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+            opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # of a JPEG no more is decoded than is needed
+            image = opened.convert("RGBA")
+            image.thumbnail((MAX_SIDE, MAX_SIDE))
+            image = ImageOps.exif_transpose(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise

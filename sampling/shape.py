@@ -131,11 +131,14 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
     """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts, latent = file.metadata() or {}, file.get_tensor("latent").float()
+            facts, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
+            if facts.get("encoder") != decoder.digest or shape != decoder.latent_shape:
+                raise UserError(
+                    f"The latent in {path} was made with another encoder: this one can't decode it."
+                )
+            latent = file.get_tensor("latent").float()
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
-    if facts.get("encoder") != decoder.digest or tuple(latent.shape) != decoder.latent_shape:
-        raise UserError(f"The latent in {path} was made with another encoder: this one can't decode it.")
     return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder)
 
 

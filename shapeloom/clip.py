@@ -16,20 +16,23 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import huggingface_hub
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from jaxtyping import Bool, Float, Int64, UInt8
 from open_clip.tokenizer import SimpleTokenizer
+from pydantic import Field as Key
 from torch import Tensor, nn
 
-from shapeloom.config import UserError
+from shapeloom.config import Config, UserError, validated
 from shapeloom.log import get_logger
 from shapeloom.minilm import SentenceDualEncoder, load_minilm, model_folder
+from shapeloom.saved import check_fits
 from shapeloom.storage import file_digest, read_json
 from shapeloom.weights import checked_digest, read_tensors
 
@@ -213,6 +216,51 @@ def load_clip(spec: str | Path, device: torch.device | str = "cpu") -> Clip:
     return load_pretrained(model, source, device)
 
 
+class _Vision(Config):
+    """Settings of open_clip's image tower that a model.json may state: none of them loads anything."""
+
+    image_size: int = Key(ge=16, le=1024)
+    patch_size: int = Key(16, ge=2, le=1024)
+    width: int = Key(ge=1, le=4096)
+    layers: Annotated[int, Key(ge=1, le=128)] | Annotated[list[Annotated[int, Key(ge=1, le=64)]], Len(4, 4)]
+    head_width: int = Key(64, ge=1, le=4096)
+
+
+class _Text(Config):
+    """The same of the text tower; its own BPE, or MiniLM's vectors."""
+
+    kind: Literal["words", "minilm"] = "words"
+    context_length: int = Key(ge=4, le=512)
+    width: int = Key(512, ge=1, le=4096)
+    layers: int = Key(1, ge=1, le=128)
+    heads: int = Key(1, ge=1, le=512)
+    sha256: str = ""
+
+
+class _Description(Config):
+    """A model.json of a small CLIP."""
+
+    kind: Literal["dual_encoder"]
+    name: str
+    embed_dim: int = Key(ge=1, le=16384)
+    vision: _Vision
+    text: _Text
+    mean: Annotated[list[float], Len(3, 3)]
+    std: Annotated[list[float], Len(3, 3)]
+    vocabulary: list[int] = []
+
+
+def check_description(description: dict[str, Any], path: Path) -> None:
+    """Raises UserError that names `path` and the key for a model.json with sizes or settings that no CLIP has.
+
+    Others of open_clip's settings fetch models from elsewhere.
+    """
+    if description.get("kind") != "pretrained":
+        validated(_Description, description, str(path))
+    elif description.get("model") not in open_clip.list_models():
+        raise UserError(f"{path} is of a model {description.get('model')!r}, which open_clip doesn't have.")
+
+
 def build_network(description: dict[str, Any]) -> nn.Module:
     """Makes the open_clip network that a model.json describes, with fresh weights."""
     if description["kind"] == "pretrained":
@@ -255,6 +303,8 @@ def _load_folder(folder: Path, device: torch.device | str) -> Clip:
             f"The CLIP in {folder} is not finished (no weights.safetensors). Run train_clip again."
         )
     description = read_json(folder / "model.json", advice="Copy it again, or run train_clip again.")
+    check_description(description, folder / "model.json")
+    check_fits(lambda: build_network(description), weights)
     network = build_network(description)
     meta_file = folder / "meta.json"  # a saved pipeline has none: the prior knows its CLIP's digest
     meta = read_json(meta_file, advice="Copy it again.") if meta_file.is_file() else {}

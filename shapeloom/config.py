@@ -17,6 +17,9 @@ from upath import UPath
 
 from shapeloom.troubles import explain
 
+MAX_BYTES = 1 << 20
+"""Of a config file."""
+
 
 class UserError(ValueError):
     """A user's mistake. Its text is one paragraph: what was expected, what came, and what to do."""
@@ -43,6 +46,8 @@ def load_config(cls: type[ConfigT], path: Path | UPath | None, overrides: Sequen
         if not path.is_file():
             raise UserError(f"The config file {path} does not exist. Presets are in configs/<stage>/*.yaml.")
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MB, so it is no config file.")
             values = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not valid YAML: {error}") from error
@@ -50,8 +55,13 @@ def load_config(cls: type[ConfigT], path: Path | UPath | None, overrides: Sequen
             raise UserError(f"{path} must hold `key: value` lines, but holds a {type(values).__name__}.")
     for override in overrides:
         _set_key(values, override)
+    return validated(cls, _merge(_group_defaults(cls), values), origin)
+
+
+def validated(cls: type[ConfigT], values: object, origin: str) -> ConfigT:
+    """Returns `cls` from a mapping; raises UserError that names `origin` and the key of what doesn't fit."""
     try:
-        return cls.model_validate(_merge(_group_defaults(cls), values))
+        return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, cls, origin)) from error
 

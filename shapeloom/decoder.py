@@ -24,6 +24,7 @@ from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occ
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights, transmittance
 from shapeloom.runs import read_meta
+from shapeloom.saved import check_fits
 from shapeloom.weights import checked_digest, read_tensors
 
 VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
@@ -318,8 +319,11 @@ def select(weights: FieldWeights, index: int) -> FieldWeights:
 def load_decoder(folder: Path, device: torch.device | str = "cpu") -> Decoder:
     """Returns the decoder of a finished encoder run, in eval mode; raises UserError if it isn't one."""
     meta = read_meta(folder, stage="encoder")
-    decoder = Decoder(load_config(DecoderConfig, folder / "decoder.yaml"))
+    config = load_config(DecoderConfig, folder / "decoder.yaml")
     path = folder / "weights.safetensors"
-    decoder.digest = checked_digest(path, meta["weights_digest"])
+    digest = checked_digest(path, meta["weights_digest"])
+    check_fits(lambda: Decoder(config), path, prefix="decoder.")
+    decoder = Decoder(config)
+    decoder.digest = digest
     decoder.load_state_dict(read_tensors(path, "decoder."))
     return decoder.to(device).eval()

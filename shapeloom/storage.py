@@ -21,6 +21,8 @@ from upath import UPath
 from shapeloom.config import UserError
 
 AnyPath = Path | UPath
+MAX_JSON_BYTES = 16 << 20
+"""Of a description: the words that a CLIP knows are the longest part of one."""
 Location = Annotated[str, BeforeValidator(str)]
 """A path or URL in a config; `parse_path` opens it."""
 
@@ -122,12 +124,14 @@ def fetch_file(path: AnyPath, local: Path) -> None:
 def read_json(path: AnyPath, *, advice: str) -> dict[str, Any]:
     """Returns the object in a JSON file; raises UserError that names it and gives `advice` if it is damaged.
 
-    A file that isn't there is FileNotFoundError.
+    One that is too large to be a description counts as damaged. A file that isn't there is FileNotFoundError.
     """
+    size = path.stat().st_size
     try:
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"at most {MAX_JSON_BYTES >> 20} MB are read")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        size = path.stat().st_size
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError
         raise UserError(f"{path} is damaged ({size} bytes; {error}). {advice}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not what was written there. {advice}")

@@ -22,7 +22,7 @@ class EncodingConfig(Config):
 
     axes: Literal["cartesian", "icosahedron"] = "icosahedron"
     num_octaves: int = Key(4, ge=0, le=15)  # along each axis
-    num_random: int = Key(64, ge=0)
+    num_random: int = Key(64, ge=0, le=4096)
     random_scale: float = Key(4.0, gt=0)  # their standard deviation, radians a unit
 
     @property
@@ -35,7 +35,7 @@ class EncodingConfig(Config):
 def encoding_axes(axes: Literal["cartesian", "icosahedron"]) -> Float[Tensor, "num_axes 3"]:
     """Returns the unit directions along which octaves are taken."""
     if axes == "cartesian":
-        return torch.eye(3)
+        return torch.eye(3, device="cpu")
     golden = (1 + math.sqrt(5)) / 2
     corners = [
         [0, 1, golden],
@@ -45,17 +45,18 @@ def encoding_axes(axes: Literal["cartesian", "icosahedron"]) -> Float[Tensor, "n
         [golden, 0, 1],
         [golden, 0, -1],
     ]
-    return torch.nn.functional.normalize(torch.tensor(corners, dtype=torch.float32), dim=-1)
+    return torch.nn.functional.normalize(torch.tensor(corners, dtype=torch.float32, device="cpu"), dim=-1)
 
 
 def encoding_matrix(config: EncodingConfig) -> Float[Tensor, "num_frequencies 3"]:
-    """Returns angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis; then the random ones.
+    """Returns, on the CPU, angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis; then the random ones.
 
     The lowest octave has a period of 4, so that it is one-to-one on the box [-1, 1]^3.
     """
-    octaves = 0.5 * math.pi * 2.0 ** torch.arange(config.num_octaves)
+    octaves = 0.5 * math.pi * 2.0 ** torch.arange(config.num_octaves, device="cpu")
     regular = (octaves[:, None, None] * encoding_axes(config.axes)).reshape(-1, 3)
-    normal = torch.randn(config.num_random, 3, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    normal = torch.randn(config.num_random, 3, generator=generator, device="cpu")
     return torch.cat([regular, config.random_scale * normal])
 
 

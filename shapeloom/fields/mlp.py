@@ -28,17 +28,17 @@ Directions = Float[Tensor, "batch points 3"] | None
 class TrunkConfig(Config):
     """Hidden layers of one trunk."""
 
-    width: int = Key(64, ge=4)
-    num_layers: int = Key(4, ge=1)
+    width: int = Key(64, ge=4, le=4096)
+    num_layers: int = Key(4, ge=1, le=128)
     own_layers: int = Key(1, ge=1)  # how many of them, from the first, have matrices of each asset's own
     # Along each axis of a grid over the box: the places that the first layer has a column for.
-    bumps: int = Key(0, ge=0)
+    bumps: int = Key(0, ge=0, le=64)
 
 
 class ColorTrunkConfig(TrunkConfig):
     """The colour's, which is the simpler one."""
 
-    num_layers: int = Key(3, ge=1)
+    num_layers: int = Key(3, ge=1, le=128)
 
 
 class FieldConfig(Config):

@@ -27,9 +27,10 @@ class ProjectionConfig(Config):
 
     kind: Literal["rows", "columns", "low_rank"] = "low_rank"
     # rows: those of all matrices; columns: a layer's grid, times layers; low_rank: a multiple of the layers.
-    num_tokens: int = Key(64, ge=1)
-    channels: int = Key(16, ge=1)
-    rank: int = Key(0, ge=0)  # coefficients a layer (low_rank); 0: the numbers of the layer's tokens
+    num_tokens: int = Key(64, ge=1, le=16384)
+    channels: int = Key(16, ge=1, le=16384)
+    # coefficients a layer (low_rank); 0: the numbers of the layer's tokens
+    rank: int = Key(0, ge=0, le=16384)
 
 
 def layer_tokens(config: ProjectionConfig, shapes: list[tuple[int, int]]) -> list[int]:
