@@ -13,6 +13,13 @@ NPROC  ?=
 VENV   ?= .venv
 PYTHON ?= python3
 
+# What people type reaches a command as it is, whatever quotes, blanks, $ or backticks are in it: as variables of
+# the shell, never as text of its program. ASSETS is a value of YAML there, in its single quotes.
+override PROMPT := $(value PROMPT)
+override ASSETS := $(value ASSETS)
+export PROMPT ASSETS
+ASSETS_KEY = "assets='$$(printf %s "$$ASSETS" | sed "s/'/''/g")'"
+
 PY     = $(VENV)/bin/python
 STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-pytorch3d.txt scripts/setup.sh | sha256sum | cut -c1-16)
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
@@ -34,48 +41,48 @@ assets-sweethome3d:
 	bash scripts/assets_sweethome3d.sh assets/sweethome3d
 
 data-prep: $(STAMP)
-	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out $(RUN)/data $(if $(ASSETS),--set assets=$(ASSETS))
+	$(PY) -m data_prep --config configs/data_prep/$(CONFIG).yaml --out "$(RUN)/data" $${ASSETS:+--set $(ASSETS_KEY)}
 
 train-clip: $(STAMP)
-	$(PY) -m prior.train_clip --config configs/clip/$(CONFIG).yaml --out $(RUN)/clip --set data=$(RUN)/data
+	$(PY) -m prior.train_clip --config configs/clip/$(CONFIG).yaml --out "$(RUN)/clip" --set "data=$(RUN)/data"
 
 train-encoder: $(STAMP)
-	$(LAUNCH) encoder.train --config configs/encoder/$(CONFIG).yaml --out $(RUN)/encoder --set data=$(RUN)/data
+	$(LAUNCH) encoder.train --config configs/encoder/$(CONFIG).yaml --out "$(RUN)/encoder" --set "data=$(RUN)/data"
 
 encode: $(STAMP)
-	$(PY) -m encoder.encode --config configs/encode/$(CONFIG).yaml --out $(RUN)/latents \
-	    --set data=$(RUN)/data encoder=$(RUN)/encoder clip=$(RUN)/clip
+	$(PY) -m encoder.encode --config configs/encode/$(CONFIG).yaml --out "$(RUN)/latents" \
+	    --set "data=$(RUN)/data" "encoder=$(RUN)/encoder" "clip=$(RUN)/clip"
 
 train-prior: $(STAMP)
-	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out $(RUN)/prior --set latents=$(RUN)/latents
+	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out "$(RUN)/prior" --set "latents=$(RUN)/latents"
 
 # The prior in a few steps, beside it: sample with --config configs/sampling/distilled.yaml --set prior=$(RUN)/few
 distill: $(STAMP)
-	CPU_NPROC=1 $(LAUNCH) prior.distill --config configs/prior/distill_$(CONFIG).yaml --out $(RUN)/few \
-	    --set teacher=$(RUN)/prior latents=$(RUN)/latents
+	CPU_NPROC=1 $(LAUNCH) prior.distill --config configs/prior/distill_$(CONFIG).yaml --out "$(RUN)/few" \
+	    --set "teacher=$(RUN)/prior" "latents=$(RUN)/latents"
 
 # Steers the prior by categories: sample with --set classifier=$(RUN)/classifier guidance.classifier_scale=2
 classifier: $(STAMP)
-	CPU_NPROC=1 $(LAUNCH) prior.classifier --config configs/prior/classifier_$(CONFIG).yaml --out $(RUN)/classifier \
-	    --set prior=$(RUN)/prior latents=$(RUN)/latents
+	CPU_NPROC=1 $(LAUNCH) prior.classifier --config configs/prior/classifier_$(CONFIG).yaml --out "$(RUN)/classifier" \
+	    --set "prior=$(RUN)/prior" "latents=$(RUN)/latents"
 
 sample: $(STAMP)
-	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out $(RUN)/samples \
-	    --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip \
-	    $(if $(PROMPT),--prompt "$(PROMPT)") --num $(NUM) --seed $(SEED)
+	$(PY) -m sampling --config configs/sampling/$(CONFIG).yaml --out "$(RUN)/samples" \
+	    --set "prior=$(RUN)/prior" "encoder=$(RUN)/encoder" "clip=$(RUN)/clip" \
+	    $${PROMPT:+"--prompt=$$PROMPT"} --num $(NUM) --seed $(SEED)
 
 eval: $(STAMP)
-	$(PY) -m eval --config configs/eval/$(CONFIG).yaml --out $(RUN)/eval --set run=$(RUN) setup_seconds_file=$(VENV)/.setup_seconds
+	$(PY) -m eval --config configs/eval/$(CONFIG).yaml --out "$(RUN)/eval" --set "run=$(RUN)" setup_seconds_file=$(VENV)/.setup_seconds
 
 # One after another, whatever -j says: each stage reads what the one before it wrote.
 demo: $(STAMP)
 	@for stage in data-prep train-clip train-encoder encode train-prior sample eval; do \
 	    $(MAKE) --no-print-directory $$stage || exit $$?; done
-	@echo && echo "Done. Open $(RUN)/report.html; the meshes are in $(RUN)/samples/." 
+	@echo && echo "Done. Open $(RUN)/report.html; the meshes are in $(RUN)/samples/."
 
 serve: $(STAMP)
 	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[serve]"
-	$(PY) -m sampling.app --config configs/sampling/$(CONFIG).yaml --set prior=$(RUN)/prior encoder=$(RUN)/encoder clip=$(RUN)/clip
+	$(PY) -m sampling.app --config configs/sampling/$(CONFIG).yaml --set "prior=$(RUN)/prior" "encoder=$(RUN)/encoder" "clip=$(RUN)/clip"
 
 test: $(STAMP)
 	$(PY) -m pytest -n auto
@@ -92,8 +99,8 @@ bench: $(STAMP)
 overfit: RUN = runs/overfit
 overfit: $(STAMP)
 	@for stage in data-prep train-encoder; do \
-	    $(MAKE) --no-print-directory $$stage CONFIG=overfit RUN=$(RUN) || exit $$?; done
-	$(PY) -m benchmarks.overfit $(RUN)
+	    $(MAKE) --no-print-directory $$stage CONFIG=overfit "RUN=$(RUN)" || exit $$?; done
+	$(PY) -m benchmarks.overfit "$(RUN)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from shapeloom.config import UserError
 from shapeloom.runs import read_meta
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import put_file, scratch_file, write_atomic
 
 FORMAT = 1
 FILES = {
@@ -39,11 +39,16 @@ ALLOWED = ["pipeline.json", "README.md", *(f"{part}/{name}" for part in FILES fo
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a pipeline's parts lie. clip: a folder, or open_clip's MODEL/TAG."""
+    """Where a pipeline's parts lie. clip: a folder, or open_clip's MODEL/TAG.
+
+    root: the folder that they all came in, which links in it must not lead out of; None if they were named one
+    by one.
+    """
 
     prior: Path
     encoder: Path
     clip: str
+    root: Path | None = None
 
 
 def fetch_package(source: str | Path, *, revision: str | None = None) -> Parts:
@@ -51,15 +56,16 @@ def fetch_package(source: str | Path, *, revision: str | None = None) -> Parts:
 
     Raises UserError if it is neither, can't be reached, or is of a format that this version doesn't know.
     """
-    folder = Path(source)
+    folder = root = Path(source)
     if not folder.is_dir():
         folder = _download(str(source), revision)
+        root = folder.parents[1]  # the hub's cache: its snapshots are links to blobs beside them
     if not (folder / "prior").is_dir():
         raise UserError(
             f"{source} is no pipeline: it has no folder prior/. Name a run folder, what save_pretrained "
             "wrote, or a hub's owner/name."
         )
-    return Parts(folder / "prior", folder / "encoder", _clip_of(folder))
+    return Parts(folder / "prior", folder / "encoder", _clip_of(folder), root)
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -99,7 +105,8 @@ def _clip_of(folder: Path) -> str:
 def write_package(folder: Path, parts: Parts, *, licence: str | None) -> None:
     """Copies the parts' files into `folder` and writes pipeline.json and the model card.
 
-    licence: the model's, an SPDX identifier. Raises UserError for a folder that holds anything but a package.
+    licence: the model's, an SPDX identifier. Links are followed neither out of the parts' folders nor out of
+    `folder`. Raises UserError for such a link, and for a folder that holds anything but a package.
     """
     strangers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if folder.is_file() or (strangers and "pipeline.json" not in strangers):
@@ -110,15 +117,31 @@ def write_package(folder: Path, parts: Parts, *, licence: str | None) -> None:
     sources = {"prior": parts.prior, "encoder": parts.encoder}
     if own_clip:
         sources["clip"] = Path(parts.clip)
-    for part, source in sources.items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        for name in FILES[part]:
-            # Of an encoder without its encoding half there is no encoder.yaml.
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / part / name)
+    # Of an encoder without its encoding half there is no encoder.yaml.
+    files = {
+        folder / part / name: _within(source / name, parts.root or source)
+        for part, source in sources.items() for name in FILES[part] if (source / name).is_file()
+    }  # fmt: skip
+    for target, file in files.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _within(target.parent, folder)
+        with scratch_file(target) as temporary:  # a link in the target's place is replaced
+            shutil.copyfile(file, temporary)
+            put_file(temporary, target)
     write_atomic(folder / "README.md", model_card(parts, licence=licence))
     facts = {"format": FORMAT, "clip": None if own_clip else parts.clip}
     write_atomic(folder / "pipeline.json", json.dumps(facts, indent=1) + "\n")
+
+
+def _within(path: Path, folder: Path) -> Path:
+    """The path itself; raises UserError if links lead it out of the folder."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path} is a link to {path.resolve()}, outside of {folder}: what is handed to others must not "
+            "hold another place's files. Put the file itself there, or load the parts from where they are: "
+            "ShapePipeline.load(prior=..., encoder=..., clip=...)."
+        )
+    return path
 
 
 def upload_package(

@@ -93,7 +93,9 @@ class ShapePipeline:
         """
         parts = fetch_package(source, revision=revision)
         try:
-            return cls.load(prior=parts.prior, encoder=parts.encoder, clip=parts.clip, device=device)
+            pipe = cls.load(prior=parts.prior, encoder=parts.encoder, clip=parts.clip, device=device)
+            pipe.parts = parts
+            return pipe
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:

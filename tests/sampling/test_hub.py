@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from sampling.hub import ALLOWED, FILES, fetch_package, model_card, write_package
+from sampling.hub import ALLOWED, FILES, Parts, fetch_package, model_card, write_package
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 
@@ -72,6 +72,45 @@ def test_a_package_holds_the_listed_files_and_no_others(run, tmp_path):
     write_package(tmp_path / "package", fetch_package(run), licence="MIT")  # over itself
 
 
+def test_links_out_of_a_package_are_followed_neither_in_nor_out(run, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret")
+    (run / "prior" / "prior.json").unlink()
+    (run / "prior" / "prior.json").symlink_to(secret)
+    with pytest.raises(UserError, match="is a link to .*secret.txt, outside of"):
+        write_package(tmp_path / "package", fetch_package(run), licence=None)
+    assert not (tmp_path / "package").exists()
+    (run / "prior" / "prior.json").unlink()
+    (run / "prior" / "prior.json").write_text("{}")
+    (run / "encoder").rename(tmp_path / "elsewhere")
+    (run / "encoder").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="outside of"):
+        write_package(tmp_path / "package", fetch_package(run), licence=None)
+    named = Parts(run / "prior", run / "encoder", str(run / "clip"))  # by someone who knows where they are
+    write_package(tmp_path / "package", named, licence=None)
+    # What a link in the package points to is not written to.
+    (tmp_path / "package" / "prior" / "prior.json").unlink()
+    (tmp_path / "package" / "prior" / "prior.json").symlink_to(secret)
+    write_package(tmp_path / "package", named, licence=None)
+    assert secret.read_text() == "a secret"
+    shutil.rmtree(tmp_path / "package" / "clip")
+    (tmp_path / "package" / "clip").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="outside of"):
+        write_package(tmp_path / "package", named, licence=None)
+
+
+def test_the_hub_s_own_links_to_its_blobs_are_followed(run, tmp_path, monkeypatch):
+    cache = tmp_path / "models--me--chairs"
+    shutil.copytree(run, cache / "snapshots" / "abc", symlinks=True)
+    (cache / "blobs").mkdir()
+    weights = cache / "snapshots" / "abc" / "prior" / "weights.safetensors"
+    weights.rename(cache / "blobs" / "digest")
+    weights.symlink_to("../../../blobs/digest")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(weights.parents[1]))
+    write_package(tmp_path / "package", fetch_package("me/chairs"), licence=None)
+    assert (tmp_path / "package/prior/weights.safetensors").read_text() == "prior weights.safetensors"
+
+
 def test_the_card_tells_data_licences_and_metrics(run):
     card = model_card(fetch_package(run), licence="MIT")
     assert "license: mit" in card
@@ -97,7 +136,7 @@ def test_a_pipeline_travels_through_a_hub(run, hub, pipeline):
     assert not any("pkl" in pattern or "*" in pattern for pattern in hub.asked)
     # What isn't safetensors under that name isn't opened as anything else.
     (parts.prior / "prior.json").write_text("{}")
-    with pytest.raises(UserError, match="me/chairs isn't an intact pipeline"):
+    with pytest.raises(UserError, match="prior.json doesn't describe a prior"):
         ShapePipeline.from_pretrained("me/chairs")
 
 
