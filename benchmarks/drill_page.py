@@ -156,7 +156,7 @@ def slow_upload(url: str) -> tuple[float, str]:
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=60) as connection:
         head = f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=e\r\n"
         connection.sendall((head + "Content-Length: 5000000\r\n\r\n--e\r\n").encode())
-        words = connection.recv(4096).decode(errors="replace")
+        words = b"".join(iter(lambda: connection.recv(4096), b"")).decode(errors="replace")
     return time.monotonic() - start, words.split("\r\n\r\n")[-1]
 
 

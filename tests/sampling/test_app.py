@@ -71,6 +71,34 @@ def test_an_edit_starts_from_an_object_that_is_kept(studio, pipeline):
     assert (after - before)[2:].abs().max() < 1e-5 < (after - before)[:2].abs().max()
 
 
+def test_what_a_cleaner_takes_is_made_again(studio):
+    first = studio.make(order(), quiet)
+    first.files["gif"].unlink()
+    assert studio.get(first.key) is None
+    assert studio.make(order(), quiet).files["gif"].is_file()
+    shutil.rmtree(studio.folder)
+    again = studio.make(order(), quiet)
+    assert again.key == first.key and all(path.is_file() for path in again.files.values())
+
+
+def test_an_object_s_address_can_t_be_computed_from_its_prompt(studio, pipeline, tmp_path_factory):
+    other = Studio(pipeline, SMALL, tmp_path_factory.mktemp("other"))
+    assert studio.make(order(), quiet).key != other.make(order(), quiet).key
+    assert len(studio.make(order(), quiet).key) == 32
+
+
+def test_a_closed_studio_stops_at_the_next_step_and_makes_nothing_more(studio):
+    def close(done: int, total: int, what: str) -> None:
+        studio._closed.set()
+
+    with pytest.raises(Cancelled):
+        studio.make(order(), close)
+    studio.close()
+    with pytest.raises(Cancelled):
+        studio.make(order(seed=9), quiet)
+    assert not studio.objects.exists() or not list(studio.objects.iterdir())
+
+
 def test_work_that_is_stopped_leaves_nothing(studio):
     for stage in ("step 1 of 2", "turntable", "mesh and texture"):
 
@@ -224,6 +252,7 @@ def tab(browser, site):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.set_default_timeout(60_000)
     asked, complaints = [], []
+    page.on("response", lambda answer: answer.status == 404 and complaints.append(answer.url))
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(site)
@@ -295,6 +324,15 @@ def test_mistakes_are_told_kindly_and_markup_stays_text(tab):
     assert "<img src=x" in tab.locator(".stage .note").inner_text()
     assert tab.locator("img[src=x]").count() == 0
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone needs no scrolling
+
+
+def test_a_picture_is_chosen_and_followed(tab, tmp_path):
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "mine.png")
+    tab.get_by_text("Follow a picture").click()
+    tab.locator("#picture input[type=file]").set_input_files(tmp_path / "mine.png")
+    tab.locator("#picture img").wait_for()
+    make(tab, "a mug", 5)
+    assert tab.locator(".stage .note").inner_text().startswith("a mug · seed 5")
 
 
 def test_cancel_stops_the_work(tab, pipeline, monkeypatch):
