@@ -1,4 +1,4 @@
-"""python -m benchmarks.drill_page [--model RUN] [--requests 50] [--clients 10] [--uploads 200]: hostile visitors.
+"""python -m benchmarks.drill_page [--model RUN] [--requests 50] [--clients 10] [--uploads 200]: strangers.
 
 Starts the page as a user does, with a credential of a hub that is a fake in this process, and a temporary
 folder of its own. Then come strangers who ask for all addresses that Gradio has or had, rounds of requests,
@@ -102,7 +102,7 @@ def fake_hub() -> Iterator[tuple[str, list[str]]]:
             self.end_headers()
             self.wfile.write(b"{}")
 
-        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815  names of the library
+        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
@@ -120,8 +120,8 @@ def page(model: Path, home: Path, hub: str) -> Iterator[tuple[str, psutil.Proces
     port = free_port()
     (home / "tmp").mkdir(parents=True)
     environment = {
-        **os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "HF_ENDPOINT": hub, "HF_TOKEN": "hf_owner",
-        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        **os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "HF_ENDPOINT": hub,
+        "HF_TOKEN": "hf_owner", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "sampling.app", "--port", str(port), "--set", f"model={model}", *SMALL]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -154,8 +154,11 @@ def slow_upload(url: str) -> tuple[float, str]:
     """An upload that stops coming; returns after how many seconds it was ended, and the words."""
     start = time.monotonic()
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=60) as connection:
-        head = f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=e\r\n"
-        connection.sendall((head + "Content-Length: 5000000\r\n\r\n--e\r\n").encode())
+        lines = [
+            f"POST {API}/upload HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 5000000",
+            "Content-Type: multipart/form-data; boundary=e", "", "--e", "",
+        ]  # fmt: skip
+        connection.sendall("\r\n".join(lines).encode())
         words = b"".join(iter(lambda: connection.recv(4096), b"")).decode(errors="replace")
     return time.monotonic() - start, words.split("\r\n\r\n")[-1]
 
@@ -166,7 +169,9 @@ def uploads(url: str, home: Path, found: Findings, *, count: int) -> None:
     same = {upload(url, "same.png", picture(0))[1] for _ in range(2)}
     found.tell("the same picture twice", f"{len(same)} addresses", len(same) == 2 and len(addresses) == count)
     seconds, words = slow_upload(url)
-    found.tell("a stalled upload", f"ended after {seconds:.0f} s: {words}", seconds < 15 and "given up" in words)
+    found.tell(
+        "a stalled upload", f"ended after {seconds:.0f} s: {words}", seconds < 15 and "given up" in words
+    )
     data = io.BytesIO()
     Image.new("1", (500_000, 30)).save(data, "PNG")
     _, text = upload(url, "long.png", data.getvalue())
@@ -196,7 +201,7 @@ def end(process: psutil.Process, home: Path, found: Findings) -> None:
     """SIGTERM, and what it leaves."""
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    status = process.wait(timeout=60)
+    status = process.wait(timeout=120)
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
     left += [str(path.relative_to(home)) for path in (home / "tmp").iterdir()]
     words = f"ended after {time.monotonic() - start:.1f} s with status {status}, left {left or 'nothing'}"
@@ -228,7 +233,9 @@ def drill(model: Path, home: Path, *, requests: int, clients: int, num_uploads: 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drill_page", description=__doc__)
-    parser.add_argument("--model", type=Path, help="a run or saved pipeline folder; none: a tiny untrained one")
+    parser.add_argument(
+        "--model", type=Path, help="a run or saved pipeline folder; none: a tiny untrained one"
+    )
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--uploads", type=int, default=200)

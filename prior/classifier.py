@@ -51,7 +51,9 @@ class ClassifierSize(Config):
     width: int = Field(default=128, ge=8, le=16384)
     depth: int = Field(default=2, ge=1, le=512)
     heads: int = Field(default=4, ge=1, le=512)
-    group: int = Field(default=1, ge=1, le=4096, description="neighbouring latent tokens that are joined to one")
+    group: int = Field(
+        default=1, ge=1, le=4096, description="neighbouring latent tokens that are joined to one"
+    )
 
 
 class ClassifierConfig(Config):

@@ -32,8 +32,8 @@ MAX_SESSIONS = 500
 
 
 @contextmanager
-def served(studio: Studio, *, host: str = LOCAL[0], port: int = 7860) -> Iterator[str]:
-    """Serves the page while the context lasts; gives its address.
+def served(studio: Studio, *, host: str = LOCAL[0], port: int = 7860) -> Iterator[Any]:
+    """Serves the page while the context lasts; gives it as Gradio's `Blocks`, which know its `local_url`.
 
     Raises UserError if Gradio isn't installed or isn't one that was looked at, or if the port is taken.
     """
@@ -76,7 +76,7 @@ def served(studio: Studio, *, host: str = LOCAL[0], port: int = 7860) -> Iterato
     except OSError as error:
         raise UserError(f"Port {port} is taken; choose another with --port.") from error
     try:
-        yield blocks.local_url.rstrip("/")
+        yield blocks
     finally:
         studio.close()
         uploads.close()
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="shapeloom-page-", ignore_cleanup_errors=True) as folder:
         studio = Studio(load_pipeline(config), config, Path(folder))
         stay_offline({arguments.host} - set(ANY))
-        with served(studio, host=arguments.host, port=arguments.port) as address:
-            log.info("open %s in a browser; Ctrl-C ends it", address)
+        with served(studio, host=arguments.host, port=arguments.port) as blocks:
+            log.info("open %s in a browser; Ctrl-C ends it", blocks.local_url)
             threading.Event().wait()
 
 

@@ -2,7 +2,8 @@
 
 Gradio has more addresses than the page uses, and each version adds some; several act with the credentials of
 whoever runs the page (its run history writes to that person's hub account). Whatever isn't listed in `OPEN`
-is answered "not found" before Gradio sees it. `offline` is the other half: the process reaches no other machine.
+is answered "not found" before Gradio sees it. `offline` is the other half: the process reaches no other
+machine.
 """
 
 import inspect
@@ -23,7 +24,8 @@ API = "/gradio_api"
 FILE, UPLOAD = f"{API}/file=", f"{API}/upload"
 OPEN = {
     "GET": (
-        "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/static/*", "/assets/*",
+        "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/static/*",
+        "/assets/*",
         f"{API}/info", f"{API}/app_id", f"{API}/startup-events", f"{API}/heartbeat/*", f"{API}/queue/data",
         f"{FILE}*",
     ),
@@ -32,24 +34,30 @@ OPEN = {
 """What the page and its clients use, by method (a GET's HEAD too); * stands for anything."""
 
 LAUNCH = frozenset(
-    "self inline inbrowser share debug max_threads auth auth_message prevent_thread_lock show_error "
-    "server_name server_port height width favicon_path ssl_keyfile ssl_certfile ssl_keyfile_password "
-    "ssl_verify quiet footer_links run_history allowed_paths blocked_paths root_path app_kwargs "
-    "state_session_capacity share_server_address share_server_protocol share_server_tls_certificate "
-    "auth_dependency max_file_size enable_monitoring strict_cors node_server_name node_port ssr_mode pwa "
-    "mcp_server num_workers _app _frontend i18n theme css css_paths js head head_paths".split()
-)
+    [
+        "self", "inline", "inbrowser", "share", "debug", "max_threads", "auth", "auth_message",
+        "prevent_thread_lock", "show_error", "server_name", "server_port", "height", "width",
+        "favicon_path", "ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_verify", "quiet",
+        "footer_links", "run_history", "allowed_paths", "blocked_paths", "root_path", "app_kwargs",
+        "state_session_capacity", "share_server_address", "share_server_protocol",
+        "share_server_tls_certificate", "auth_dependency", "max_file_size", "enable_monitoring",
+        "strict_cors", "node_server_name", "node_port", "ssr_mode", "pwa", "mcp_server", "num_workers",
+        "_app", "_frontend", "i18n", "theme", "css", "css_paths", "js", "head", "head_paths",
+    ]
+)  # fmt: skip
 """Settings of `gradio.Blocks.launch` whose defaults were looked at (6.31)."""
 
 
 def check_launch(launch: Callable[..., Any], version: str) -> None:
     """Raises UserError if Gradio has settings that nobody has looked at: they may be on by default."""
     unknown = sorted(inspect.signature(launch).parameters.keys() - LAUNCH)
-    missing = sorted({"run_history", "enable_monitoring", "ssr_mode"} - inspect.signature(launch).parameters.keys())
+    missing = sorted(
+        {"run_history", "enable_monitoring", "ssr_mode"} - inspect.signature(launch).parameters.keys()
+    )
     if unknown or missing:
         what = f"has settings that this page doesn't know ({', '.join(unknown)})" if unknown else "is too old"
         raise UserError(
-            f"Gradio {version} {what}, so what it does for strangers is unknown. Install the version that was "
+            f"Gradio {version} {what}, so what it does for strangers is unknown. Install the one that was "
             "looked at: pip install -c constraints.txt gradio."
         )
 

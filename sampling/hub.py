@@ -41,8 +41,8 @@ ALLOWED = ["pipeline.json", "README.md", *(f"{part}/{name}" for part in FILES fo
 class Parts:
     """Where a pipeline's parts lie. clip: a folder, or open_clip's MODEL/TAG.
 
-    root: the folder that they all came in, which links in it must not lead out of; None if they were named one
-    by one.
+    root: the folder that they all came in, which links in it must not lead out of; None if they were named
+    one by one.
     """
 
     prior: Path

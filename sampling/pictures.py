@@ -18,7 +18,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_SIDE = 32_768
 MAX_SIDE = 2048
-"""Longer sides are shrunk to it, so that a square around them stays small; CLIP's pictures have 448 at most."""
+"""Longer sides are shrunk to it, so that a square around them stays small; CLIP sees 448 at most."""
 FRAMES_PER_SECOND = 12
 LABEL_HEIGHT = 16
 
@@ -34,8 +34,8 @@ def load_image(
 
     Memory is bounded by the picture's own pixels (12 bytes each) and the square, however long it is.
     name: what messages call the file; its path if empty.
-    Raises UserError for files that are missing, too large (64 MB, 64 megapixels and 32,768 pixels a side unless
-    stated otherwise, found out before anything is decoded) or not such a picture.
+    Raises UserError for files that are missing, too large (64 MB, 64 megapixels and 32,768 pixels a side
+    unless stated otherwise, found out before anything is decoded) or not such a picture.
     """
     name = name or str(path)
     if not path.is_file():

@@ -247,11 +247,11 @@ class _Description(Config):
     text: _Text
     mean: Annotated[list[float], Len(3, 3)]
     std: Annotated[list[float], Len(3, 3)]
-    vocabulary: list[int] = []
+    vocabulary: list[int] = Key(default_factory=list)
 
 
 def check_description(description: dict[str, Any], path: Path) -> None:
-    """Raises UserError that names `path` and the key for a model.json with sizes or settings that no CLIP has.
+    """Raises UserError that names `path` and the key for a model.json of sizes or settings that no CLIP has.
 
     Others of open_clip's settings fetch models from elsewhere.
     """

@@ -33,6 +33,6 @@ def check_fits(make: Callable[[], nn.Module], weights: Path, *, prefix: str = ""
         if expected.get(name) != found.get(name):
             have, need = (str(list(each[name])) if name in each else "missing" for each in (found, expected))
             raise UserError(
-                f"{weights} doesn't fit the description beside it: its {name} is {have}, but should be {need}. "
-                "They are of two models, or one of them was changed: copy both again."
+                f"{weights} doesn't fit the description beside it: its {name} is {have}, but should be "
+                f"{need}. They are of two models, or one of them was changed: copy both again."
             )

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def unclosed_loops() -> Iterator[None]:
 
 
 @contextmanager
-def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[tuple[str, Studio]]:
-    """A page in the background: its address, and what it keeps."""
+def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
+    """A page in the background: Gradio's blocks."""
     from benchmarks.serve import free_port
 
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +44,7 @@ def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[tuple[str, Stu
         studio = Studio(pipeline, SMALL, folder)
         context = served(studio, port=free_port())
         with unclosed_loops():
-            address = context.__enter__()
-        yield address, studio
+            blocks = context.__enter__()
+        yield blocks
         with unclosed_loops():
             context.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""What people type reaches the commands of the Makefile as it is, whatever the shell or make would make of it."""
+"""What people type reaches the commands of the Makefile as it is, whatever shell and make would do to it."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from shapeloom.config import Config, load_config
 ROOT = Path(__file__).parents[1]
 WORDS = (
     "a red chair", 'a 5" "vase"', "it's a cat's bed", "`touch CAUGHT`", "$(touch CAUGHT) $HOME ${HOME}",
-    "$(shell touch CAUGHT)", "a; touch CAUGHT # b", "two  blanks ", "-x", "a\\b", "a: {b} [c] *d !e %f &g", "Stuhl, größer",
+    "$(shell touch CAUGHT)", "a; touch CAUGHT # b", "two  blanks ", "-x", "a\\b", "a: {b} [c] *d !e %f &g",
+    "Stuhl, größer",
 )  # fmt: skip
 
 
@@ -29,7 +30,17 @@ def arguments(target: str, name: str, words: str, folder: Path, *, by_environmen
     script.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     script.chmod(0o755)
     given = [] if by_environment else [f"{name}={words}"]
-    command = ["make", "-s", "-f", str(ROOT / "Makefile"), target, "STAMP=", f"PY={script}", "RUN=my run", *given]
+    command = [
+        "make",
+        "-s",
+        "-f",
+        str(ROOT / "Makefile"),
+        target,
+        "STAMP=",
+        f"PY={script}",
+        "RUN=my run",
+        *given,
+    ]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", **({name: words} if by_environment else {})}
     result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60

@@ -49,7 +49,9 @@ def encoding_axes(axes: Literal["cartesian", "icosahedron"]) -> Float[Tensor, "n
 
 
 def encoding_matrix(config: EncodingConfig) -> Float[Tensor, "num_frequencies 3"]:
-    """Returns, on the CPU, angular frequencies: octave k turns by pi/2 * 2^k a unit along its axis; then the random ones.
+    """Returns, on the CPU, angular frequencies: those of octaves, then the random ones.
+
+    Octave k turns by pi/2 * 2^k a unit along its axis.
 
     The lowest octave has a period of 4, so that it is one-to-one on the box [-1, 1]^3.
     """

@@ -21,6 +21,7 @@ from sampling.studio import KINDS, Cancelled, Edit, Order, Studio
 from shapeloom.config import UserError
 from tests.small_page import SMALL, small_site
 
+
 def quiet(done: int, total: int, what: str) -> None:
     """Nobody watches."""
 
@@ -164,9 +165,8 @@ def test_a_picture_is_followed_but_none_from_outside_of_the_uploads(studio, pipe
 
 def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match="make serve"):
-        with served(studio, port=1):
-            pass
+    with pytest.raises(UserError, match="make serve"), served(studio, port=1):
+        pass
 
 
 def test_bad_ports_and_missing_runs_are_refused():
@@ -183,8 +183,8 @@ def test_bad_ports_and_missing_runs_are_refused():
 def site(pipeline, tmp_path_factory):
     """A page in the background, and its address."""
     pytest.importorskip("gradio", reason="the web page's library isn't installed")
-    with small_site(pipeline, tmp_path_factory.mktemp("page")) as (address, _):
-        yield address
+    with small_site(pipeline, tmp_path_factory.mktemp("page")) as blocks:
+        yield blocks.local_url.rstrip("/")
 
 
 def test_under_load_every_request_is_served_right_or_refused_politely(site, pipeline):

@@ -20,43 +20,38 @@ from shapeloom.config import UserError
 from tests.small_page import small_site, unclosed_loops
 
 CLOSED = {
-    "/gradio_api/api/{api_name}", "/gradio_api/call/v2/{api_name}", "/gradio_api/call/v2/{api_name}/{event_id}",
-    "/gradio_api/call/{api_name}", "/gradio_api/call/{api_name}/{event_id}", "/gradio_api/component_server",
+    "/gradio_api/api/{api_name}", "/gradio_api/call/v2/{api_name}",
+    "/gradio_api/call/v2/{api_name}/{event_id}", "/gradio_api/call/{api_name}",
+    "/gradio_api/call/{api_name}/{event_id}", "/gradio_api/component_server",
     "/gradio_api/custom_component/{id}/{environment}/{type}/{file_name}", "/gradio_api/deep_link",
     "/gradio_api/dev/reload", "/gradio_api/file/{path:path}", "/gradio_api/login_check",
     "/gradio_api/openapi.json", "/gradio_api/process_recording", "/gradio_api/proxy={url_path:path}",
     "/gradio_api/queue/status", "/gradio_api/runs", "/gradio_api/stream/{event_id}",
-    "/gradio_api/stream/{event_id}/close", "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file",
+    "/gradio_api/stream/{event_id}/close",
+    "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file",
     "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist.m3u8",
-    "/gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}", "/gradio_api/theme.css",
-    "/gradio_api/token", "/gradio_api/undo-vibe-edit", "/gradio_api/upload_progress", "/gradio_api/user",
-    "/gradio_api/vibe-code", "/gradio_api/vibe-edit", "/gradio_api/vibe-starter-queries", "/login", "/logout",
-    "/monitoring", "/monitoring/summary", "/monitoring/{key}", "/openapi.json", "/pwa_icon", "/pwa_icon/{size}",
-    "/svelte/{path:path}",
+    "/gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}",
+    "/gradio_api/theme.css", "/gradio_api/token", "/gradio_api/undo-vibe-edit",
+    "/gradio_api/upload_progress", "/gradio_api/user", "/gradio_api/vibe-code", "/gradio_api/vibe-edit",
+    "/gradio_api/vibe-starter-queries", "/login", "/logout", "/monitoring", "/monitoring/summary",
+    "/monitoring/{key}", "/openapi.json", "/pwa_icon", "/pwa_icon/{size}", "/svelte/{path:path}",
 }  # fmt: skip
 """Gradio's addresses that were looked at and aren't needed."""
 
 
 @pytest.fixture(scope="module")
 def small(pipeline, tmp_path_factory):
-    with small_site(pipeline, tmp_path_factory.mktemp("gate")) as (address, studio):
-        yield address, studio
+    with small_site(pipeline, tmp_path_factory.mktemp("gate")) as blocks:
+        yield blocks
 
 
 @pytest.fixture
 def site(small):
-    return small[0]
+    return small.local_url.rstrip("/")
 
 
 def test_every_address_of_the_running_app_is_open_or_known_to_be_closed(small):
-    from gradio.routes import App
-
-    from sampling.page import Page
-
-    _, studio = small
-    blocks = Page(studio).blocks
-    blocks.run_history = False
-    found = {(method, path.rstrip("/") or "/") for method, path in routes(App.create_app(blocks))}
+    found = {(method, path.rstrip("/") or "/") for method, path in routes(small.app)}
     assert len(found) > 60
     unknown = {(method, path) for method, path in found if path not in CLOSED and not is_open(method, path)}
     assert unknown == set()  # a new version's: look at them, then list them here or in OPEN
@@ -87,7 +82,11 @@ def test_the_fake_hub_hears_of_a_page_without_the_gate(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub)
         with unclosed_loops():
             blocks.launch(
-                server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=True
+                server_port=free_port(),
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                run_history=True,
             )
             get(blocks.local_url.rstrip("/"), "GET", f"{API}/run-history/buckets")
             blocks.close(verbose=False)
@@ -102,7 +101,7 @@ def test_settings_that_nobody_has_looked_at_end_the_start():
     def newer(self, run_history=None, enable_monitoring=None, ssr_mode=None, phones_home=True):
         """A launch with a new default."""
 
-    with pytest.raises(UserError, match="Gradio 7.0 has settings that this page doesn't know .phones_home"):
+    with pytest.raises(UserError, match=r"Gradio 7.0 has settings that this page doesn't know .phones_home"):
         check_launch(newer, "7.0")
     with pytest.raises(UserError, match="too old"):
         check_launch(lambda self: None, "5.0")
@@ -151,7 +150,7 @@ def test_uploads_that_stall_are_ended(site, monkeypatch):
 def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
     kept = Uploads(tmp_path / "uploads", max_bytes=100)
     paths = []
-    for number in range(4):
+    for _ in range(4):
         with (tmp_path / "file").open("w+b") as file:
             file.write(b"x" * 40)
             file.seek(0)
@@ -163,7 +162,7 @@ def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
         kept.keep(file)
 
 
-def test_a_body_without_a_stated_size_is_cut_off():
+def test_a_body_without_a_stated_size_is_cut_off(tmp_path):
     async def receive():
         return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
 
@@ -176,19 +175,23 @@ def test_a_body_without_a_stated_size_is_cut_off():
         raise AssertionError("it must not come this far")
 
     scope = {"type": "http", "method": "POST", "path": f"{API}/queue/join", "headers": []}
-    asyncio.run(Gate(application, uploads=None, files=[])(scope, receive, send))
+    asyncio.run(Gate(application, uploads=Uploads(tmp_path), files=[])(scope, receive, send))
     assert sent[0]["status"] == 413
     assert b"at most 256 kB" in sent[1]["body"]
     assert MAX_BODY_BYTES == 256 * 1024
 
 
-def test_web_sockets_are_closed():
+def test_web_sockets_are_closed(tmp_path):
     sent = []
+
+    async def receive():
+        raise AssertionError("nothing is read of it")
 
     async def send(message):
         sent.append(message["type"])
 
-    asyncio.run(Gate(None, uploads=None, files=[])({"type": "websocket", "path": "/"}, None, send))
+    gate = Gate(None, uploads=Uploads(tmp_path), files=[])
+    asyncio.run(gate({"type": "websocket", "path": "/"}, receive, send))
     assert sent == ["websocket.close"]
 
 
@@ -197,12 +200,20 @@ def test_the_page_ends_at_sigterm_and_leaves_nothing(tmp_path):
     from benchmarks.tiny_model import write_tiny_model
 
     found = Findings()
-    with fake_hub() as (hub, asked), page(write_tiny_model(tmp_path / "m"), tmp_path / "home", hub) as (url, process):
+    with (
+        fake_hub() as (hub, asked),
+        page(write_tiny_model(tmp_path / "m"), tmp_path / "home", hub) as (url, process),
+    ):
         assert upload(url, "a.png", picture(0))[0] == 200
         end(process, tmp_path / "home", found)
     assert (found.problems, asked) == ([], [])
 
 
 def test_the_page_s_own_addresses_are_open(site):
-    assert get(site, "GET", "/")[0] == get(site, "GET", "/config")[0] == get(site, "GET", f"{API}/info")[0] == 200
+    assert (
+        get(site, "GET", "/")[0]
+        == get(site, "GET", "/config")[0]
+        == get(site, "GET", f"{API}/info")[0]
+        == 200
+    )
     assert all(pattern.startswith("/") for patterns in OPEN.values() for pattern in patterns)

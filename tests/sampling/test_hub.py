@@ -77,7 +77,7 @@ def test_links_out_of_a_package_are_followed_neither_in_nor_out(run, tmp_path):
     secret.write_text("a secret")
     (run / "prior" / "prior.json").unlink()
     (run / "prior" / "prior.json").symlink_to(secret)
-    with pytest.raises(UserError, match="is a link to .*secret.txt, outside of"):
+    with pytest.raises(UserError, match=r"is a link to .*secret\.txt, outside of"):
         write_package(tmp_path / "package", fetch_package(run), licence=None)
     assert not (tmp_path / "package").exists()
     (run / "prior" / "prior.json").unlink()
@@ -136,7 +136,7 @@ def test_a_pipeline_travels_through_a_hub(run, hub, pipeline):
     assert not any("pkl" in pattern or "*" in pattern for pattern in hub.asked)
     # What isn't safetensors under that name isn't opened as anything else.
     (parts.prior / "prior.json").write_text("{}")
-    with pytest.raises(UserError, match="prior.json doesn't describe a prior"):
+    with pytest.raises(UserError, match=r"prior\.json doesn't describe a prior"):
         ShapePipeline.from_pretrained("me/chairs")
 
 

@@ -109,9 +109,11 @@ def test_long_pictures_take_no_more_memory_than_square_ones(tmp_path: Path) -> N
         Image.new("RGB", size, "red").save(tmp_path / "long.png")
         picture = load_image(tmp_path / "long.png")
         assert picture.shape == (MAX_SIDE, MAX_SIDE, 3)
-        assert tuple(picture[MAX_SIDE // 2, MAX_SIDE // 2]) == (255, 0, 0)
+        assert (picture[..., 1] < 128).any()  # a line of red on white
     Image.new("1", (100_000, 4)).save(tmp_path / "longer.png")
-    with pytest.raises(UserError, match="has 100000x4 pixels; at most 64 million are taken, and 32,768 a side"):
+    with pytest.raises(
+        UserError, match="has 100000x4 pixels; at most 64 million are taken, and 32,768 a side"
+    ):
         load_image(tmp_path / "longer.png")
 
 
@@ -124,14 +126,16 @@ def test_pictures_within_the_bound_are_left_as_they_are(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- shared temporary places
 
 
-def test_a_folder_that_others_could_have_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_others_could_have_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert private_folder(tmp_path / "new").stat().st_mode & 0o777 == 0o700
     (tmp_path / "link").symlink_to(tmp_path / "new")
     with pytest.raises(UserError, match="is a link, so what lies there may be anyone's"):
         private_folder(tmp_path / "link")
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(UserError, match="can be written by others .mode 777"):
+    with pytest.raises(UserError, match=r"can be written by others .mode 777"):
         private_folder(tmp_path / "open")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match="belongs to another user"):
