@@ -183,9 +183,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> LatentC
     network = Classifier(tokens, channels, len(classes), size)
     digest = checked_digest(weights, meta["weights_digest"])
     network.load_state_dict(read_tensors(weights))
-    return LatentClassifier(
-        network.to(device), classes, digest=digest, encoder=meta["inputs"]["encoder"]
-    )
+    return LatentClassifier(network.to(device), classes, digest=digest, encoder=meta["inputs"]["encoder"])
 
 
 def read_labelled(
