@@ -6,16 +6,16 @@ Digital Asset Schema Release 1.4.1, Specification" (Khronos), chapters 4 and 5.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import unquote
 
-import numpy as np
 from jaxtyping import Float
 from lxml import etree
 from numpy import ndarray
 
-from data_prep.faces import numbers
+from data_prep.faces import as_indices, numbers
 from data_prep.failures import AssetError
 from data_prep.files import Files
 
@@ -90,7 +90,9 @@ def open_collada(files: Files, warnings: list[str]) -> Document:
     document = Document(root, files, warnings)
     for element in root.iter():
         if isinstance(element.tag, str):
-            element.tag = etree.QName(element).localname
+            # Without its namespace, and without a prefix that stands for none.
+            with suppress(ValueError):  # damaged names stay
+                element.tag = element.tag.rpartition("}")[2].rpartition(":")[2]
             if "id" in element.attrib:
                 document.by_id.setdefault(element.get("id"), element)
     if root.tag != "COLLADA":
@@ -125,8 +127,8 @@ def floats(text: str | None) -> Float[ndarray, " numbers"]:
 
 
 def integers(element: Node | None) -> ndarray:
-    """The integers of an element's text; none if there is no element."""
-    return numbers((("" if element is None else element.text) or "").encode()).astype(np.int64)
+    """The integers of an element's text, -1 for what is none; none if there is no element."""
+    return as_indices(numbers((("" if element is None else element.text) or "").encode()))
 
 
 def claimed(element: Node) -> int | None:

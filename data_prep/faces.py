@@ -30,7 +30,7 @@ class Triangles:
 
 def to_triangles(
     vertices: Float[ndarray, "vertices 3"],
-    corners: Int[ndarray, " corners"],
+    corners: Int[ndarray, " corners"] | Float[ndarray, " corners"],
     counts: Int[ndarray, " polygons"],
     warnings: list[str],
     *,
@@ -42,7 +42,7 @@ def to_triangles(
     warning.
     Raises AssetError "too_large" for more than `max_faces` triangles, "unreadable" if no face can be kept.
     """
-    corners, counts = np.asarray(corners, np.int64), np.asarray(counts, np.int64)
+    corners, counts = as_indices(corners), np.asarray(counts, np.int64)
     starts = np.cumsum(counts) - counts
     beyond = np.zeros(len(corners) + 1, np.int64)
     beyond[1:] = np.cumsum((corners < 0) | (corners >= len(vertices)))
@@ -97,6 +97,13 @@ def numbers(text: bytes) -> Float[ndarray, " numbers"]:
             return np.fromstring(text, float, sep=" ")
         except (DeprecationWarning, ValueError) as error:
             raise AssetError("unreadable", "has other things than numbers where numbers belong") from error
+
+
+def as_indices(values: ndarray) -> Int[ndarray, "..."]:
+    """Numbers as indices; -1, which names nothing, for what is none."""
+    if values.dtype.kind == "f":
+        values = np.where(np.abs(values) < 1 << 53, values, -1)
+    return values.astype(np.int64)
 
 
 def corner_uv(uv: Float[ndarray, "rows 2"], rows: Int[ndarray, "faces 3"]) -> Float32[ndarray, "faces 3 2"]:

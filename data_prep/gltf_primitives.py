@@ -38,7 +38,9 @@ def read_primitive(
     if vertices.shape[1] != 3:
         raise damaged("positions are no triples")
     faces = columns.faces if columns.faces is not None else _faces(gltf, primitive, mode, len(vertices))
-    vertices, normals = vertices.astype(float), columns.optional("NORMAL")
+    with np.errstate(invalid="ignore"):  # NaN is refused later
+        vertices = vertices.astype(float)
+    normals = columns.optional("NORMAL")
     if normals is not None and normals.shape != vertices.shape:
         normals = None
     for weight, target in zip(weights or [], primitive.get("targets", []), strict=False):

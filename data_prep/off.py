@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from data_prep.faces import linear_color, numbers, plain_look, to_triangles
+from data_prep.faces import as_indices, linear_color, numbers, plain_look, to_triangles
 from data_prep.failures import AssetError
 from data_prep.files import Files
 from data_prep.parts import DEFAULT_GREY, Part
@@ -111,19 +111,19 @@ def _faces(lines: list[bytes], count: int) -> tuple[ndarray, ndarray, ndarray | 
         size = int(table[0, 0])
         if (table[:, 0] == size).all() and 0 <= size < width:
             colors = table[:, size + 1 : size + 4] if width >= size + 4 else None
-            return np.full(count, size), table[:, 1 : 1 + size].reshape(-1).astype(np.int64), colors
+            return np.full(count, size), as_indices(table[:, 1 : 1 + size].reshape(-1)), colors
     rows = [numbers(line) for line in lines[:count]]
     if len(rows) < count or not all(len(row) > row[0] >= 0 for row in rows):
         # Lines mean nothing here either, so there is no telling colours.
         rows = _stream(numbers(b" ".join(lines)), count)
-    sizes = np.array([row[0] for row in rows], np.int64)
+    sizes = as_indices(np.array([row[0] for row in rows]))
     colors = np.full((count, 3), np.nan)
     corners = [np.zeros(0)]
     for index, (row, size) in enumerate(zip(rows, sizes.tolist(), strict=True)):
         corners.append(row[1 : 1 + size])
         if len(row) >= size + 4:
             colors[index] = row[size + 1 : size + 4]
-    return sizes, np.concatenate(corners).astype(np.int64), None if np.isnan(colors).all() else colors
+    return sizes, as_indices(np.concatenate(corners)), None if np.isnan(colors).all() else colors
 
 
 def _stream(values: ndarray, count: int) -> list[ndarray]:

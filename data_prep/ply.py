@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from data_prep.faces import Triangles, corner_uv, linear_color, plain_look, to_triangles
+from data_prep.faces import Triangles, as_indices, corner_uv, linear_color, plain_look, to_triangles
 from data_prep.files import Files
 from data_prep.parts import Look, Part
 from data_prep.ply_elements import Element, Ragged, damaged, read_ply
@@ -61,7 +61,7 @@ def _face_parts(
     color, uv = _corner_colors(vertex, face, triangles), _corner_uv(vertex, face, triangles)
     of_faces = face.numbers.get("texnumber")
     number = np.zeros(len(triangles.polygon)) if of_faces is None else of_faces[triangles.polygon]
-    number = number.astype(np.int64)
+    number = as_indices(number)
     missing = [index for index, texture in enumerate(textures) if texture is None]
     bare = (
         np.full(len(number), uv is None) | (number < 0) | (number >= len(textures)) | np.isin(number, missing)
@@ -88,7 +88,8 @@ def _columns(element: Element, names: tuple[tuple[str, ...], ...]) -> ndarray | 
     for group in names:
         if all(name in element.numbers for name in group):
             stacked = np.stack([element.numbers[name] for name in group], axis=1)
-            return stacked.astype(float) if stacked.dtype.kind == "f" else stacked
+            with np.errstate(invalid="ignore"):  # NaN is refused later
+                return stacked.astype(float) if stacked.dtype.kind == "f" else stacked
     return None
 
 
@@ -120,7 +121,7 @@ def _corner_uv(vertex: Element, face: Element, triangles: Triangles) -> Any:
 def _strip_faces(strips: Ragged) -> Int[ndarray, "faces 3"]:
     """Triangles of strips, each ended by its list's end or by -1; every second runs the other way round."""
     faces = [np.zeros((0, 3), np.int64)]
-    for strip in np.split(strips.values.astype(np.int64), np.cumsum(strips.counts)[:-1]):
+    for strip in np.split(as_indices(strips.values), np.cumsum(strips.counts)[:-1]):
         for run in np.split(strip, np.flatnonzero(strip < 0)):
             run = run[run >= 0]
             first = np.arange(max(len(run) - 2, 0))

@@ -54,8 +54,10 @@ def _binary(data: bytes, warnings: list[str], max_faces: int) -> Part:
         raise AssetError("too_large", f"has more than {max_faces} faces")
     rows = np.frombuffer(data, _ROW, count, _HEADER)
     color = _colors(data[:80], rows["attribute"])
+    with np.errstate(invalid="ignore"):  # NaN is refused later
+        vertices = rows["vertices"].reshape(-1, 3).astype(float)
     return Part(
-        rows["vertices"].reshape(-1, 3).astype(float),
+        vertices,
         np.arange(3 * count).reshape(-1, 3),
         plain_look(colored=color is not None),
         color=None if color is None else np.repeat(color[:, None], 3, axis=1),

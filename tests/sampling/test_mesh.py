@@ -247,10 +247,11 @@ def test_ply_comes_back_with_srgb_colours_and_normals(textured, tmp_path):
     np.testing.assert_allclose(back.vertex_normals, textured.mesh.normals, atol=1e-6)
 
 
-def test_obj_comes_back_with_its_texture(textured, tmp_path):
+def test_obj_comes_back_y_up_with_its_texture(textured, tmp_path):
     textured.save(tmp_path / "ball.obj")
     assert {path.name for path in tmp_path.iterdir()} == {"ball.obj", "ball.mtl", "ball_texture.png"}
     back = trimesh.load_mesh(tmp_path / "ball.obj", process=False)
+    back.vertices = back.vertices @ Z_UP_TO_Y_UP
     points, found = colours_by_uv(back, np.array(back.visual.material.image.convert("RGB")))
     assert np.abs(found - srgb_at(points)).max() < 5
 
