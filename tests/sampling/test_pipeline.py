@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from prior.conditions import Shapes
 from prior.denoiser import Denoiser, DiffusionConfig, Distilled, NetworkConfig, Prior
@@ -89,6 +90,18 @@ def test_latents_are_saved_and_read_by_the_same_encoder_alone(pipeline, shape, t
     ShapeSample(shape.latent, "", 0, stranger).save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="another encoder"):
         pipeline.load_latent(tmp_path / "other.safetensors")
+
+
+def test_the_same_latent_has_the_same_bytes(shape):
+    # Of safetensors' metadata alone: two entries in a random order would be equal 8 times once in 128.
+    assert len({shape.latent_bytes() for _ in range(8)}) == 1
+
+
+def test_latents_whose_facts_are_an_entry_each_are_read_too(pipeline, shape, tmp_path):
+    facts = {"encoder": shape.decoder.digest, "prompt": "a ball", "seed": "3"}
+    save_file({"latent": shape.latent}, tmp_path / "ball.safetensors", facts)
+    back = pipeline.load_latent(tmp_path / "ball.safetensors")
+    assert torch.equal(back.latent, shape.latent) and (back.prompt, back.seed) == ("a ball", 3)
 
 
 def test_renders_with_alpha_are_the_ones_on_white(shape):
