@@ -17,6 +17,7 @@ from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.config import UserError
 from shapeloom.diffusion.samplers import SamplerName
+from shapeloom.fields.heads import Color, Geometry
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
 
@@ -111,6 +112,24 @@ def test_renders_with_alpha_are_the_ones_on_white(shape):
     opacity = rgba[..., 3:] / 255
     assert set(np.unique(opacity)) >= {0.0, 1.0}
     np.testing.assert_allclose(rgba[..., :3] * opacity + 255 * (1 - opacity), on_white, atol=2)
+
+
+def test_alpha_is_straight_where_a_shape_is_half_transparent(shape, monkeypatch):
+    """A fog of one colour has that colour whatever its alpha."""
+    fog = torch.tensor([0.2, 0.4, 0.6])
+
+    def geometry(weights, points):
+        inside = points.norm(dim=-1) < 0.8
+        return Geometry(inside.float(), points.norm(dim=-1) - 0.8)
+
+    monkeypatch.setattr(shape.decoder, "geometry", geometry)
+    monkeypatch.setattr(
+        shape.decoder, "color", lambda weights, points, directions=None: Color(*2 * [fog.expand_as(points)])
+    )
+    (rgba,) = shape.render(height=24, width=24, alpha=True)
+    half = (rgba[..., 3] > 64) & (rgba[..., 3] < 250)
+    assert half.sum() > 100
+    np.testing.assert_allclose(rgba[half][:, :3], np.broadcast_to([51, 102, 153], (half.sum(), 3)), atol=2)
 
 
 def test_shapes_are_rendered_in_one_batch_as_alone(shape):
