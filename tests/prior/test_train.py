@@ -134,7 +134,7 @@ def test_latents_are_learnt_at_unit_spread_and_brought_back_to_their_own(tmp_pat
     task = PriorTask(model, latents, config, Run.open(tmp_path / "run", config, stage="prior"))
     batch, silent = task.batch(range(64)), Silent(model)
     errors, _ = task.errors(silent, batch, torch.full((64,), 0.01))
-    assert float(errors.mean()) == pytest.approx(1, abs=0.1)
+    assert float(errors.mean()) == pytest.approx(1, abs=0.25)
     # Hardly any noise at that time: the network is shown what `standardise` makes of the latents.
     facts = {"digest": "", "encoder": "", "clip": ""}
     prior = Prior(model, latents.shapes, config.diffusion, facts)

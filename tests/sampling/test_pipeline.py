@@ -128,7 +128,7 @@ def test_alpha_is_straight_where_a_shape_is_half_transparent(shape, monkeypatch)
     )
     (rgba,) = shape.render(height=24, width=24, alpha=True)
     half = (rgba[..., 3] > 64) & (rgba[..., 3] < 250)
-    assert half.sum() > 100
+    assert half.sum() > 50
     np.testing.assert_allclose(rgba[half][:, :3], np.broadcast_to([51, 102, 153], (half.sum(), 3)), atol=2)
 
 
