@@ -1,7 +1,5 @@
 """Losses of signed distance and colour: zero or least at the truth, blind where the truth is a bound."""
 
-import math
-
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -221,64 +219,3 @@ def test_a_fitted_field_shows_a_highlight_that_depends_on_the_direction() -> Non
     assert (lit, dark) == pytest.approx((0.4 + 0.4 * 0.5**0.5, 0.4), abs=0.04)
     assert own[0] - own[1] > 0.2
     assert decoder.texture(weights, top[None]).mean() == pytest.approx(0.4, abs=0.05)
-
-
-class Fog(Decoder):
-    """Nothing but one density and colour everywhere; its signed distance is a constant."""
-
-    def __init__(self, density: float, grey: float, sdf: float) -> None:
-        super().__init__(DecoderConfig())
-        self.numbers = density, grey, sdf
-
-    def geometry(self, weights, points):
-        density, _, sdf = self.numbers
-        return Geometry(torch.full(points.shape[:-1], density), torch.full(points.shape[:-1], sdf))
-
-    def query(self, weights, points, directions=None):
-        return self.geometry(weights, points), self.color(weights, points)
-
-    def color(self, weights, points, directions=None):
-        grey = torch.full_like(points, self.numbers[1])
-        return Color(rgb=grey, texture=grey)
-
-
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("squared_share", [0.0, 0.25, 1.0])
-def test_ray_losses_by_hand(guided: bool, squared_share: float) -> None:
-    """Fog of density ln 4 along a ray of length 1 has alpha 3/4; the truth is half covered by black."""
-    t = torch.linspace(1, 2, 33)[None, None].expand(1, 2, 33)
-    middles = (t[..., 1:] + t[..., :-1]) / 2
-    batch = {
-        "ray_t": middles, "ray_edges": t, "ray_origins": torch.zeros(1, 2, 3),
-        "ray_directions": torch.tensor([[[0.0, 0, 1], [0, 1, 0]]]),
-        "ray_rgba": torch.tensor([0.0, 0, 0, 0.5]).expand(1, 2, 4), "ray_background": torch.ones(1, 2, 3),
-    }  # fmt: skip
-    config = LossConfig(guided=guided, squared_share=squared_share)
-    parts = ray_losses(Fog(math.log(4), 0.2, 0.0), [], batch, config)
-    error = (0.2 * 0.75 + 0.25) - 0.5
-    color = (1 - squared_share) * abs(error) + squared_share * 4 * error**2
-    assert float(parts["color"]) == pytest.approx(color, rel=1e-4)
-    assert float(parts["alpha"]) == pytest.approx(0.25, rel=1e-4)
-
-
-def test_signed_distance_losses_by_hand() -> None:
-    """Errors count 0.1 / (0.1 + distance), and fully at surface points."""
-    truth = torch.tensor([[0.1, 0.4, -0.3]])
-    batch = {
-        "surface_points": torch.zeros(1, 2, 3), "surface_rgb": torch.zeros(1, 2, 3),
-        "sdf_points": torch.zeros(1, 3, 3), "sdf": truth,
-    }  # fmt: skip
-    parts = point_losses(Fog(0.0, 0.3, 0.2), [], batch, CONFIG)
-    errors = [0.2, 0.2, 0.1 * 0.1 / 0.2, 0.2 * 0.1 / 0.5, 0.5 * 0.1 / 0.4]
-    assert float(parts["sdf"]) == pytest.approx(sum(errors) / 5)
-    assert float(parts["texture"]) == pytest.approx(0.3)
-    inside = torch.sigmoid(-truth / CONFIG.occupancy_softness)
-    said = torch.sigmoid(torch.full_like(truth, -0.2 / CONFIG.occupancy_softness))
-    entropy = -(inside * said.log() + (1 - inside) * (1 - said).log()).mean()
-    assert float(parts["occupancy"]) == pytest.approx(float(entropy), rel=1e-3)
-
-
-def test_the_total_is_the_parts_by_their_weights() -> None:
-    config = LossConfig(color=2, alpha=3, sdf=5)
-    parts = {"color": torch.tensor(1.0), "alpha": torch.tensor(10.0), "sdf": torch.tensor(100.0)}
-    assert float(total_loss(parts, config)) == 2 + 30 + 500
