@@ -6,12 +6,12 @@ the normals of both faces.
 
 from collections.abc import Callable
 
-import fpsample
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int8
 from numpy import ndarray
 
 from data_prep.mesh import Mesh
+from data_prep.points import farthest_first
 from data_prep.sdf import weld
 from shapeloom.surfaces import face_normals
 
@@ -81,7 +81,5 @@ def edge_points(
     if not len(exposed):
         return np.zeros((0, 3), np.float32), np.zeros((0, 2, 3), np.int8)
     positions, edge = positions[exposed], edge[exposed]
-    wanted = min(num, len(positions))
-    order = fpsample.bucket_fps_kdline_sampling(positions.astype(np.float32), wanted, h=7, start_idx=0)
-    order = np.resize(order.astype(np.int64), num)
+    order = np.resize(farthest_first(positions, num), num)
     return positions[order].astype(np.float32), np.rint(127 * sides[edge[order]]).astype(np.int8)

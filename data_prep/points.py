@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import fpsample
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int64, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
@@ -23,6 +23,22 @@ def sample_surface(
 ) -> tuple[Int[ndarray, " num"], Float64[ndarray, "num 3"]]:
     """Face and barycentric weights of points uniform by area, stratified for an even share a face."""
     return sample_triangles(mesh.triangles, num, rng)
+
+
+def farthest_first(
+    points: Float[ndarray, "points 3"], num: int, *, height: int = 7
+) -> Int64[ndarray, " chosen"]:
+    """Numbers of `num` of the points, or of all if there are fewer, each the farthest from those before it.
+
+    height: of the tree of buckets that they are sorted into, which is lower for few points: fpsample wants
+    one point a bucket or more, and two buckets or more.
+    """
+    num = min(num, len(points))
+    height = min(height, len(points).bit_length() - 1)
+    if height < 1:
+        return np.arange(num)
+    order = fpsample.bucket_fps_kdline_sampling(points.astype(np.float32), num, h=height, start_idx=0)
+    return order.astype(np.int64)
 
 
 def surface_points(
@@ -47,9 +63,7 @@ def surface_points(
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
     normals = face_normals(mesh.triangles)[face]
-    wanted = min(int(EXPOSED * num), len(positions))
-    order = fpsample.bucket_fps_kdline_sampling(positions.astype(np.float32), wanted, h=7, start_idx=0)
-    order = order.astype(np.int64)
+    order = farthest_first(positions, int(EXPOSED * num))
     exposed = order[~hidden(positions[order], normals[order])]
     # Hidden altogether (one part just inside another's skin) or mostly cut out: repeat points then.
     order = np.resize(exposed if len(exposed) else order, num)
@@ -63,9 +77,11 @@ def view_points(
     """Positions and unlit sRGB colours of `num` points that the views see, in farthest-point order.
 
     As in the reference's clouds (Point-E, Shap-E), whose points come from depth maps: what no camera sees is
-    not in it. Needs at least one pixel with depth; where there are fewer than `num`, points are repeated.
+    not in it. Where fewer than `num` pixels have depth, points are repeated; AssetError where none has.
     """
     view, row, column = np.nonzero(views.depth)
+    if not len(view):
+        raise AssetError("invisible", "none of its views has a pixel with depth")
     depth = views.depth[view, row, column].astype(np.float64)
     pixels = np.stack([column + 0.5, row + 0.5], axis=1)
     matrix = intrinsics[view]
@@ -73,8 +89,6 @@ def view_points(
     local = np.concatenate([xy, np.ones((len(xy), 1))], axis=1) * depth[:, None]
     pose = cam_to_world[view]
     world = (np.einsum("pij,pj->pi", pose[:, :3, :3], local) + pose[:, :3, 3]).astype(np.float32)
-    wanted = min(num, len(world))
     # More buckets than for surface points: there are many times as many to choose from.
-    order = fpsample.bucket_fps_kdline_sampling(world, wanted, h=9, start_idx=0).astype(np.int64)
-    order = np.resize(order, num)
+    order = np.resize(farthest_first(world, num, height=9), num)
     return world[order], views.albedo[view, row, column][order]

@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fpsample
 import numpy as np
 import torch
 import trimesh
@@ -32,10 +31,11 @@ from numpy import ndarray
 from pydantic import Field
 from scipy.spatial import cKDTree
 
+from data_prep.points import farthest_first
 from eval.nearest import TrainingAssets
 from eval.printable import PRINTABLE, printability
 from sampling.mesh import DEFAULT_MESH, drop_crumbs
-from shapeloom.config import Config
+from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, select
 from shapeloom.log import progress
 from shapeloom.metrics import share_interval
@@ -172,15 +172,23 @@ def _spread(vertices: ndarray, faces: ndarray, num: int, *, seed: int) -> Cloud:
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     seed = derive_seed("clouds", seed) % 2**32
     points = np.asarray(trimesh.sample.sample_surface(mesh, OVERSAMPLE * num, seed=seed)[0], np.float32)
-    return points[fpsample.bucket_fps_kdline_sampling(points, num, h=7, start_idx=0)]
+    return points[farthest_first(points, num)]
 
 
 def stored_clouds(assets: Sequence[tuple[AssetShards, int]], num: int) -> list[Cloud]:
-    """Returns the first `num` of each asset's stored points, which are in farthest-point order."""
+    """Returns the first `num` of each asset's stored points, which are in farthest-point order.
+
+    Raises UserError where fewer are stored: clouds of unequal sizes have no fair distance.
+    """
     clouds = []
     for shards, index in assets:
         points = shards.read(index, points=True).points
         assert points is not None  # they were asked for
+        if len(points) < num:
+            raise UserError(
+                f"sets.points is {num}, but the assets of {shards.folder} have {len(points)} points each: "
+                "set sets.points no higher, or prepare the data with more (data_prep's num_points)."
+            )
         clouds.append(points[:num])
     return clouds
 
@@ -227,8 +235,8 @@ def evaluate_sets(
     num = min(limit, len(held_out))
     if num < 2 or len(train) < 3:
         return {"skipped": "sets need two samples, two held-out and three training assets or more"}, []
-    samples, printable = sample_clouds(decoder, latents[:num], config)
     reference, known = stored_clouds(held_out, config.points), stored_clouds(train, config.points)
+    samples, printable = sample_clouds(decoder, latents[:num], config)
     within = symmetric_chamfer_matrix(reference)
     summary: Summary = {"num_samples": num, "num_empty": sum(len(cloud) == 1 for cloud in samples)}
     for name, clouds in (("", samples), ("training_", known)):

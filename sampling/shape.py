@@ -1,5 +1,6 @@
 """A sampled shape: its latent, and what can be made of it: pictures, turntables, a textured mesh, files."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,22 +123,29 @@ class ShapeSample:
                 raise UserError(f"A shape can be saved as {known}, not as {path.name}.")
 
     def latent_bytes(self) -> bytes:
-        """Returns a safetensors file of the latent, with the digest of its encoder, its prompt and seed."""
-        facts = {"encoder": self.decoder.digest, "prompt": self.prompt, "seed": str(self.seed)}
-        return to_safetensors({"latent": self.latent.contiguous()}, metadata=facts)
+        """Returns a safetensors file of the latent, with the digest of its encoder, its prompt and seed.
+
+        The same shape has the same bytes: the facts are one entry of JSON, since safetensors writes several
+        in an order that differs from one call to the next.
+        """
+        facts = {"encoder": self.decoder.digest, "prompt": self.prompt, "seed": self.seed}
+        metadata = {"shape": json.dumps(facts, sort_keys=True)}
+        return to_safetensors({"latent": self.latent.contiguous()}, metadata=metadata)
 
 
 def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
     """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
+            metadata, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
+            # Until 0.1.0 each fact was an entry of its own.
+            facts = json.loads(metadata["shape"]) if "shape" in metadata else metadata
             if facts.get("encoder") != decoder.digest or shape != decoder.latent_shape:
                 raise UserError(
                     f"The latent in {path} was made with another encoder: this one can't decode it."
                 )
             latent = file.get_tensor("latent").float()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
     return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder)
 

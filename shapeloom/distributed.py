@@ -239,6 +239,9 @@ def load_engine(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     # them, and all groups the settings of the first.
     for group, its_own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(its_own)
+    # ZeRO-1 and 2 take the checkpoint's clipping over the config's.
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = engine.gradient_clipping()
     for state in engine.optimizer.state.values():
         if "step" in state:
             state["step"] = state["step"].clone()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from shapeloom.config import UserError
@@ -201,15 +202,8 @@ def _single_threaded() -> Iterator[None]:
 def _run_on_ray(
     function: Function[TaskT, ResultT], tasks: Sequence[TaskT], preload: Sequence[str]
 ) -> Iterator[tuple[TaskT, ResultT]]:
-    """On the cluster that RAY_ADDRESS names, or else on one that Ray starts on this machine."""
-    # Ray would otherwise write a token into the home folder, and call home.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--executor ray needs Ray on every node: pip install 'shapeloom[ray]'.") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    """On the cluster that RAY_ADDRESS names, or else on one that Ray finds or starts on this machine."""
+    ray = _join_cluster()
     # Each task has one core for its own, so nothing may start more threads than that.
     threads = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")}
     remote: Any = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
@@ -226,6 +220,38 @@ def _run_on_ray(
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"a task failed on Ray:\n{error}") from error
         yield running.pop(done[0]), result
+
+
+def _join_cluster() -> Any:
+    """Returns the module `ray`, connected. Raises UserError where there is none, or no way in."""
+    token = _ray_token()
+    # Ray heeds a token only in this mode, and only from the start; a cluster that wants none ignores it.
+    # Otherwise Ray would write one into the home folder, for a cluster that it starts.
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if token else "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--executor ray needs Ray on every node: pip install 'shapeloom[ray]'.") from error
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        mode = os.environ["RAY_AUTH_MODE"]
+        shown = f"the token of {token} was shown to it" if token and mode == "token" else "no token was shown"
+        raise UserError(
+            f"Ray's cluster can't be joined ({error}); {shown} (RAY_AUTH_MODE is {mode}). Is it running at "
+            "that address (RAY_ADDRESS), with this version of Ray? If it wants a token, put the one that it "
+            "was started with (`ray get-auth-token` there prints it) into RAY_AUTH_TOKEN here."
+        ) from error
+    return ray
+
+
+def _ray_token() -> str:
+    """Returns where Ray's token is, by Ray's own order of places, or nothing."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    return str(path) if Path(path).is_file() else ""
 
 
 def _in_ray_task(function: Function[TaskT, ResultT], task: TaskT, preload: Sequence[str]) -> ResultT:

@@ -8,9 +8,10 @@ import pytest
 import trimesh
 
 from data_prep.edges import edge_points, sharp_edges
+from data_prep.failures import AssetError
 from data_prep.points import view_points
 from data_prep.sdf import signed_distance
-from data_prep.views import render_views
+from data_prep.views import Views, render_views
 from shapeloom.rendering import cameras
 
 
@@ -93,3 +94,19 @@ def test_view_points_are_on_what_is_seen_with_its_colour(ball):
     np.testing.assert_array_equal(rgb, np.broadcast_to(np.uint8([255, 0, 0]), rgb.shape))
     gaps = np.linalg.norm(points[:, None] - points[None, :75], axis=2).min(axis=1)
     assert gaps.max() <= 2 * 0.8 * 2 / math.sqrt(75)  # as for surface points
+
+
+@pytest.mark.parametrize("seen", [1, 2, 5, 400])
+def test_a_thin_thing_that_few_pixels_see_gets_its_view_points(seen):
+    size = 24
+    depth = np.zeros((1, size, size), np.float32)
+    depth.reshape(-1)[:seen] = 2.0
+    views = Views(
+        rgba=np.zeros((1, size, size, 4), np.uint8), depth=depth,
+        normal=np.zeros((1, size, size, 3), np.uint8), albedo=np.zeros((1, size, size, 3), np.uint8),
+    )  # fmt: skip
+    matrix = cameras.intrinsics(0.7, size, size).double().numpy()[None]
+    points, _ = view_points(views, np.eye(4)[None], matrix, 40)
+    assert len(points) == 40 and len(np.unique(points, axis=0)) == min(seen, 40)
+    with pytest.raises(AssetError, match="none of its views"):
+        view_points(replace(views, depth=np.zeros_like(depth)), np.eye(4)[None], matrix, 40)

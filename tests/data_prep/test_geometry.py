@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import trimesh
 
+from data_prep.edges import edge_points
 from data_prep.failures import AssetError
 from data_prep.normalize import normalize
-from data_prep.points import sample_surface, surface_points
+from data_prep.pipeline import DataConfig
+from data_prep.points import farthest_first, sample_surface, surface_points
 from data_prep.sdf import sdf_samples, signed_distance, topology
 
 RNG_SEED = 7
@@ -81,6 +83,36 @@ def test_every_prefix_of_points_covers_the_asset(ball, prefix):
     gaps = np.linalg.norm(points[:, None] - points[None, :prefix], axis=2).min(axis=1)
     # n discs of radius r cover a sphere of radius R only if n r^2 >= 4 R^2; farthest points need up to 2 r.
     assert gaps.max() <= 2 * 0.8 * 2 / np.sqrt(prefix)
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 3, 31, 127, 128, 600])
+def test_each_point_is_the_farthest_from_those_before_it_however_few_there_are(num):
+    points = np.random.default_rng(RNG_SEED).random((num, 3)).astype(np.float32)
+    order = farthest_first(points, 512)
+    assert sorted(order.tolist()) == list(range(num)) if num <= 512 else len(set(order.tolist())) == 512
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    for i in range(1, min(num, 20)):
+        nearest = apart[:, order[:i]].min(axis=1)
+        assert nearest[order[i]] == pytest.approx(nearest.max(), rel=1e-5)  # its sums are float32
+
+
+@pytest.mark.parametrize("num", [1, 2, 32])
+def test_as_few_points_as_a_config_accepts_can_be_had(box, num):
+    rng = np.random.default_rng(RNG_SEED)
+    assert DataConfig(num_points=num, num_edge_points=num, num_view_points=num)
+    assert len(surface_points(box, num, rng, hidden=nothing)[0]) == num
+    assert len(edge_points(box, num, rng, hidden=nothing)[0]) == num
+
+
+def test_a_surface_that_is_nearly_all_cut_out_still_gets_its_points(make_soup):
+    sheet = make_soup([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], [[0, 1, 2], [0, 2, 3]])
+    alpha = np.zeros((64, 64, 4), np.uint8)
+    alpha[:8, :8] = 255  # 1.6%
+    uv = (sheet.vertices[sheet.faces][..., :2].astype(np.float32) + 1) / 2
+    cutoff = np.full(2, 0.5, np.float32)
+    holed = replace(sheet, uv=uv, textures=[alpha], texture=np.zeros(2, int), cutoff=cutoff)
+    points, _, _ = surface_points(holed, 256, np.random.default_rng(RNG_SEED), hidden=nothing)
+    assert points.shape == (256, 3) and len(np.unique(points, axis=0)) < 32
 
 
 def test_cut_out_surface_gets_no_points(make_soup):

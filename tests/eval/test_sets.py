@@ -20,6 +20,7 @@ from eval.sets import (
     stored_clouds,
     symmetric_chamfer_matrix,
 )
+from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards
 
@@ -119,6 +120,18 @@ def test_balls_of_held_out_radii_score_as_those_and_the_result_is_kept(
     assert summary["mmd_cd"] < summary["training_mmd_cd"]
     assert summary["cov_cd"] >= summary["training_cov_cd"]
     assert evaluate_sets(*args, seed=1) == (summary, neighbours)
+
+
+def test_clouds_may_be_as_small_as_accepted_but_no_larger_than_the_data_s(
+    coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
+) -> None:
+    latents = torch.tensor([[[0.4 + 0.1 * i, 1.0, 0, 0]] for i in range(4)])
+    smallest = SetsConfig(points=16, resolution=16)
+    summary, _ = evaluate_sets(coloured_balls, oracle.decoder, latents, smallest, tmp_path, seed=0)
+    assert summary["num_samples"] == 4 and summary["num_empty"] == 0
+    too_many = SetsConfig(points=1 << 20)
+    with pytest.raises(UserError, match=r"sets\.points is 1048576, but .* points each.*num_points"):
+        evaluate_sets(coloured_balls, oracle.decoder, latents, too_many, tmp_path / "other", seed=0)
 
 
 def test_samples_without_a_surface_are_counted(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from prior.conditions import Shapes
 from prior.denoiser import Denoiser, DiffusionConfig, Distilled, NetworkConfig, Prior
@@ -16,6 +17,7 @@ from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.config import UserError
 from shapeloom.diffusion.samplers import SamplerName
+from shapeloom.fields.heads import Color, Geometry
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
 
@@ -91,6 +93,18 @@ def test_latents_are_saved_and_read_by_the_same_encoder_alone(pipeline, shape, t
         pipeline.load_latent(tmp_path / "other.safetensors")
 
 
+def test_the_same_latent_has_the_same_bytes(shape):
+    # Of safetensors' metadata alone: two entries in a random order would be equal 8 times once in 128.
+    assert len({shape.latent_bytes() for _ in range(8)}) == 1
+
+
+def test_latents_whose_facts_are_an_entry_each_are_read_too(pipeline, shape, tmp_path):
+    facts = {"encoder": shape.decoder.digest, "prompt": "a ball", "seed": "3"}
+    save_file({"latent": shape.latent}, tmp_path / "ball.safetensors", facts)
+    back = pipeline.load_latent(tmp_path / "ball.safetensors")
+    assert torch.equal(back.latent, shape.latent) and (back.prompt, back.seed) == ("a ball", 3)
+
+
 def test_renders_with_alpha_are_the_ones_on_white(shape):
     (on_white,) = shape.render(height=24, width=40)
     (rgba,) = shape.render(height=24, width=40, alpha=True)
@@ -98,6 +112,24 @@ def test_renders_with_alpha_are_the_ones_on_white(shape):
     opacity = rgba[..., 3:] / 255
     assert set(np.unique(opacity)) >= {0.0, 1.0}
     np.testing.assert_allclose(rgba[..., :3] * opacity + 255 * (1 - opacity), on_white, atol=2)
+
+
+def test_alpha_is_straight_where_a_shape_is_half_transparent(shape, monkeypatch):
+    """A fog of one colour has that colour whatever its alpha."""
+    fog = torch.tensor([0.2, 0.4, 0.6])
+
+    def geometry(weights, points):
+        inside = points.norm(dim=-1) < 0.8
+        return Geometry(inside.float(), points.norm(dim=-1) - 0.8)
+
+    monkeypatch.setattr(shape.decoder, "geometry", geometry)
+    monkeypatch.setattr(
+        shape.decoder, "color", lambda weights, points, directions=None: Color(*2 * [fog.expand_as(points)])
+    )
+    (rgba,) = shape.render(height=24, width=24, alpha=True)
+    half = (rgba[..., 3] > 64) & (rgba[..., 3] < 250)
+    assert half.sum() > 50
+    np.testing.assert_allclose(rgba[half][:, :3], np.broadcast_to([51, 102, 153], (half.sum(), 3)), atol=2)
 
 
 def test_shapes_are_rendered_in_one_batch_as_alone(shape):

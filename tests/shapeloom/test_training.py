@@ -196,6 +196,17 @@ def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_a_long_average_forgets_the_initial_weights_soon(tmp_path: Path) -> None:
+    """20 steps of a decay of 0.999 alone would leave it within 2% of where it began."""
+    run_line(tmp_path, ema_decay=0.999, ema_extra=[0.0], learning_rate=1e-2, warmup_steps=0)
+    average, last = (
+        torch.cat([value.flatten() for value in load_file(tmp_path / name).values()])
+        for name in ("weights.safetensors", "weights_ema0.safetensors")
+    )
+    first = torch.cat([value.flatten() for value in Line().model.state_dict().values()])
+    assert 0 < (average - last).norm() < 0.5 * (first - last).norm()
+
+
 @pytest.mark.parametrize(("zero_stage", "back"), [(0, False), (1, False), (2, False), (3, True)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, zero_stage: int, back: bool) -> None:
     """From two to one, and back to two."""
