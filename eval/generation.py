@@ -19,6 +19,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from eval.beside import draw_beside
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets, frechet_distance
@@ -54,6 +55,9 @@ class GenerationConfig(Config):
     views: int = Field(4, ge=1)
     size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
     samples: RenderConfig = RenderConfig(coarse=40, fine=24)
+    beside: int = Field(
+        12, ge=0, description="samples drawn large beside the training assets nearest to them"
+    )
     seed: int = 0
     sets: SetsConfig = SetsConfig()
 
@@ -90,6 +94,13 @@ def evaluate_generation(
         scores["sets"] |= frechet_scores(data, judge, embeddings, config)
     records = _records(prompts, of_prompt, similarity)
     _add_pictures(records, pictures, neighbours, data, config, folder)
+    if neighbours:
+        training = AssetShards(data, "train")
+        for number in range(min(config.beside, len(neighbours))):
+            asset = training.read(neighbours[number].index, points=True, views=range(training.num_views))
+            records[number] |= draw_beside(
+                decoder, latents[number], asset, folder / f"{number:04d}_beside.png"
+            )
     return scores, records
 
 

@@ -4,16 +4,18 @@
         --prompt "a red chair" --prompt "a blue mug" --num 4 --seed 0
 
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
-metadata.json lists them with their settings and files; contact_sheet.png shows them all. `--shard 2/8` makes
-every eighth object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
+metadata.json lists them with their settings and files, and counts those that came out broken (`retries`: how
+many more seeds such objects are given); contact_sheet.png shows them all. `--shard 2/8` makes every eighth
+object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
 """
 
 import argparse
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +25,16 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import Field as Key
 
-from sampling.export import MESH_SUFFIXES
+from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.faults import FAULTS, Surface
 from sampling.guidance import GuidanceConfig
 from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
 from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
-from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, ShapeSample, check_prompt
+from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, check_prompt
+from sampling.portraits import portrait
 from sampling.prompts import own_prompts
+from sampling.shape import ShapeSample
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
@@ -37,13 +42,18 @@ from shapeloom.diffusion.steps import StepChoice
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.pictures import on_white
 from shapeloom.runs import Run
+from shapeloom.seed import derive_seed
 from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("sampling")
 
 SCHEMA = 1
-SHEET_OBJECTS = 240
+PORTRAIT_SIZE = 256
+SHEET_COLUMNS = 2
+SHEET_OBJECTS = 40
 """More than that on one contact sheet are hard to look at."""
+SHORT_SEEDS = 2**31
+"""Seeds of retries are below this, so that they can be typed in again."""
 Record = dict[str, Any]
 Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png", "safetensors"]
 
@@ -82,6 +92,12 @@ class SamplingConfig(Config):
     weaker: Path | None = Key(None, description="folder of a worse prior to guide away from (autoguidance)")
     classifier: Path | None = Key(
         None, description="folder of a prior.classifier, for guidance.classifier_scale"
+    )
+    retries: int = Key(
+        0,
+        ge=0,
+        le=100,
+        description="more seeds to try for an object that comes out broken (empty, in crumbs)",
     )
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
@@ -143,24 +159,38 @@ class Album:
         """Adds or replaces a record, and saves."""
         self.records = [old for old in self.records if old["name"] != record["name"]] + [record]
         self.records.sort(key=lambda each: int(each["name"].split("_")[0]))
-        write_atomic(self.path, json.dumps({"schema": SCHEMA, "samples": self.records}, indent=1) + "\n")
+        content = {"schema": SCHEMA, "counts": count_faults(self.records), "samples": self.records}
+        write_atomic(self.path, json.dumps(content, indent=1) + "\n")
 
     def save_contact_sheets(self) -> None:
-        """Draws every object's first frame: contact_sheet.png, contact_sheet_2.png, ... of 240 objects each.
+        """Draws every object's portrait: contact_sheet.png, contact_sheet_2.png, ... of SHEET_OBJECTS each.
 
-        Objects that were written without a GIF, APNG or PNG are left out.
+        Objects of which there is a latent alone are left out.
         """
-        shown = [(record, path) for record in self.records if (path := self._picture(record)) is not None]
+        named = [(record, self.folder / record.get("portrait", "")) for record in self.records]
+        shown = [(label_of(record), path) for record, path in named if path.is_file()]
         for start in range(0, len(shown), SHEET_OBJECTS):
             part = shown[start : start + SHEET_OBJECTS]
-            sheet = contact_sheet([first_frame(path) for _, path in part], [r["label"] for r, _ in part])
+            sheet = contact_sheet(
+                [first_frame(path) for _, path in part], [label for label, _ in part],
+                size=PORTRAIT_SIZE, columns=SHEET_COLUMNS,
+            )  # fmt: skip
             number = start // SHEET_OBJECTS + 1
             name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
             write_atomic(self.folder / name, png(sheet))
 
-    def _picture(self, record: Record) -> Path | None:
-        names = (record["files"].get(kind) for kind in ("png", "apng", "gif"))
-        return next((self.folder / n for n in names if n is not None and (self.folder / n).is_file()), None)
+
+def count_faults(records: Sequence[Record]) -> dict[str, int]:
+    """Returns how many objects there are, how many have each fault, and how many were made anew for one."""
+    faults = Counter(record.get("fault", "") for record in records)
+    counts = {"objects": len(records), **{fault: faults[fault] for fault in FAULTS}}
+    return counts | {"retried": sum(bool(record.get("tried")) for record in records)}
+
+
+def label_of(record: Record) -> str:
+    """Returns what a picture of an object says: its words, and what is wrong with it."""
+    fault = record.get("fault", "")
+    return f"{record['label']} [{fault}]" if fault else str(record["label"])
 
 
 def file_stem(label: str, seed: int) -> str:
@@ -272,23 +302,34 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     )  # fmt: skip
 
 
-def save_sample(shape: ShapeSample, folder: Path, name: str, config: SamplingConfig) -> Record:
+def look_at(shape: ShapeSample, config: SamplingConfig) -> tuple[TexturedMesh | None, Surface]:
+    """Returns an object's mesh, where more than its latent is asked for, and what its surface is like."""
+    if set(config.formats) == {"safetensors"}:
+        return None, shape.surface(config.mesh)
+    mesh = shape.mesh(config.mesh)
+    return mesh, mesh.mesh.surface
+
+
+def save_sample(
+    shape: ShapeSample, mesh: TexturedMesh | None, folder: Path, name: str, config: SamplingConfig
+) -> Record:
     """Writes an object's files and returns what metadata.json says of them."""
     files = {kind: f"{name}.{kind}" for kind in config.formats}
     save_pictures(shape, {kind: folder / file for kind, file in files.items()}, config.turntable)
-    kinds = [kind for kind in files if f".{kind}" in MESH_SUFFIXES]
-    facts: Record = {}
-    if kinds:
-        mesh = shape.mesh(config.mesh)
-        facts = {"vertices": len(mesh.mesh.vertices), "faces": mesh.num_faces}
-        for kind in kinds:
-            if mesh.num_faces:
-                mesh.save(folder / files[kind])
-            else:
-                del files[kind]
-        if not mesh.num_faces:
-            log.warning("%s has no surface (its field keeps one sign), so there is no mesh of it", name)
-    return {"files": files, **facts}
+    if mesh is None:
+        return {"files": files}
+    for kind in [kind for kind in files if f".{kind}" in MESH_SUFFIXES]:
+        if mesh.num_faces:
+            mesh.save(folder / files[kind])
+        else:
+            del files[kind]
+    write_atomic(folder / f"{name}_portrait.png", png(portrait(shape, mesh, size=PORTRAIT_SIZE)))
+    own = mesh.mesh
+    return {
+        "files": files, "portrait": f"{name}_portrait.png", "vertices": len(own.vertices),
+        "faces": mesh.num_faces, "max_faces": config.mesh.max_faces, "parts": own.num_parts,
+        "watertight": own.watertight,
+    }  # fmt: skip
 
 
 def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableConfig) -> None:
@@ -317,26 +358,52 @@ def make(
     names = {"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt", "guidance"}
     recorded = config.model_dump(mode="json", include=names)
     with progress(len(missing), "objects") as bar:
-        for start in range(0, len(missing), config.batch_size):
-            batch = missing[start : start + config.batch_size]
-            shapes = pipeline(
-                [wish.prompt for wish in batch],
-                seeds=[wish.seed for wish in batch],
-                image=[pictures[wish.image] for wish in batch] if pictures else None,
+
+        def sample(wishes: Sequence[Wish], seeds: Sequence[int]) -> list[ShapeSample]:
+            return pipeline(
+                [wish.prompt for wish in wishes],
+                seeds=seeds,
+                image=[pictures[wish.image] for wish in wishes] if pictures else None,
                 on_step=lambda step: bar.advance(0, f"step {step + 1}/{config.steps}"),
                 **{name: getattr(config, name) for name in names},
             )
-            for wish, shape in zip(batch, shapes, strict=True):
+
+        for start in range(0, len(missing), config.batch_size):
+            batch = missing[start : start + config.batch_size]
+            for wish, shape in zip(batch, sample(batch, [wish.seed for wish in batch]), strict=True):
                 began = time.monotonic()
                 name = album.name_for(wish)
-                facts = save_sample(shape, run.folder, name, config)
                 identity = {"name": name, "prompt": wish.prompt, "seed": wish.seed, "image": wish.image}
+                shape, mesh, facts = sound(wish, shape, config, sample)
+                facts |= save_sample(shape, mesh, run.folder, name, config)
                 decode_seconds = round(time.monotonic() - began, 2)
                 album.add(
                     {**identity, "label": wish.label, **facts, **recorded, "decode_seconds": decode_seconds,
                      "inputs": run.meta["inputs"]}
                 )  # fmt: skip
+                if facts["fault"]:
+                    log.warning("%s is broken: %s", name, FAULTS[facts["fault"]])
                 bar.advance(note=wish.label[:40])
+
+
+def sound(
+    wish: Wish, shape: ShapeSample, config: SamplingConfig,
+    sample: Callable[[Sequence[Wish], Sequence[int]], list[ShapeSample]],
+) -> tuple[ShapeSample, TexturedMesh | None, Record]:  # fmt: skip
+    """Returns the shape or, where it is broken, the first of its next seeds' that isn't, or the last tried.
+
+    With its mesh and what metadata.json says of it: the fault, and the seeds that were tried before.
+    """
+    tried: list[Record] = []
+    while True:
+        mesh, surface = look_at(shape, config)
+        if not surface.fault or len(tried) == config.retries:
+            facts = {"made_with_seed": shape.seed, "fault": surface.fault, "surface": asdict(surface)}
+            return shape, mesh, facts | {"tried": tried}
+        tried.append({"seed": shape.seed, "fault": surface.fault})
+        # seed + 1 would be the prompt's next object's own.
+        seed = derive_seed("retry", wish.seed, len(tried)) % SHORT_SEEDS
+        (shape,) = sample([wish], [seed])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -376,6 +443,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     make(pipeline, missing, pictures, config, run, album)
     album.save_contact_sheets()
     run.finish(num_objects=len(album.records))
+    counts = count_faults(album.records)
+    if any(counts[fault] for fault in FAULTS):
+        told = ", ".join(f"{counts[fault]} {fault}" for fault in FAULTS if counts[fault])
+        log.warning(
+            "of %d objects %s; metadata.json says which, retries=2 tries more seeds", counts["objects"], told
+        )
     log.info("%d objects are in %s; contact_sheet.png shows them", len(album.records), out)
 
 

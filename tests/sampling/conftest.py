@@ -34,6 +34,9 @@ class BallDecoder(Decoder):
         sdf = points.norm(dim=-1) - radius[:, None]
         return Geometry(100 * (sdf < 0).float(), sdf)
 
+    def sdf_gradient(self, weights, points):
+        return points / points.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+
     def color(self, weights, points, directions=None):
         colour = (points / 2 + 0.5).clamp(0, 1)
         return Color(colour, colour)
