@@ -10,27 +10,23 @@ object, from the third on, in OUT/shard_002_of_008: eight machines make a batch 
 """
 
 import argparse
-import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 from pydantic import Field as Key
 
+from sampling.album import PORTRAIT_SIZE, Album, Record, Wish, count_faults
 from sampling.export import MESH_SUFFIXES, TexturedMesh
 from sampling.faults import FAULTS, Surface
 from sampling.guidance import GuidanceConfig
 from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
-from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
+from sampling.pictures import apng, gif, load_image, png, save_mp4
 from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, check_prompt
 from sampling.portraits import portrait
 from sampling.prompts import own_prompts
@@ -47,14 +43,8 @@ from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("sampling")
 
-SCHEMA = 1
-PORTRAIT_SIZE = 256
-SHEET_COLUMNS = 2
-SHEET_OBJECTS = 40
-"""More than that on one contact sheet are hard to look at."""
 SHORT_SEEDS = 2**31
 """Seeds of retries are below this, so that they can be typed in again."""
-Record = dict[str, Any]
 Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png", "safetensors"]
 
 
@@ -107,103 +97,6 @@ class SamplingConfig(Config):
     precision: Literal["auto", "bf16", "fp32"] = Key(
         "auto", description="of the priors' networks; auto: bf16 on GPUs that have it"
     )
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One object to make. `image`: the picture's digest, or ""."""
-
-    prompt: str
-    seed: int
-    image: str
-    label: str
-
-    def answered_by(self, record: Record) -> bool:
-        """Whether a record of metadata.json is of this object."""
-        return (self.prompt, self.seed, self.image) == (record["prompt"], record["seed"], record["image"])
-
-
-class Album:
-    """The objects of a folder: metadata.json is rewritten after each, so that a killed run goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "metadata.json"
-        self.records: list[Record] = []
-        if self.path.is_file():
-            saved = json.loads(self.path.read_text())
-            if saved["schema"] != SCHEMA:
-                raise UserError(
-                    f"{self.path} has schema {saved['schema']}, but this version writes {SCHEMA}. "
-                    "Use another --out."
-                )
-            self.records = saved["samples"]
-
-    def find(self, wish: Wish) -> Record | None:
-        """The record of an object, whether or not its files are there."""
-        return next((record for record in self.records if wish.answered_by(record)), None)
-
-    def holds(self, wish: Wish) -> bool:
-        """Whether an object is recorded and all its files are there."""
-        record = self.find(wish)
-        return record is not None and all((self.folder / name).is_file() for name in record["files"].values())
-
-    def name_for(self, wish: Wish) -> str:
-        """The file stem of an object: its number in the folder, its words, its seed."""
-        record = self.find(wish)
-        if record is not None:
-            return str(record["name"])
-        number = 1 + max((int(record["name"].split("_")[0]) for record in self.records), default=-1)
-        return f"{number:03d}_{file_stem(wish.label, wish.seed)}"
-
-    def add(self, record: Record) -> None:
-        """Adds or replaces a record, and saves."""
-        self.records = [old for old in self.records if old["name"] != record["name"]] + [record]
-        self.records.sort(key=lambda each: int(each["name"].split("_")[0]))
-        content = {"schema": SCHEMA, "counts": count_faults(self.records), "samples": self.records}
-        write_atomic(self.path, json.dumps(content, indent=1) + "\n")
-
-    def save_contact_sheets(self) -> None:
-        """Draws every object's portrait: contact_sheet.png, contact_sheet_2.png, ... of SHEET_OBJECTS each.
-
-        Objects of which there is a latent alone are left out.
-        """
-        named = [(record, self.folder / record.get("portrait", "")) for record in self.records]
-        shown = [(label_of(record), path) for record, path in named if path.is_file()]
-        for start in range(0, len(shown), SHEET_OBJECTS):
-            part = shown[start : start + SHEET_OBJECTS]
-            sheet = contact_sheet(
-                [first_frame(path) for _, path in part], [label for label, _ in part],
-                size=PORTRAIT_SIZE, columns=SHEET_COLUMNS,
-            )  # fmt: skip
-            number = start // SHEET_OBJECTS + 1
-            name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
-            write_atomic(self.folder / name, png(sheet))
-
-
-def count_faults(records: Sequence[Record]) -> dict[str, int]:
-    """Returns how many objects there are, how many have each fault, and how many were made anew for one."""
-    faults = Counter(record.get("fault", "") for record in records)
-    counts = {"objects": len(records), **{fault: faults[fault] for fault in FAULTS}}
-    return counts | {"retried": sum(bool(record.get("tried")) for record in records)}
-
-
-def label_of(record: Record) -> str:
-    """Returns what a picture of an object says: its words, and what is wrong with it."""
-    fault = record.get("fault", "")
-    return f"{record['label']} [{fault}]" if fault else str(record["label"])
-
-
-def file_stem(label: str, seed: int) -> str:
-    """Returns a file name's stem of small letters, digits and dashes, whatever the label holds."""
-    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:48].rstrip("-") or "object"
-    return f"{slug}_seed{seed}"
-
-
-def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a picture on white, or an animation's first frame."""
-    with Image.open(path) as image:
-        frame = image.convert("RGBA")
-    return np.array(Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

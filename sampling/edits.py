@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from pydantic import Field as Key
 
-from sampling.__main__ import SamplingConfig, file_stem, load_pipeline, look_at, save_sample
+from sampling.__main__ import SamplingConfig, load_pipeline, look_at, save_sample
+from sampling.album import file_stem
 from sampling.assets import read_shape
 from sampling.edit import Layers, check_levels, interpolate, morph, strip, vary
 from sampling.pictures import png

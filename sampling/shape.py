@@ -191,5 +191,5 @@ def render_shapes(
 @torch.no_grad()
 def _weights(shapes: Sequence[ShapeSample]) -> FieldWeights:
     decoder = shapes[0].decoder
-    device = next(decoder.parameters()).device
+    device = next(decoder.parameters(), torch.zeros(())).device
     return decoder.weights(torch.stack([shape.latent for shape in shapes]).to(device))

@@ -35,7 +35,7 @@ def parts(vertices: Vertices, faces: Faces) -> Int[np.ndarray, " faces"]:
 def part_areas(vertices: Vertices, faces: Faces) -> Float[np.ndarray, " parts"]:
     """Returns the area of each connected part, the largest first."""
     areas = np.bincount(parts(vertices, faces), weights=trimesh.triangles.area(vertices[faces]))
-    return np.sort(areas)[::-1]
+    return np.sort(areas)[::-1].astype(np.float64)  # integers, where there are no parts
 
 
 def _connected(edges: Int[np.ndarray, "edges 2"], num: int) -> Int[np.ndarray, " num"]:
@@ -168,7 +168,7 @@ def _split(
     return faces.ravel()[representative], number.reshape(-1, 3).astype(np.int64)
 
 
-def _without_sheets(faces: Faces) -> Faces:
+def _without_sheets(faces: Faces) -> Int[np.ndarray, "kept 3"]:
     """Returns the faces without pairs that lie back to back on the same corners, and without lines."""
     a, b, c = faces.T
     faces = faces[(a != b) & (b != c) & (c != a)]

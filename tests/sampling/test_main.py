@@ -9,7 +9,8 @@ import trimesh
 from PIL import Image
 
 import sampling.mesh
-from sampling.__main__ import Album, SamplingConfig, label_of, load_pipeline, main, read_prompts
+from sampling.__main__ import SamplingConfig, load_pipeline, main, read_prompts
+from sampling.album import Album, label_of
 from sampling.pictures import contact_sheet, gif, load_image
 from shapeloom.config import UserError
 
@@ -198,7 +199,7 @@ def test_shards_that_make_no_sense_are_refused(runs, shard, capsys):
 
 
 def test_many_objects_have_several_contact_sheets(runs, monkeypatch):
-    monkeypatch.setattr("sampling.__main__.SHEET_OBJECTS", 2)
+    monkeypatch.setattr("sampling.album.SHEET_OBJECTS", 2)
     main([*runs.arguments, "formats=[png]", "--prompt", "a mug", "--num", "3"])
     assert {path.name for path in runs.out.glob("contact*")} == {"contact_sheet.png", "contact_sheet_2.png"}
 

@@ -126,9 +126,10 @@ def test_sharp_normals_are_the_faces_own_up_to_the_creases():
     mesh = field_to_mesh(box, colour, MeshConfig(resolution=40, max_faces=100_000, normals="sharp"))
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
     flat = np.cross(b - a, c - a)
-    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    area = np.linalg.norm(flat, axis=1)
+    flat /= np.maximum(area, 1e-12)[:, None]
     on_sides = np.abs(flat).max(axis=1) > 0.999
-    assert on_sides.mean() > 0.95
+    assert area[on_sides].sum() > 0.999 * area.sum()
     turned = (mesh.normals[mesh.faces[on_sides]] * flat[on_sides, None]).sum(axis=-1)
     assert turned.min() > 0.9
     smooth = field_to_mesh(box, colour, MeshConfig(resolution=40, max_faces=100_000))

@@ -63,7 +63,7 @@ def test_faces_back_to_back_vanish_and_open_meshes_are_refused():
     _, faces = separate_pinches(cube.vertices, np.concatenate([cube.faces, sheet]))
     assert len(faces) == 12 and is_watertight(faces)
     assert len(separate_pinches(cube.vertices, sheet)[1]) == 0
-    for function in (separate_pinches, lambda v, f: split_creases(v, f, degrees=40)):
+    for function in (separate_pinches, lambda v, f: split_creases(v, f, degrees=40.0)):
         with pytest.raises(ValueError, match="expected a closed mesh"):
             function(cube.vertices, cube.faces[1:])
     assert not is_watertight(cube.faces[1:]) and not is_watertight(cube.faces[:0])
