@@ -8,13 +8,16 @@ a closed surface stays closed.
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from shapeloom.rendering.isosurface import WALL, Field, Gradient
 
 # Directions in which the planes around a vertex agree to this share of the largest eigenvalue are left alone:
 # what the planes say of them is rounding, and flat places would slide. Ohtake & Belyaev's own.
 SINGULAR = 0.1
+# A vertex is asked about where the mean of its faces' unit normals is shorter than this, 6 degrees off each.
+# The bevels of a right angle leave 0.92. It spares boxes three quarters of the field's evaluations and more.
+FLAT = 0.995
 # Marching cubes errs by less than a cell's side; what would move further has no edge of its own there.
 FURTHEST_CELLS = 1.0
 
@@ -38,14 +41,34 @@ def sharpen(
         return vertices
     cell = 2 / resolution
     start = vertices.astype(np.float64)
+    asked = _bent(start, faces)[faces].any(axis=1)
     places = start
     for _ in range(rounds):
-        on_surface, normals = _tangent_planes(sdf, gradient, places[faces].mean(axis=1), cell, device)
-        moved = _meeting_places(len(places), faces, on_surface, normals) - start
+        # Where the surface is flat the faces' own planes do, and spread the vertices evenly.
+        points, normals, _ = _own_planes(places, faces)
+        points[asked], normals[asked] = _tangent_planes(sdf, gradient, points[asked], cell, device)
+        moved = _meeting_places(len(places), faces, points, normals) - start
         length = np.linalg.norm(moved, axis=1, keepdims=True)
         places = start + moved * np.minimum(1, FURTHEST_CELLS * cell / np.maximum(length, 1e-12))
         places = places.clip(-1, 1)
     return places.astype(np.float32)
+
+
+def _own_planes(places: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the faces' middles, unit normals (0 without area) and doubled areas."""
+    a, b, c = (places[faces[:, i]] for i in range(3))
+    cross = np.cross(b - a, c - a)
+    area = np.linalg.norm(cross, axis=1, keepdims=True)
+    return (a + b + c) / 3, cross / np.maximum(area, 1e-20), area[:, 0]
+
+
+def _bent(places: np.ndarray, faces: np.ndarray) -> Bool[np.ndarray, " vertices"]:
+    """Returns the vertices around which faces turn: their mean normal is shorter than 1."""
+    _, normals, area = _own_planes(places, faces)
+    corner = faces.ravel()
+    total = np.bincount(corner, np.repeat(area, 3), len(places))
+    sums = [np.bincount(corner, np.repeat(area * normals[:, i], 3), len(places)) for i in range(3)]
+    return np.linalg.norm(sums, axis=0) < FLAT * total
 
 
 def _tangent_planes(
