@@ -17,7 +17,7 @@ from sampling.mesh import MeshConfig
 from sampling.pictures import png
 from sampling.portraits import CLAY, framed, lit_picture, portrait, viewpoint
 from sampling.shape import ShapeSample
-from shapeloom.decoder import Decoder
+from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.pictures import on_white
 from shapeloom.shards import AssetSample
 from shapeloom.storage import write_atomic
@@ -27,7 +27,12 @@ MESH = MeshConfig(resolution=96, max_faces=10_000, texture_size=512)
 
 
 def draw_beside(
-    decoder: Decoder, latent: Float[Tensor, "tokens channels"], asset: AssetSample, path: Path
+    decoder: Decoder,
+    latent: Float[Tensor, "tokens channels"],
+    asset: AssetSample,
+    path: Path,
+    *,
+    samples: RenderConfig,
 ) -> dict[str, Any]:
     """Writes a picture of two rows and returns its name and the sample's fault.
 
@@ -36,7 +41,7 @@ def draw_beside(
     """
     shape = ShapeSample(latent.cpu(), "", 0, decoder)
     mesh = shape.mesh(MESH)
-    rows = [portrait(shape, mesh, size=SIZE), asset_pictures(asset)]
+    rows = [portrait(shape, mesh, size=SIZE, samples=samples), asset_pictures(asset)]
     write_atomic(path, png(np.vstack(rows)))
     return {"beside": path.name, "fault": mesh.mesh.surface.fault}
 

@@ -216,7 +216,8 @@ def save_sample(
             mesh.save(folder / files[kind])
         else:
             del files[kind]
-    write_atomic(folder / f"{name}_portrait.png", png(portrait(shape, mesh, size=PORTRAIT_SIZE)))
+    drawn = portrait(shape, mesh, size=PORTRAIT_SIZE, samples=config.turntable.samples)
+    write_atomic(folder / f"{name}_portrait.png", png(drawn))
     own = mesh.mesh
     return {
         "files": files, "portrait": f"{name}_portrait.png", "vertices": len(own.vertices),
