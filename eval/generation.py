@@ -55,9 +55,7 @@ class GenerationConfig(Config):
     views: int = Field(4, ge=1)
     size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
     samples: RenderConfig = RenderConfig(coarse=40, fine=24)
-    beside: int = Field(
-        12, ge=0, description="samples drawn large beside the training assets nearest to them"
-    )
+    beside: int = Field(8, ge=0, description="samples drawn large beside the training assets nearest to them")
     seed: int = 0
     sets: SetsConfig = SetsConfig()
 
@@ -98,9 +96,8 @@ def evaluate_generation(
         training = AssetShards(data, "train")
         for number in range(min(config.beside, len(neighbours))):
             asset = training.read(neighbours[number].index, points=True, views=range(training.num_views))
-            records[number] |= draw_beside(
-                decoder, latents[number], asset, folder / f"{number:04d}_beside.png"
-            )
+            path = folder / f"{number:04d}_beside.png"
+            records[number] |= draw_beside(decoder, latents[number], asset, path, samples=config.samples)
     return scores, records
 
 
