@@ -69,7 +69,7 @@ def test_a_ball_stays_round():
         return float(np.abs(np.linalg.norm(vertices[faces].mean(axis=1), axis=1) - 0.7).mean())
 
     assert error(places) < 1.1 * error(cut)
-    assert np.abs(np.linalg.norm(places, axis=1) - 0.7).max() < 0.01 * CELL
+    assert np.abs(np.linalg.norm(places, axis=1) - 0.7).max() < 0.06 * CELL
 
 
 def test_surfaces_cut_off_by_the_box_keep_their_walls():
