@@ -1,14 +1,18 @@
-"""python -m benchmarks.objects --model RUN --out OUT [--num 100] [--validator]: are the GLBs sound?
+"""python -m benchmarks.objects --model RUN --out OUT [--num 1000] [--validator]: are the GLBs sound?
 
-Saves --num objects of prompts of the embedded data set as OUT/NNN.glb and reports
+Saves --num objects as OUT/NNNN.glb, of the run's own captions where it has them, else of prompts of the
+embedded data set, and reports
 
+- how many are broken, and how: no surface, crumbs, specks,
+- of the others how many are watertight in the file as well (vertices joined by place), how many have a shell
+  inside that nobody can see, how many parts and faces they have beside the faces that were asked for,
 - CPU seconds from latent to file, of one thread,
-- whether trimesh reads them again, and how far the texture that it reads is from the field's colour at 10,000
-  points of the surface, in 255ths,
+- how far the texture that trimesh reads is from the field's colour at 10,000 points of it, in 255ths,
 - whether the page's viewer shows them, where there are a Chromium and playwright,
 - with --validator what Khronos's glTF validator finds; npm fetches it into OUT.
 
-The exit status is 1 if any object fails. An object without a surface is counted and has no file.
+OUT/objects.json has a line for each. The exit status is 1 if any object that is written fails; broken ones
+are counted, and those without a surface have no file.
 """
 
 import argparse
@@ -18,7 +22,9 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +36,16 @@ from data_prep.procedural import COLOURS, FAMILIES
 from sampling.export import Z_UP_TO_Y_UP
 from sampling.mesh import MeshConfig, sample_colours
 from sampling.pipeline import ShapePipeline
+from sampling.prompts import own_prompts
 from sampling.shape import ShapeSample
+from sampling.topology import fill_cavities, is_watertight, part_areas
 from shapeloom import viewer
 from shapeloom.log import progress
+from shapeloom.storage import write_atomic
 
 POINTS = 10_000
 LARGEST_ERROR = 3 / 255
+BATCH = 8
 VALIDATOR = "gltf-validator@2.0.0-dev.3.10"
 _VALIDATE = """
 const fs = require('fs'), validator = require('gltf-validator');
@@ -116,6 +126,69 @@ def validate(paths: Sequence[Path], folder: Path) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Object:
+    """What was found of one object; error: of its texture, in [0, 1]."""
+
+    name: str
+    fault: str
+    parts: int
+    faces: int
+    watertight: bool
+    inner_shells: int
+    error: float
+    seconds: float
+
+    def problems(self, max_faces: int) -> list[str]:
+        """What is wrong with the file."""
+        found = {
+            "is not watertight": not self.watertight,
+            f"has {self.inner_shells} inner shells": self.inner_shells > 0,
+            f"has {self.faces} faces, more than {max_faces}": self.faces > max_faces,
+            f"has a texture {self.error * 255:.1f}/255 from the field": self.error > LARGEST_ERROR,
+        }
+        return [f"{self.name} {what}" for what, is_so in found.items() if is_so]
+
+
+def make_object(shape: ShapeSample, path: Path, config: MeshConfig) -> Object:
+    """Writes an object, if it has a surface, and examines the file."""
+    start = time.process_time()
+    mesh = shape.mesh(config)
+    fault = mesh.mesh.surface.fault
+    if not mesh.num_faces:
+        return Object(path.name, fault, 0, 0, False, 0, 0.0, time.process_time() - start)
+    mesh.save(path)
+    seconds = time.process_time() - start
+    (back,) = trimesh.load_scene(path).geometry.values()
+    joined = trimesh.Trimesh(back.vertices, back.faces)
+    joined.merge_vertices(merge_tex=True, merge_norm=True)
+    parts = len(part_areas(joined.vertices, joined.faces))
+    outer = fill_cavities(joined.vertices, joined.faces)
+    return Object(
+        path.name, fault, parts, len(joined.faces), is_watertight(joined.faces),
+        parts - len(part_areas(*outer)), texture_error(path, shape), round(seconds, 3),
+    )  # fmt: skip
+
+
+def report(objects: Sequence[Object], config: MeshConfig) -> None:
+    """Prints what was found of all objects."""
+    faults = Counter(each.fault or "sound" for each in objects)
+    print(f"{len(objects)} objects: " + ", ".join(f"{num} {name}" for name, num in faults.most_common()))
+    files = [each for each in objects if each.faces]
+    if not files:
+        return
+    tight, shells = sum(each.watertight for each in files), sum(each.inner_shells > 0 for each in files)
+    whole = sum(each.parts == 1 for each in files)
+    print(f"{len(files)} files: {tight} watertight, {shells} with inner shells, {whole} of one part")
+    faces = sorted(each.faces for each in files)
+    print(
+        f"faces: {config.max_faces} asked for at most, median {faces[len(faces) // 2]}, at most {faces[-1]}"
+    )
+    seconds, errors = [each.seconds for each in files], [each.error * 255 for each in files]
+    print(f"latent to GLB: median {statistics.median(seconds):.2f} CPU-s, at most {max(seconds):.2f}")
+    print(f"texture: {statistics.mean(errors):.2f}/255 from the field, at most {max(errors):.2f}/255")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the objects and prints what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objects", description=__doc__)
@@ -128,30 +201,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     pipeline = ShapePipeline.from_pretrained(options.model)
+    own = [] if pipeline.parts is None else own_prompts(pipeline.parts.prior, options.num)
+    texts = [own[i % len(own)] for i in range(options.num)] if own else prompts(options.num)
     config = MeshConfig(resolution=96, max_faces=options.max_faces, texture_size=512)
     options.out.mkdir(parents=True, exist_ok=True)
-    paths, seconds, errors = [], [], []
+    objects: list[Object] = []
     with progress(options.num, "objects") as bar:
-        for i, prompt in enumerate(prompts(options.num)):
-            (shape,) = pipeline(prompt, seed=i, steps=options.steps)
-            start, path = time.process_time(), options.out / f"{i:03d}.glb"
-            mesh = shape.mesh(config)
-            if mesh.num_faces:
-                mesh.save(path)
-                seconds.append(time.process_time() - start)
-                paths.append(path)
-                errors.append(texture_error(path, shape))
-            bar.advance()
-    problems = [
-        f"{path.name}: the texture is {error * 255:.1f}/255 from the field"
-        for path, error in zip(paths, errors, strict=True)
-        if error > LARGEST_ERROR
-    ]
-    print(f"{len(paths)} objects with a surface, {options.num - len(paths)} without")
-    if paths:
-        print(f"latent to GLB: median {statistics.median(seconds):.2f} CPU-s, at most {max(seconds):.2f}")
-        mean, largest = statistics.mean(errors) * 255, max(errors) * 255
-        print(f"texture: {mean:.2f}/255 from the field, at most {largest:.2f}/255")
+        for start in range(0, options.num, BATCH):
+            seeds = list(range(start, min(start + BATCH, options.num)))
+            for i, shape in zip(
+                seeds, pipeline([texts[i] for i in seeds], seeds=seeds, steps=options.steps), strict=True
+            ):
+                objects.append(make_object(shape, options.out / f"{i:04d}.glb", config))
+                bar.advance()
+    write_atomic(options.out / "objects.json", json.dumps([asdict(each) for each in objects], indent=1))
+    report(objects, config)
+    paths = [options.out / each.name for each in objects if each.faces]
+    problems = [what for each in objects if each.faces for what in each.problems(options.max_faces)]
     unseen = not_shown(paths)
     print("viewer: no browser here" if unseen is None else f"viewer: {len(paths) - len(unseen)} shown")
     problems += unseen or []

@@ -19,6 +19,7 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor
 
+from eval.beside import draw_beside
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets, frechet_distance
@@ -55,6 +56,7 @@ class GenerationConfig(Config):
     views: int = Field(4, ge=1)
     size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
     samples: RenderConfig = RenderConfig(coarse=40, fine=24)
+    beside: int = Field(8, ge=0, description="samples drawn large beside the training assets nearest to them")
     seed: int = 0
     sets: SetsConfig = SetsConfig()
 
@@ -91,6 +93,12 @@ def evaluate_generation(
         scores["sets"] |= frechet_scores(data, judge, embeddings, config)
     records = _records(prompts, of_prompt, similarity)
     _add_pictures(records, pictures, neighbours, data, config, folder)
+    if neighbours:
+        training = AssetShards(data, "train")
+        for number in range(min(config.beside, len(neighbours))):
+            asset = training.read(neighbours[number].index, points=True, views=range(training.num_views))
+            path = folder / f"{number:04d}_beside.png"
+            records[number] |= draw_beside(decoder, latents[number], asset, path, samples=config.samples)
     return scores, records
 
 

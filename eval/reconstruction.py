@@ -185,6 +185,7 @@ def _mesh(model: AnyAutoencoder, weights: list[Tensor], config: ReconstructionCo
         lambda points: decoder.sdf(weights, points),
         lambda points: decoder.texture(weights, points),
         config.mesh,
+        gradient=lambda points: decoder.gradient(weights, points),
         device=device,
     )
     return coloured_mesh(mesh.vertices, mesh.faces, mesh.colours, mesh.normals)

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from eval import tables, viewer
 from eval.reconstruction import SHEET
+from sampling.faults import FAULTS
 from shapeloom import page
 from shapeloom.config import Config
 from shapeloom.health import describe
@@ -63,10 +64,11 @@ def build_report(
         "<p class='soft'>What this run's models make, and how good it is.</p>",
         _warnings(folders),
         tables.cards(metrics),
-        _samples(figures, has_viewer=code is not None),
+        _samples(figures, _counts_of(folders.samples), has_viewer=code is not None),
         tables.numbers(metrics),
         _shapes(folders.evaluation),
         _reconstructions(folders.evaluation, reconstructed),
+        _beside(folders.evaluation, generated),
         _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
         _curves(folders),
@@ -120,21 +122,37 @@ def _samples_of(folder: Path) -> Iterator[tuple[Path, Path, str]]:
             yield folder / f"{stem}.glb", pictures[0], prompts.get(stem, stem)
 
 
-def _prompts_of(folder: Path) -> dict[str, str]:
-    """Prompt of each file stem, from the sampling stage's metadata.json."""
+def _metadata(folder: Path) -> Record:
+    """The sampling stage's metadata.json; {} where there is none."""
     path = folder / "metadata.json"
-    if not path.is_file():
-        return {}
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _prompts_of(folder: Path) -> dict[str, str]:
+    """What each file stem shows: its prompt, and what is wrong with it."""
+    entries = _metadata(folder).get("samples", [])
+    faults = {entry["name"]: f" ({entry['fault']})" for entry in entries if entry.get("fault")}
     return {
-        Path(entry["name"]).stem: str(entry["prompt"]) for entry in json.loads(path.read_text())["samples"]
+        Path(entry["name"]).stem: str(entry["prompt"]) + faults.get(entry["name"], "") for entry in entries
     }
 
 
-def _samples(figures: Sequence[str], *, has_viewer: bool) -> str:
+def _counts_of(folder: Path) -> str:
+    """How many samples are broken, in words."""
+    counts = _metadata(folder).get("counts")
+    if not counts:
+        return ""
+    broken = ", ".join(f"{counts[fault]} {fault}" for fault in FAULTS if counts.get(fault)) or "none broken"
+    again = f", {counts['retried']} made with another seed than asked for" if counts.get("retried") else ""
+    return f"{counts['objects']} objects: {broken}{again}."
+
+
+def _samples(figures: Sequence[str], counts: str, *, has_viewer: bool) -> str:
     if not figures:
         return "<h2>Samples</h2><p class='soft'>The sampling stage has left no samples in this run.</p>"
-    hint = "<p class='soft'>Choose a picture to turn its textured mesh in 3D.</p>" if has_viewer else ""
-    return f"<h2>Samples</h2>{hint}{viewer.VIEWER if has_viewer else ''}{page.tiles(figures)}"
+    hint = "Choose a picture to turn its textured mesh in 3D." if has_viewer else ""
+    told = f"<p class='soft'>{page.text(counts)} {hint}</p>"
+    return f"<h2>Samples</h2>{told}{viewer.VIEWER if has_viewer else ''}{page.tiles(figures)}"
 
 
 def _shapes(folder: Path) -> str:
@@ -186,6 +204,24 @@ def _generated(folder: Path, records: Sequence[Record], num_shown: int) -> str:
     if any("nearest" in record for record in records):
         legend += " Beneath: the nearest training asset, by shape."
     return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, 'medium')}"
+
+
+def _beside(folder: Path, records: Sequence[Record]) -> str:
+    figures = []
+    for record in records:
+        if picture := record.get("beside"):
+            fault = f" ({record['fault']})" if record["fault"] else ""
+            caption = f"{page.text(record['prompt'])}{fault}<br>nearest: {page.text(record['nearest'])}"
+            uri = page.file_uri(folder / "generation" / picture)
+            figures.append(page.figure(uri, caption, alt=record["prompt"]))
+    if not figures:
+        return ""
+    legend = (
+        "Above, the sample: its volume, its textured mesh, the same without texture. Beneath, the training "
+        "asset that is nearest by shape: one of its own views, its points, the same without colour."
+    )
+    intro = f"<h2>Samples beside the nearest training assets</h2><p class='soft'>{legend}</p>"
+    return intro + page.tiles(figures, "large")
 
 
 def _contact_sheet(data: Path, num: int) -> str:

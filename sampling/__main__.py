@@ -4,32 +4,33 @@
         --prompt "a red chair" --prompt "a blue mug" --num 4 --seed 0
 
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
-metadata.json lists them with their settings and files; contact_sheet.png shows them all. `--shard 2/8` makes
-every eighth object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
+metadata.json lists them with their settings and files, and counts those that came out broken (`retries`: how
+many more seeds such objects are given); contact_sheet.png shows them all. `--shard 2/8` makes every eighth
+object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
 """
 
 import argparse
-import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 from pydantic import Field as Key
 
-from sampling.export import MESH_SUFFIXES
+from sampling.album import PORTRAIT_SIZE, Album, Record, Wish, count_faults
+from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.faults import FAULTS, Surface
 from sampling.guidance import GuidanceConfig
 from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
-from sampling.pictures import apng, contact_sheet, gif, load_image, png, save_mp4
-from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, ShapeSample, check_prompt
+from sampling.pictures import apng, gif, load_image, png, save_mp4
+from sampling.pipeline import MAX_SEED, Picture, ShapePipeline, check_prompt
+from sampling.portraits import portrait
 from sampling.prompts import own_prompts
+from sampling.shape import ShapeSample
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
@@ -37,14 +38,13 @@ from shapeloom.diffusion.steps import StepChoice
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.pictures import on_white
 from shapeloom.runs import Run
-from shapeloom.storage import file_digest, read_json, write_atomic
+from shapeloom.seed import derive_seed
+from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("sampling")
 
-SCHEMA = 1
-SHEET_OBJECTS = 240
-"""More than that on one contact sheet are hard to look at."""
-Record = dict[str, Any]
+SHORT_SEEDS = 2**31
+"""Seeds of retries are below this, so that they can be typed in again."""
 Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png", "safetensors"]
 
 
@@ -83,6 +83,12 @@ class SamplingConfig(Config):
     classifier: Path | None = Key(
         None, description="folder of a prior.classifier, for guidance.classifier_scale"
     )
+    retries: int = Key(
+        0,
+        ge=0,
+        le=100,
+        description="more seeds to try for an object that comes out broken (empty, in crumbs)",
+    )
     batch_size: int = Key(8, ge=1, description="objects that are sampled at once")
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
@@ -91,90 +97,6 @@ class SamplingConfig(Config):
     precision: Literal["auto", "bf16", "fp32"] = Key(
         "auto", description="of the priors' networks; auto: bf16 on GPUs that have it"
     )
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One object to make. `image`: the picture's digest, or ""."""
-
-    prompt: str
-    seed: int
-    image: str
-    label: str
-
-    def answered_by(self, record: Record) -> bool:
-        """Whether a record of metadata.json is of this object."""
-        return (self.prompt, self.seed, self.image) == (record["prompt"], record["seed"], record["image"])
-
-
-class Album:
-    """The objects of a folder: metadata.json is rewritten after each, so that a killed run goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "metadata.json"
-        self.records: list[Record] = []
-        if self.path.is_file():
-            advice = "Copy it back, or use another --out: without it the objects there have no settings."
-            saved = read_json(self.path, advice=advice)
-            if saved.get("schema") != SCHEMA:
-                raise UserError(
-                    f"{self.path} has schema {saved.get('schema')!r}, but this version writes {SCHEMA}. "
-                    "Use another --out."
-                )
-            self.records = saved["samples"]
-
-    def find(self, wish: Wish) -> Record | None:
-        """The record of an object, whether or not its files are there."""
-        return next((record for record in self.records if wish.answered_by(record)), None)
-
-    def holds(self, wish: Wish) -> bool:
-        """Whether an object is recorded and all its files are there."""
-        record = self.find(wish)
-        return record is not None and all((self.folder / name).is_file() for name in record["files"].values())
-
-    def name_for(self, wish: Wish) -> str:
-        """The file stem of an object: its number in the folder, its words, its seed."""
-        record = self.find(wish)
-        if record is not None:
-            return str(record["name"])
-        number = 1 + max((int(record["name"].split("_")[0]) for record in self.records), default=-1)
-        return f"{number:03d}_{file_stem(wish.label, wish.seed)}"
-
-    def add(self, record: Record) -> None:
-        """Adds or replaces a record, and saves."""
-        self.records = [old for old in self.records if old["name"] != record["name"]] + [record]
-        self.records.sort(key=lambda each: int(each["name"].split("_")[0]))
-        write_atomic(self.path, json.dumps({"schema": SCHEMA, "samples": self.records}, indent=1) + "\n")
-
-    def save_contact_sheets(self) -> None:
-        """Draws every object's first frame: contact_sheet.png, contact_sheet_2.png, ... of 240 objects each.
-
-        Objects that were written without a GIF, APNG or PNG are left out.
-        """
-        shown = [(record, path) for record in self.records if (path := self._picture(record)) is not None]
-        for start in range(0, len(shown), SHEET_OBJECTS):
-            part = shown[start : start + SHEET_OBJECTS]
-            sheet = contact_sheet([first_frame(path) for _, path in part], [r["label"] for r, _ in part])
-            number = start // SHEET_OBJECTS + 1
-            name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
-            write_atomic(self.folder / name, png(sheet))
-
-    def _picture(self, record: Record) -> Path | None:
-        names = (record["files"].get(kind) for kind in ("png", "apng", "gif"))
-        return next((self.folder / n for n in names if n is not None and (self.folder / n).is_file()), None)
-
-
-def file_stem(label: str, seed: int) -> str:
-    """Returns a file name's stem of small letters, digits and dashes, whatever the label holds."""
-    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:48].rstrip("-") or "object"
-    return f"{slug}_seed{seed}"
-
-
-def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a picture on white, or an animation's first frame."""
-    with Image.open(path) as image:
-        frame = image.convert("RGBA")
-    return np.array(Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,23 +195,35 @@ def load_pipeline(config: SamplingConfig) -> ShapePipeline:
     )  # fmt: skip
 
 
-def save_sample(shape: ShapeSample, folder: Path, name: str, config: SamplingConfig) -> Record:
+def look_at(shape: ShapeSample, config: SamplingConfig) -> tuple[TexturedMesh | None, Surface]:
+    """Returns an object's mesh, where more than its latent is asked for, and what its surface is like."""
+    if set(config.formats) == {"safetensors"}:
+        return None, shape.surface(config.mesh)
+    mesh = shape.mesh(config.mesh)
+    return mesh, mesh.mesh.surface
+
+
+def save_sample(
+    shape: ShapeSample, mesh: TexturedMesh | None, folder: Path, name: str, config: SamplingConfig
+) -> Record:
     """Writes an object's files and returns what metadata.json says of them."""
     files = {kind: f"{name}.{kind}" for kind in config.formats}
     save_pictures(shape, {kind: folder / file for kind, file in files.items()}, config.turntable)
-    kinds = [kind for kind in files if f".{kind}" in MESH_SUFFIXES]
-    facts: Record = {}
-    if kinds:
-        mesh = shape.mesh(config.mesh)
-        facts = {"vertices": len(mesh.mesh.vertices), "faces": mesh.num_faces}
-        for kind in kinds:
-            if mesh.num_faces:
-                mesh.save(folder / files[kind])
-            else:
-                del files[kind]
-        if not mesh.num_faces:
-            log.warning("%s has no surface (its field keeps one sign), so there is no mesh of it", name)
-    return {"files": files, **facts}
+    if mesh is None:
+        return {"files": files}
+    for kind in [kind for kind in files if f".{kind}" in MESH_SUFFIXES]:
+        if mesh.num_faces:
+            mesh.save(folder / files[kind])
+        else:
+            del files[kind]
+    drawn = portrait(shape, mesh, size=PORTRAIT_SIZE, samples=config.turntable.samples)
+    write_atomic(folder / f"{name}_portrait.png", png(drawn))
+    own = mesh.mesh
+    return {
+        "files": files, "portrait": f"{name}_portrait.png", "vertices": len(own.vertices),
+        "faces": mesh.num_faces, "max_faces": config.mesh.max_faces, "parts": own.num_parts,
+        "watertight": own.watertight,
+    }  # fmt: skip
 
 
 def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableConfig) -> None:
@@ -318,26 +252,52 @@ def make(
     names = {"steps", "guidance_scale", "sampler", "step_choice", "negative_prompt", "guidance"}
     recorded = config.model_dump(mode="json", include=names)
     with progress(len(missing), "objects") as bar:
-        for start in range(0, len(missing), config.batch_size):
-            batch = missing[start : start + config.batch_size]
-            shapes = pipeline(
-                [wish.prompt for wish in batch],
-                seeds=[wish.seed for wish in batch],
-                image=[pictures[wish.image] for wish in batch] if pictures else None,
+
+        def sample(wishes: Sequence[Wish], seeds: Sequence[int]) -> list[ShapeSample]:
+            return pipeline(
+                [wish.prompt for wish in wishes],
+                seeds=seeds,
+                image=[pictures[wish.image] for wish in wishes] if pictures else None,
                 on_step=lambda step: bar.advance(0, f"step {step + 1}/{config.steps}"),
                 **{name: getattr(config, name) for name in names},
             )
-            for wish, shape in zip(batch, shapes, strict=True):
+
+        for start in range(0, len(missing), config.batch_size):
+            batch = missing[start : start + config.batch_size]
+            for wish, shape in zip(batch, sample(batch, [wish.seed for wish in batch]), strict=True):
                 began = time.monotonic()
                 name = album.name_for(wish)
-                facts = save_sample(shape, run.folder, name, config)
                 identity = {"name": name, "prompt": wish.prompt, "seed": wish.seed, "image": wish.image}
+                shape, mesh, facts = sound(wish, shape, config, sample)
+                facts |= save_sample(shape, mesh, run.folder, name, config)
                 decode_seconds = round(time.monotonic() - began, 2)
                 album.add(
                     {**identity, "label": wish.label, **facts, **recorded, "decode_seconds": decode_seconds,
                      "inputs": run.meta["inputs"]}
                 )  # fmt: skip
+                if facts["fault"]:
+                    log.warning("%s is broken: %s", name, FAULTS[facts["fault"]])
                 bar.advance(note=wish.label[:40])
+
+
+def sound(
+    wish: Wish, shape: ShapeSample, config: SamplingConfig,
+    sample: Callable[[Sequence[Wish], Sequence[int]], list[ShapeSample]],
+) -> tuple[ShapeSample, TexturedMesh | None, Record]:  # fmt: skip
+    """Returns the shape or, where it is broken, the first of its next seeds' that isn't, or the last tried.
+
+    With its mesh and what metadata.json says of it: the fault, and the seeds that were tried before.
+    """
+    tried: list[Record] = []
+    while True:
+        mesh, surface = look_at(shape, config)
+        if not surface.fault or len(tried) == config.retries:
+            facts = {"made_with_seed": shape.seed, "fault": surface.fault, "surface": asdict(surface)}
+            return shape, mesh, facts | {"tried": tried}
+        tried.append({"seed": shape.seed, "fault": surface.fault})
+        # seed + 1 would be the prompt's next object's own.
+        seed = derive_seed("retry", wish.seed, len(tried)) % SHORT_SEEDS
+        (shape,) = sample([wish], [seed])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -380,6 +340,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         make(pipeline, missing, pictures, config, run, album)
         album.save_contact_sheets()
         run.finish(num_objects=len(album.records))
+    counts = count_faults(album.records)
+    if any(counts[fault] for fault in FAULTS):
+        told = ", ".join(f"{counts[fault]} {fault}" for fault in FAULTS if counts[fault])
+        log.warning(
+            "of %d objects %s; metadata.json says which, retries=2 tries more seeds", counts["objects"], told
+        )
     log.info("%d objects are in %s; contact_sheet.png shows them", len(album.records), out)
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from pydantic import Field as Key
 
-from sampling.__main__ import SamplingConfig, file_stem, load_pipeline, save_sample
+from sampling.__main__ import SamplingConfig, load_pipeline, look_at, save_sample
+from sampling.album import file_stem
 from sampling.assets import read_shape
 from sampling.edit import Layers, check_levels, interpolate, morph, strip, vary
 from sampling.pictures import png
@@ -106,8 +107,11 @@ def save(
     """Writes strip.png, the files of each shape that was made, and edits.json, which lists them."""
     records = []
     for number, shape in enumerate(made):
-        facts = save_sample(shape, folder, f"{number:03d}_{file_stem(shape.prompt, shape.seed)}", config)
-        records.append({"prompt": shape.prompt, "seed": shape.seed, **facts})
+        mesh, surface = look_at(shape, config)
+        facts = save_sample(
+            shape, mesh, folder, f"{number:03d}_{file_stem(shape.prompt, shape.seed)}", config
+        )
+        records.append({"prompt": shape.prompt, "seed": shape.seed, "fault": surface.fault, **facts})
     labels = ["from: " + (shape.prompt or "picture") for shape in started]
     if config.edit == "vary":
         labels += [f"{shape.prompt}, seed {shape.seed}" for shape in made]

@@ -15,6 +15,7 @@ from typing import Any
 import gradio
 from gradio.data_classes import ImageData
 
+from sampling.faults import FAULTS
 from sampling.stage import STAGE, STAGE_CODE
 from sampling.studio import (
     KINDS,
@@ -110,7 +111,9 @@ def answer(item: Item, history: list[str]) -> list[Any]:
     """Returns an object for the page's outputs: the view, the downloads, its key, the history."""
     files = {kind: str(path) for kind, path in item.files.items()}
     url = f"gradio_api/file={files['glb']}" if "glb" in files else None
-    title = item.title if url else f"{item.title}: no surface; try another seed, or more guidance"
+    title = item.title
+    if item.fault:
+        title += f": {item.fault}, {FAULTS[item.fault]}. Try another seed, or more guidance"
     keys = [item.key, *(key for key in history if key != item.key)][:HISTORY]
     shown = json.dumps({"url": url, "title": title, "key": item.key})
     downloads = [gradio.update(value=files.get(kind), interactive=kind in files) for kind in KINDS]

@@ -20,7 +20,6 @@ MAX_IMAGE_SIDE = 32_768
 MAX_SIDE = 2048
 """Longer sides are shrunk to it, so that a square around them stays small; CLIP sees 448 at most."""
 FRAMES_PER_SECOND = 12
-LABEL_HEIGHT = 16
 
 
 def load_image(
@@ -118,25 +117,43 @@ def contact_sheet(
     pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     labels: Sequence[str],
     *,
-    size: int = 128,
-    columns: int = 6,
+    size: int = 256,
+    columns: int = 4,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a grid of pictures, each scaled to size x size, with its label (cut to fit) below."""
+    """Returns a grid of pictures, scaled to `size` pixels of height, with their whole labels below.
+
+    All are given the width of the widest.
+    """
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
-    sheet = Image.new("RGB", (columns * size, rows * (size + LABEL_HEIGHT)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = i % columns * size, i // columns * (size + LABEL_HEIGHT)
-        sheet.paste(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS), (x, y))
-        draw.text((x + 3, y + size + 1), _cut(label, font, size - 6), fill=(60, 60, 60), font=font)
+    width = max((round(size * p.shape[1] / p.shape[0]) for p in pictures), default=size)
+    font = ImageFont.load_default(size=13 if width >= 128 else 11)
+    texts = [_lines(label, font, width - 6) for label in labels]
+    line = font.size + 3 if isinstance(font, ImageFont.FreeTypeFont) else 14
+    height = size + 3 + line * max(map(len, texts), default=1)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        x, y = i % columns * width, i // columns * height
+        fitting = round(size * picture.shape[1] / picture.shape[0])
+        sheet.paste(Image.fromarray(picture).resize((fitting, size), Image.Resampling.LANCZOS), (x, y))
+        for number, text in enumerate(lines):
+            draw.text((x + 3, y + size + 1 + line * number), text, fill=(60, 60, 60), font=font)
     return np.array(sheet)
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Returns as much of `text` as fits `width` pixels, with an ellipsis where something is missing."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Returns `text` in lines of at most `width` pixels, broken between words, or within long ones."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

@@ -15,6 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.faults import Surface, look_at
 from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
 from sampling.pictures import apng, gif, png, save_mp4
 from sampling.texture import bake, unwrap
@@ -22,6 +23,7 @@ from shapeloom.config import UserError
 from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.storage import write_atomic
 
 FOV = math.radians(40)
@@ -83,18 +85,26 @@ class ShapeSample:
     def mesh(self, config: MeshConfig = DEFAULT_MESH) -> TexturedMesh:
         """Returns the surface as a mesh with a baked texture; one without faces if there is no surface."""
 
-        def sdf(points: Tensor) -> Tensor:
-            return self.decoder.sdf(self.weights, points)
-
         def texture(points: Tensor) -> Tensor:
             return self.decoder.texture(self.weights, points)
 
-        mesh = field_to_mesh(sdf, texture, config, device=self._device)
+        mesh = field_to_mesh(self._sdf, texture, config, gradient=self._gradient, device=self._device)
         if not len(mesh.faces) or not config.texture_size:
             return TexturedMesh(mesh)
         atlas = unwrap(mesh.vertices, mesh.faces, size=config.texture_size)
         picture = bake(mesh, atlas, texture, size=config.texture_size, device=self._device)
         return TexturedMesh(mesh, atlas, picture)
+
+    def surface(self, config: MeshConfig = DEFAULT_MESH) -> Surface:
+        """Returns what the surface is like, `fault` above all, without making a mesh of it."""
+        vertices, faces = extract_surface(self._sdf, resolution=config.resolution, device=self._device)
+        return look_at(vertices, faces, min_share=config.min_component)
+
+    def _sdf(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
+        return self.decoder.sdf(self.weights, points)
+
+    def _gradient(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        return self.decoder.gradient(self.weights, points)
 
     def save(self, path: str | Path, *, mesh: MeshConfig = DEFAULT_MESH) -> None:
         """Writes a mesh, a turntable, a view or the latent, by the suffix.
@@ -145,7 +155,7 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
                     f"The latent in {path} was made with another encoder: this one can't decode it."
                 )
             latent = file.get_tensor("latent").float()
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
     return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder)
 
@@ -192,5 +202,5 @@ def render_shapes(
 @torch.no_grad()
 def _weights(shapes: Sequence[ShapeSample]) -> FieldWeights:
     decoder = shapes[0].decoder
-    device = next(decoder.parameters()).device
+    device = next(decoder.parameters(), torch.zeros(())).device
     return decoder.weights(torch.stack([shape.latent for shape in shapes]).to(device))

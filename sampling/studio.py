@@ -19,9 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sampling.__main__ import SamplingConfig, file_stem
+from sampling.__main__ import SamplingConfig
+from sampling.album import file_stem
 from sampling.edit import Layers, vary
 from sampling.export import TexturedMesh
+from sampling.faults import Fault
 from sampling.pictures import gif, load_image
 from sampling.pipeline import Picture, ShapePipeline, check_prompt
 from sampling.shape import ShapeSample
@@ -76,12 +78,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class Item:
-    """An object with its files, by suffix. Without a surface it has a turntable and a latent alone."""
+    """An object with its files, by suffix. Without a surface it has a turntable and a latent alone.
+
+    fault: what is wrong with its surface; "": nothing.
+    """
 
     key: str
     title: str
     faces: int
     files: dict[str, Path]
+    fault: Fault = ""
 
 
 class Studio:
@@ -221,7 +227,7 @@ class Studio:
                     write_atomic(files[kind], obj_archive(mesh, stem))
                 elif kind in MODELS:
                     mesh.save(files[kind])
-        return Item(key, f"{label} · seed {seed}", mesh.num_faces, files)
+        return Item(key, f"{label} · seed {seed}", mesh.num_faces, files, mesh.mesh.surface.fault)
 
 
 @contextmanager

@@ -145,6 +145,16 @@ class Decoder(nn.Module):
         )
 
     @torch.no_grad()
+    def gradient(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """Returns the signed distance's gradient of a single asset's field, in chunks."""
+        return torch.cat(
+            [
+                self.sdf_gradient(weights, chunk[None])[0]
+                for chunk in points.split(points_at_once(points.device))
+            ]
+        )
+
+    @torch.no_grad()
     def texture(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Returns texture colours (sRGB in [0, 1]) of a single asset's field, in chunks."""
         return torch.cat(

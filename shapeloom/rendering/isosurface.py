@@ -20,6 +20,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 Field = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
+Gradient = Callable[[Float[Tensor, "points 3"]], Float[Tensor, "points 3"]]
 
 # How far linear interpolation is trusted: a share of the largest second differences around, summed over the
 # axes. It errs by an eighth of those at its place where the slope changes evenly, by more at folds. Chosen by

@@ -18,7 +18,9 @@ from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.shards import AssetShards
 
 SETS = SetsConfig(points=256, resolution=16)
-CONFIG = GenerationConfig(num_prompts=10, samples_per_prompt=2, batch_size=4, views=2, size=16, sets=SETS)
+CONFIG = GenerationConfig(
+    num_prompts=10, samples_per_prompt=2, batch_size=4, views=2, size=16, beside=1, sets=SETS
+)
 RGB = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
 
@@ -75,6 +77,13 @@ def test_right_samples_are_retrieved_and_reported_by_seen_and_held_out_prompts(
     assert all(record["place"] == 1 and (tmp_path / record["picture"]).is_file() for record in records)
     # As many as there are held-out assets: their neighbours are named and drawn beneath.
     assert [("nearest" in record) for record in records] == [True] * 4 + [False] * 2
+    assert [record.get("beside") for record in records] == ["0000_beside.png", *[None] * 5]
+    with Image.open(tmp_path / "0000_beside.png") as picture:
+        sample, asset = np.split(np.array(picture), 2)
+    # Volume, mesh and bare surface of the one, view and points of the other: balls, all as large.
+    for row in (sample, asset):
+        for panel in np.split(row, 3, axis=1):
+            assert 0.5 < (panel < 250).any(axis=-1).mean() < 0.75
     heights = []
     for record in records:
         with Image.open(tmp_path / record["picture"]) as picture:

@@ -69,9 +69,19 @@ def built(folders: Folders, **kwargs: Any) -> str:
     reconstructed = [
         {"picture": "a.png", "psnr": 20.0, "iou": 0.8, "fscore_0.02": 0.7, "caption": EVIL, "split": "test"}
     ]
-    generated = [{"prompt": EVIL, "seen": False, "place": 3, "judged": EVIL, "picture": "0000.png"}]
+    generated = [
+        {
+            "prompt": EVIL, "seen": False, "place": 3, "judged": EVIL, "picture": "0000.png",
+            "nearest": EVIL, "copied": False, "beside": "0000.png", "fault": "empty",
+        }
+    ]  # fmt: skip
     (folders.samples / "metadata.json").write_text(
-        json.dumps({"samples": [{"name": "000_ball_seed0", "prompt": EVIL}]})
+        json.dumps(
+            {
+                "counts": {"objects": 1, "empty": 0, "crumbled": 1, "degenerate": 0, "retried": 1},
+                "samples": [{"name": "000_ball_seed0", "prompt": EVIL, "fault": "crumbled"}],
+            }
+        )
     )
     return build_report(EVIL, folders, metrics(**kwargs), reconstructed, generated, ReportConfig())
 
@@ -82,6 +92,12 @@ def test_text_from_data_never_becomes_markup(folders: Folders, skipped: bool) ->
     assert "alert(1)" in html
     assert "<script>alert" not in html and "<img src=x" not in html
     assert html.count("<script") == html.count("</script>") == 3  # one model, the library, the viewer
+
+
+def test_broken_samples_are_counted_and_called_broken(folders: Folders) -> None:
+    html = built(folders)
+    assert "1 objects: 1 crumbled, 1 made with another seed than asked for." in html
+    assert "(crumbled)" in html and "(empty)" in html and "beside the nearest training assets" in html
 
 
 def test_the_page_loads_nothing_from_anywhere(folders: Folders) -> None:

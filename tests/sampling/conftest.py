@@ -34,6 +34,9 @@ class BallDecoder(Decoder):
         sdf = points.norm(dim=-1) - radius[:, None]
         return Geometry(100 * (sdf < 0).float(), sdf)
 
+    def sdf_gradient(self, weights, points):
+        return points / points.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+
     def color(self, weights, points, directions=None):
         colour = (points / 2 + 0.5).clamp(0, 1)
         return Color(colour, colour)
@@ -82,6 +85,7 @@ def pipeline() -> ShapePipeline:
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: ShapePipeline) -> SimpleNamespace:
     """Command-line arguments of a small run into a fresh folder, and the folder."""
     monkeypatch.setattr("sampling.__main__.load_pipeline", lambda config: pipeline)
+    monkeypatch.setattr("sampling.__main__.PORTRAIT_SIZE", 32)
     out = tmp_path / "samples"
     small = ["steps=2", "mesh.resolution=16", "mesh.max_faces=200", "mesh.texture_size=32"]
     small += [

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
-from sampling.__main__ import Album, SamplingConfig, load_pipeline, main, read_prompts
+import sampling.mesh
+from sampling.__main__ import SamplingConfig, load_pipeline, main, read_prompts
+from sampling.album import Album, label_of
 from sampling.pictures import contact_sheet, gif, load_image
 from shapeloom.config import UserError
 
@@ -31,7 +34,8 @@ def test_every_object_gets_its_files_and_its_record(runs):
     meta = json.loads((runs.out / "meta.json").read_text())
     assert (meta["stage"], meta["status"], meta["num_objects"]) == ("sampling", "done", 4)
     with Image.open(runs.out / "contact_sheet.png") as sheet:
-        assert sheet.size == (4 * 128, 128 + 16)
+        # Each object's volume, mesh and bare surface, two objects a row.
+        assert sheet.width == 2 * 3 * 256 and sheet.height > 2 * 256
 
 
 def test_a_second_run_makes_only_what_is_missing(runs):
@@ -68,16 +72,57 @@ def test_a_killed_run_goes_on_where_it_was(runs, monkeypatch):
     assert first.stat().st_mtime_ns == before
 
 
-def test_an_object_without_a_surface_is_recorded_without_a_mesh(runs, monkeypatch):
-    nothing = (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
+def without_surfaces(monkeypatch, times: int) -> None:
+    """The first so many surfaces that are looked for aren't there."""
+    found, left = sampling.mesh.extract_surface, [times]
+
+    def extract(*arguments, **named):
+        left[0] -= 1
+        if left[0] >= 0:
+            return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
+        return found(*arguments, **named)
+
+    monkeypatch.setattr("sampling.mesh.extract_surface", extract)
+
+
+def test_an_object_without_a_surface_is_recorded_and_shown_without_a_mesh(runs, monkeypatch):
     warned: list[str] = []
-    monkeypatch.setattr("sampling.mesh.extract_surface", lambda *_, **__: nothing)
+    without_surfaces(monkeypatch, 1)
     monkeypatch.setattr("sampling.__main__.log.warning", lambda text, *values: warned.append(text % values))
-    main([*runs.arguments, "--prompt", "a rocket"])
-    (record,) = records(runs.out)
-    assert (list(record["files"]), record["faces"]) == (["gif"], 0)
+    main([*runs.arguments, "--prompt", "a rocket", "--num", "2"])
+    empty, sound = records(runs.out)
+    assert (list(empty["files"]), empty["faces"], empty["watertight"]) == (["gif"], 0, False)
+    assert (empty["fault"], sound["fault"]) == ("empty", "")
+    assert json.loads((runs.out / "metadata.json").read_text())["counts"] == {
+        "objects": 2, "empty": 1, "crumbled": 0, "degenerate": 0, "retried": 0
+    }  # fmt: skip
+    assert (runs.out / empty["portrait"]).is_file() and (runs.out / "contact_sheet.png").is_file()
+    assert label_of(empty) == "a rocket [empty]"
     assert "never saw 'rocket'" in warned[0]
     assert "no surface" in warned[1]
+    assert "of 2 objects 1 empty" in warned[2]
+
+
+def test_broken_objects_are_made_with_other_seeds_where_that_is_asked_for(runs, monkeypatch, pipeline):
+    without_surfaces(monkeypatch, 2)
+    main([*runs.arguments, "retries=2", "formats=[glb,safetensors]", "--prompt", "a mug", "--seed", "5"])
+    (record,) = records(runs.out)
+    assert (record["seed"], record["fault"], len(record["tried"])) == (5, "", 2)
+    assert record["tried"][0] == {"seed": 5, "fault": "empty"}
+    assert len({record["made_with_seed"], *(each["seed"] for each in record["tried"])}) == 3
+    (again,) = pipeline("a mug", seed=record["made_with_seed"], steps=2)
+    kept = pipeline.load_latent(runs.out / record["files"]["safetensors"])
+    torch.testing.assert_close(kept.latent, again.latent)
+    assert json.loads((runs.out / "metadata.json").read_text())["counts"]["retried"] == 1
+
+
+def test_meshes_say_what_was_asked_for_and_reached(runs):
+    main([*runs.arguments, "--prompt", "a mug"])
+    (record,) = records(runs.out)
+    assert record["faces"] <= record["max_faces"] == 200
+    assert (record["watertight"], record["parts"], record["surface"]["num_parts"]) == (True, 1, 1)
+    back = trimesh.load_mesh(runs.out / record["files"]["ply"])
+    assert back.is_watertight and len(back.faces) == record["faces"]
 
 
 def test_prompts_come_from_a_file_or_the_config(runs, tmp_path):
@@ -124,7 +169,7 @@ def test_latents_alone_need_no_mesh_and_no_picture(runs):
     main([*runs.arguments, "formats=[safetensors]", "--prompt", "a mug"])
     (record,) = records(runs.out)
     assert list(record["files"]) == ["safetensors"]
-    assert "faces" not in record
+    assert "faces" not in record and record["fault"] == ""
     assert not (runs.out / "contact_sheet.png").exists()
 
 
@@ -154,7 +199,7 @@ def test_shards_that_make_no_sense_are_refused(runs, shard, capsys):
 
 
 def test_many_objects_have_several_contact_sheets(runs, monkeypatch):
-    monkeypatch.setattr("sampling.__main__.SHEET_OBJECTS", 2)
+    monkeypatch.setattr("sampling.album.SHEET_OBJECTS", 2)
     main([*runs.arguments, "formats=[png]", "--prompt", "a mug", "--num", "3"])
     assert {path.name for path in runs.out.glob("contact*")} == {"contact_sheet.png", "contact_sheet_2.png"}
 
@@ -255,8 +300,12 @@ def test_gifs_and_sheets_keep_their_pictures(tmp_path):
         image.seek(2)
         assert np.array(image.convert("RGB"))[4, 4].tolist() == [0, 0, 255]
     sheet = contact_sheet(list(frames), ["red", "green " * 40, "blue"], size=32, columns=2)
-    assert sheet.shape == (2 * 48, 64, 3)
+    assert sheet.shape[1] == 64
     assert sheet[16, 48].tolist() == [0, 255, 0]
+    # The long label is there to its end: forty words take many lines below their picture.
+    rows = (sheet[: len(sheet) // 2, 32:] < 200).all(axis=(1, 2))
+    written = (sheet[: len(sheet) // 2, 32:, 1] < 150).any(axis=1)
+    assert not rows.any() and written[len(written) - 14 :].any()
 
 
 def test_objects_do_not_depend_on_how_many_are_made_at_once(runs, pipeline, tmp_path):

@@ -20,6 +20,16 @@ def test_objects_are_made_and_examined(
         objects.main(arguments)
     told = capsys.readouterr().out
     assert end.value.code == 0 and "no problems" in told and len(list(tmp_path.glob("*.glb"))) == 2
+    assert (
+        "2 objects: 2 sound" in told and "2 files: 2 watertight, 0 with inner shells, 2 of one part" in told
+    )
+
+
+def test_objects_say_what_is_wrong_with_them():
+    sound = objects.Object("a.glb", "", 1, 300, True, 0, 0.001, 1.0)
+    assert sound.problems(300) == []
+    broken = objects.Object("b.glb", "", 3, 301, False, 2, 0.1, 1.0)
+    assert len(broken.problems(300)) == 4
 
 
 def test_a_file_that_is_no_glb_is_told(tmp_path: Path):
