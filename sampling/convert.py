@@ -70,7 +70,8 @@ def convert(config: ConvertConfig, out: Path, *, sizes: Sizes = PUBLISHED) -> No
             config.source / FILES[config.model][0], config.model, sizes=sizes, allow_other=config.allow_other
         )
         encoder, decoder = _read_coder(config, sizes)
-    write_pipeline(config, out, sizes, network, prior=prior, encoder=encoder, decoder=decoder)
+    with lock_folder(out):
+        write_pipeline(config, out, sizes, network, prior=prior, encoder=encoder, decoder=decoder)
 
 
 def _read_coder(config: ConvertConfig, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -149,7 +150,7 @@ def _to_diffusers(config: ConvertConfig, out: Path) -> None:
     decoder = load_config(DecoderConfig, parts.encoder / "decoder.yaml")
     if network.kind == "shapeloom" or decoder.shap_e is None:
         raise UserError(f"{source} is no Shap-E model, which is all that diffusers' pipelines can run.")
-    if any(not path.name.startswith(".") for path in out.iterdir()):
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name a new folder.")
     checked_digest(prior / "weights.safetensors", meta["weights_digest"])
     checked_digest(parts.encoder / "weights.safetensors", meta["inputs"]["encoder"])
@@ -167,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv
     )
     start_logging()
-    with lock_folder(out):
-        convert(config, out)
+    convert(config, out)
 
 
 if __name__ == "__main__":
