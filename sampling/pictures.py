@@ -129,7 +129,7 @@ def contact_sheet(
     width = max((round(size * p.shape[1] / p.shape[0]) for p in pictures), default=size)
     font = ImageFont.load_default(size=13 if width >= 128 else 11)
     texts = [_lines(label, font, width - 6) for label in labels]
-    line = font.size + 3 if isinstance(font, ImageFont.FreeTypeFont) else 14
+    line = round(font.size) + 3 if isinstance(font, ImageFont.FreeTypeFont) else 14
     height = size + 3 + line * max(map(len, texts), default=1)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)

@@ -60,7 +60,7 @@ class ShardCache:
             identity = (sha256, os.fstat(file.fileno()).st_ino)
             if identity in self._checked:
                 return file
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:  # type: ignore[arg-type]
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                 self._checked.add(identity)
                 file.seek(0)
                 return file
