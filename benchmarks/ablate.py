@@ -136,6 +136,9 @@ class _Timed:
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
         return {}
 
+    def names(self, samples: Sequence[int]) -> list[str]:
+        return self.task.names(samples)
+
 
 def seconds_a_step(task: Task, config: TrainConfig, world: distributed.World) -> float:
     """Returns the median CPU seconds of a whole training step: batch, loss, gradients, update, averages."""

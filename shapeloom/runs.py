@@ -285,8 +285,9 @@ def _own_meta(folder: AnyPath) -> dict[str, Any] | None:
 
 def _refuse_foreign(out: AnyPath) -> None:
     # Names with a dot are this project's own leftovers (of a kill before meta.json) and file managers'.
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    found = [name for name in names if not name.startswith(".")]
+    paths = [path for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    # Object stores may list folders whose files are gone.
+    found = sorted(path.name for path in paths if path.is_file() or any(p.is_file() for p in path.rglob("*")))
     if found:
         raise UserError(
             f"--out {out} holds {len(found)} file(s) or folder(s), such as {found[0]}, and no run of "

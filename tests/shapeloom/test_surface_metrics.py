@@ -198,7 +198,7 @@ def test_points_alone_stand_for_their_surface() -> None:
     scores = surface_scores(Surface.of_points(spread.points, spread.normals), truth)
     # Squares across a ball stand off it at their corners by 0.001, and random points leave gaps.
     assert scores["fscore_0.02"] > 0.98 and scores["normal_consistency"] > 0.98
-    assert scores["normal_psnr"] > 18  # its silhouette is ragged: a limit of what maps can say there
+    assert scores["normal_psnr"] > 15  # its silhouette is ragged: a limit of what maps can say there
 
 
 def test_a_field_of_true_distances_has_slope_one_and_a_hedging_one_less() -> None:

@@ -70,7 +70,8 @@ def test_gradients_are_the_slopes_of_signed_distances() -> None:
     low = torch.zeros(93)
     low[:12] = low[48:57] = 1  # three octaves, slow enough for finite differences in float32
     weights = [weights[0] * low, *weights[1:]]
-    gradient = field.sdf_gradient(weights, points)
+    sdf, gradient = field.sdf_and_gradient(weights, points)
+    torch.testing.assert_close(sdf, field.geometry(weights, points).sdf)
     for axis in range(3):
         step = torch.zeros(3)
         step[axis] = 1e-3
