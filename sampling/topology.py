@@ -137,9 +137,7 @@ def joined_by_place(vertices: Vertices, faces: Faces) -> Faces:
 
 def _shares_place(vertices: Vertices) -> Bool[np.ndarray, " vertices"]:
     """Returns which vertices have the same float32 place as another."""
-    _, index, count = np.unique(
-        vertices.astype(np.float32), axis=0, return_inverse=True, return_counts=True
-    )
+    _, index, count = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True, return_counts=True)
     return count[index.ravel()] > 1
 
 
