@@ -20,6 +20,7 @@ from sampling.topology import (
     drop_crumbs,
     fill_cavities,
     is_watertight,
+    joined_by_place,
     part_areas,
     simplify,
     split_creases,
@@ -59,7 +60,7 @@ class Mesh:
     """Triangles with unit normals and sRGB colours at their vertices.
 
     surface: what was found of the field's surface before anything was dropped. num_parts: connected parts.
-    watertight: whether each edge joins two faces, vertices at creases taken as one.
+    watertight: whether each edge joins two faces once vertices are joined by place, as slicers do.
     """
 
     vertices: Float[np.ndarray, "vertices 3"]
@@ -87,7 +88,7 @@ def field_to_mesh(
     vertices, faces, surface = clean_surface(sdf, config, gradient=gradient, device=device)
     # What simplification pinched off is looked at again.
     vertices, faces = kept_parts(*simplify(vertices, faces, max_faces=config.max_faces), config)
-    facts = (surface, len(part_areas(vertices, faces)), is_watertight(faces))
+    facts = (surface, len(part_areas(vertices, faces)), is_watertight(joined_by_place(vertices, faces)))
     sharp = config.normals == "sharp"
     if sharp:
         vertices, faces = split_creases(vertices, faces, degrees=CREASE_DEGREES)
@@ -151,7 +152,8 @@ def _normals(
 ) -> Float[np.ndarray, "vertices 3"]:
     """Returns the gradient's direction by central differences over a cell, which is smoother than the faces'.
 
-    sharp: it is asked a third of the way towards the middle of the vertex's own faces, off the crease.
+    sharp: it is asked a third of the way towards the middle of the vertex's own faces, off the crease, by
+    differences too short to reach across it.
     Where it is weak or disagrees with the faces (thin parts, simplified edges), the faces' mean is taken.
     """
     if not len(faces):
@@ -165,7 +167,8 @@ def _normals(
         total = np.stack([np.bincount(faces.ravel(), centre[:, i], len(vertices)) for i in range(3)], axis=1)
         count = np.bincount(faces.ravel(), minlength=len(vertices))[:, None]
         places = (vertices + (total / count - vertices) / 3).astype(np.float32)
-    gradient = _by_differences(sdf, step / 2)(torch.from_numpy(places).to(device)).cpu().double().numpy()
+    reach = DIFFERENCE_CELLS * step if sharp else step / 2
+    gradient = _by_differences(sdf, reach)(torch.from_numpy(places).to(device)).cpu().double().numpy()
     length = np.linalg.norm(gradient, axis=1, keepdims=True)
     of_field = gradient / np.maximum(length, 1e-12)
     trusted = (length[:, 0] > 0.2 * np.median(length)) & ((of_field * of_faces).sum(axis=1) > 0.7)

@@ -24,6 +24,8 @@ AGGRESSION = 5
 # A pinch's sides are drawn apart by this share of the way to their own faces' middle: programs that join
 # vertices by their place would pinch them again.
 PINCH_SHARE = 0.02
+# ... and so often, until no two have the same place in float32.
+PINCH_ROUNDS = 8
 
 
 def parts(vertices: Vertices, faces: Faces) -> Int[np.ndarray, " faces"]:
@@ -90,7 +92,8 @@ def separate_pinches(vertices: Vertices, faces: Faces) -> SomeMesh:
     """Returns a closed mesh as a watertight one: what is pinched together at an edge or vertex comes apart.
 
     Simplification pinches thin places together (every fourth hard case) and leaves sheets of two opposite
-    faces, which vanish here. Raises ValueError for a mesh that isn't closed.
+    faces, which vanish here. Vertices at the same place come apart too, such as those that sharpening brought
+    together on the box's walls. Raises ValueError for a mesh that isn't closed.
     """
     faces = _without_sheets(faces.astype(np.int64))
     if not len(faces):
@@ -104,15 +107,38 @@ def separate_pinches(vertices: Vertices, faces: Faces) -> SomeMesh:
         # Both ends still turn around both sides of this edge: joined the other way, they come apart.
         second[again], second[again - 1] = second[again - 1], second[again]
     faces = split
-    copies = np.bincount(origin)[origin] > 1
-    vertices = vertices[origin]
-    if copies.any():
+    return _apart(vertices[origin], faces, touching=np.bincount(origin)[origin] > 1), faces
+
+
+def _apart(
+    vertices: Vertices, faces: Faces, *, touching: Bool[np.ndarray, " vertices"]
+) -> Float[np.ndarray, "vertices 3"]:
+    """Returns float32 places, no two the same: vertices that touch are drawn towards their own faces."""
+    vertices = vertices.astype(np.float64)
+    touching = touching | _shares_place(vertices)
+    if touching.any():
         middle = vertices[faces].mean(axis=1)
-        count = np.bincount(faces.ravel(), minlength=len(vertices))[:, None]
+        count = np.maximum(np.bincount(faces.ravel(), minlength=len(vertices)), 1)[:, None]
         total = [np.bincount(faces.ravel(), np.repeat(middle[:, i], 3), len(vertices)) for i in range(3)]
-        inward = np.stack(total, axis=1) / count - vertices
-        vertices = np.where(copies[:, None], vertices + PINCH_SHARE * inward, vertices)
-    return vertices.astype(np.float32), faces
+        step = PINCH_SHARE * (np.stack(total, axis=1) / count - vertices)
+        for _ in range(PINCH_ROUNDS):
+            vertices[touching] += step[touching]
+            touching = _shares_place(vertices)
+            if not touching.any():
+                break
+    return vertices.astype(np.float32)
+
+
+def joined_by_place(vertices: Vertices, faces: Faces) -> Faces:
+    """Returns faces whose vertices are numbered by their float32 places, as programs join them."""
+    index = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True)[1].ravel()
+    return index[faces].astype(np.int64)
+
+
+def _shares_place(vertices: Vertices) -> Bool[np.ndarray, " vertices"]:
+    """Returns which vertices have the same float32 place as another."""
+    _, index, count = np.unique(vertices.astype(np.float32), axis=0, return_inverse=True, return_counts=True)
+    return count[index.ravel()] > 1
 
 
 def _passed_again(faces: Faces, edges: Int[np.ndarray, " edges"]) -> Int[np.ndarray, " again"]:

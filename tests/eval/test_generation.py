@@ -80,10 +80,13 @@ def test_right_samples_are_retrieved_and_reported_by_seen_and_held_out_prompts(
     assert [record.get("beside") for record in records] == ["0000_beside.png", *[None] * 5]
     with Image.open(tmp_path / "0000_beside.png") as picture:
         sample, asset = np.split(np.array(picture), 2)
-    # Volume, mesh and bare surface of the one, view and points of the other: balls, all as large.
-    for row in (sample, asset):
-        for panel in np.split(row, 3, axis=1):
-            assert 0.5 < (panel < 250).any(axis=-1).mean() < 0.75
+    # Volume, mesh and bare surface of the one, view (of 16 pixels, scaled up) and points of the other: balls,
+    # all as large. Their points lie at random, so that their squares leave gaps.
+    panels = [panel for row in (sample, asset) for panel in np.split(row, 3, axis=1)]
+    for number, panel in enumerate(panels):
+        for place in np.nonzero((panel < 250).any(axis=-1)):
+            assert 0.88 < (np.ptp(place) + 1) / 192 < (1.01 if number == 3 else 0.92)
+        assert 0.35 < (panel < 250).any(axis=-1).mean() < 0.75
     heights = []
     for record in records:
         with Image.open(tmp_path / record["picture"]) as picture:

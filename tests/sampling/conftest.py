@@ -30,7 +30,7 @@ class BallDecoder(Decoder):
 
     def geometry(self, weights, points):
         mean = weights[0].mean(dim=(1, 2))
-        radius = torch.where(mean > -0.999, 0.6 + 0.2 * mean, -torch.ones_like(mean))
+        radius = torch.where(mean > -0.999, 0.65 + 0.1 * mean, -torch.ones_like(mean))
         sdf = points.norm(dim=-1) - radius[:, None]
         return Geometry(100 * (sdf < 0).float(), sdf)
 

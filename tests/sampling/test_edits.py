@@ -47,7 +47,7 @@ def test_variations_keep_what_they_should_and_are_shown_beside_their_start(comma
         assert (made - start)[:2].abs().max() < 1e-5 < (made - start)[2:].abs().max()
         assert (out / record["files"]["glb"]).stat().st_size > 0
     with Image.open(out / "strip.png") as picture:
-        assert picture.size == (3 * 16, 16 + 16)  # turntable.size, and a line of text
+        assert picture.width == 3 * 16 and picture.height > 16  # turntable.size, and the whole labels
 
 
 def test_a_walk_between_shapes_has_both_ends(command, pipeline, latents):

@@ -10,6 +10,7 @@ from sampling.mesh import MeshConfig, clean_surface, field_to_mesh
 from sampling.topology import (
     fill_cavities,
     is_watertight,
+    joined_by_place,
     part_areas,
     separate_pinches,
     simplify,
@@ -55,6 +56,17 @@ def test_cubes_that_touch_at_an_edge_or_a_corner_come_apart(apart, shared):
     assert is_watertight(faces) and len(vertices) == 16
     assert trimesh.Trimesh(vertices, faces).is_watertight  # they don't touch any more
     assert trimesh.Trimesh(vertices, faces).volume == pytest.approx(2, rel=0.05)
+
+
+def test_vertices_at_the_same_place_come_apart():
+    # As sharpening leaves them where it clips two neighbours to the same edge of the box.
+    ball = trimesh.creation.icosphere(subdivisions=2)
+    vertices = ball.vertices.copy()
+    one, other = ball.edges_unique[0]
+    vertices[one] = vertices[other]
+    assert not is_watertight(joined_by_place(vertices, ball.faces))
+    apart, faces = separate_pinches(vertices, ball.faces)
+    assert is_watertight(joined_by_place(apart, faces)) and trimesh.Trimesh(apart, faces).is_watertight
 
 
 def test_faces_back_to_back_vanish_and_open_meshes_are_refused():
