@@ -54,9 +54,11 @@ async def refuse(send: Send, refusal: Refusal) -> None:
 
 async def respond(send: Send, value: Any, *, status: int = 200, close: bool = False) -> None:
     """Answers with JSON."""
-    headers = [(b"content-type", b"application/json"), *([(b"connection", b"close")] if close else [])]
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] if close else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+    await send({"type": "http.response.body", "body": body})
 
 
 def measured(receive: Receive, *, limit: int) -> Receive:
