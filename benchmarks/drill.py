@@ -5,6 +5,7 @@ process itself: threads that torch starts would be missing in its forks.
 """
 
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -116,6 +117,7 @@ def forked(work: Callable[[], None]) -> Told:
             os.dup2(output.fileno(), 2)
             sys.stdout = os.fdopen(1, "w", buffering=1)
             sys.stderr = os.fdopen(2, "w", buffering=1)
+            logging.getLogger("shapeloom").handlers.clear()  # they may write to the parent's stderr
             code = 0
             try:
                 work()

@@ -11,12 +11,9 @@ import argparse
 import http.client
 import http.server
 import io
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,7 +28,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.serve import ask, burst, connect, free_port, summary, upload
+from benchmarks.serve import END_SECONDS, ask, burst, connect, server, summary, upload
 from benchmarks.tiny_model import write_tiny_model
 from sampling.gate import API
 
@@ -117,23 +114,13 @@ def fake_hub() -> Iterator[tuple[str, list[str]]]:
 @contextmanager
 def page(model: Path, home: Path, hub: str) -> Iterator[tuple[str, psutil.Process]]:
     """The page in a process of its own, whose home and temporary folder are `home`."""
-    port = free_port()
     (home / "tmp").mkdir(parents=True)
     environment = {
-        **os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "HF_ENDPOINT": hub,
-        "HF_TOKEN": "hf_owner", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(home), "TMPDIR": str(home / "tmp"), "HF_ENDPOINT": hub, "HF_TOKEN": "hf_owner",
+        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "sampling.app", "--port", str(port), "--set", f"model={model}", *SMALL]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        try:
-            while socket.socket().connect_ex(("127.0.0.1", port)):
-                if process.poll() is not None:
-                    raise SystemExit("the page didn't start")
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-        finally:
-            if process.poll() is None:
-                process.kill()
+    with server(model, SMALL, environment) as served:
+        yield served
 
 
 def strangers(url: str, found: Findings) -> None:
@@ -160,7 +147,7 @@ def slow_upload(url: str) -> tuple[float, str]:
         ]  # fmt: skip
         connection.sendall("\r\n".join(lines).encode())
         words = b"".join(iter(lambda: connection.recv(4096), b"")).decode(errors="replace")
-    return time.monotonic() - start, words.split("\r\n\r\n")[-1]
+    return time.monotonic() - start, words.partition("\r\n\r\n")[2]
 
 
 def uploads(url: str, home: Path, found: Findings, *, count: int) -> None:
@@ -170,7 +157,7 @@ def uploads(url: str, home: Path, found: Findings, *, count: int) -> None:
     found.tell("the same picture twice", f"{len(same)} addresses", len(same) == 2 and len(addresses) == count)
     seconds, words = slow_upload(url)
     found.tell(
-        "a stalled upload", f"ended after {seconds:.0f} s: {words}", seconds < 15 and "given up" in words
+        "a stalled upload", f"ended after {seconds:.0f} s: {words}", seconds < 30 and "given up" in words
     )
     data = io.BytesIO()
     Image.new("1", (500_000, 30)).save(data, "PNG")
@@ -201,7 +188,7 @@ def end(process: psutil.Process, home: Path, found: Findings) -> None:
     """SIGTERM, and what it leaves."""
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    status = process.wait(timeout=120)
+    status = process.wait(timeout=END_SECONDS)
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
     left += [str(path.relative_to(home)) for path in (home / "tmp").iterdir()]
     words = f"ended after {time.monotonic() - start:.1f} s with status {status}, left {left or 'nothing'}"

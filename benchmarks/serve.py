@@ -9,17 +9,21 @@ is 1 if there was any problem.
 """
 
 import argparse
+import atexit
 import http.client
+import os
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +38,8 @@ from sampling.studio import KINDS, MAX_PROMPT, MAX_UPLOAD_BYTES
 PROMPTS = ("a red chair", "a blue table", "a green car", "a yellow house", "an orange mug")
 STEPS = 4
 TOLERANCE = 1e-4
+START_SECONDS, END_SECONDS = 300, 120
+"""In which the page must listen, and be gone; on an idle machine it takes a few."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def connect(url: str) -> gradio_client.Client:
-    """Returns a visitor: a session of its own, quiet, with downloads in a folder of its own."""
+@cache
+def downloads() -> str:
+    """The folder of all visitors' downloads, which goes when this process ends."""
     folder = tempfile.mkdtemp(prefix="shapeloom-client-")
-    return gradio_client.Client(url, verbose=False, download_files=folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def connect(url: str) -> gradio_client.Client:
+    """Returns a visitor: a session of its own, quiet."""
+    return gradio_client.Client(url, verbose=False, download_files=downloads())
 
 
 def ask(client: gradio_client.Client, prompt: str, seed: int, *, image: Any = None) -> list[Any]:
@@ -169,31 +182,35 @@ def hostile(url: str, folder: Path) -> dict[str, tuple[bool, str]]:
 
 
 @contextmanager
-def server(model: str, settings: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
-    """The page in a process of its own."""
+def server(
+    model: str | Path, settings: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, psutil.Process]]:
+    """The page in a process of its own: its address and the process. environment: variables to add."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "sampling.app",
-        "--port",
-        str(port),
-        "--set",
-        f"model={model}",
-        *settings,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    options = ["--port", str(port), "--set", f"model={model}", *settings]
+    command = [sys.executable, "-m", "sampling.app", *options]
+    variables = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=variables) as process:
         try:
-            for _ in range(600):
-                with socket.socket() as probe:
-                    if process.poll() is not None:
-                        raise SystemExit("the page didn't start")
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.5)
+            _wait_for(port, process)
             yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
         finally:
             process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Waits until someone listens; raises SystemExit if the process ends, or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise SystemExit("the page didn't start")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

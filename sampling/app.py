@@ -83,8 +83,9 @@ def served(studio: Studio, *, host: str = LOCAL[0], port: int = 7860) -> Iterato
         blocks.close(verbose=False)
 
 
-def end_on_signals() -> None:
-    """Makes SIGTERM, Ctrl-C and a hang-up leave the program by its own way out, once."""
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Within it SIGTERM, Ctrl-C and a hang-up leave the program by its own way out, once."""
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def end(number: int, _: object) -> None:
@@ -92,8 +93,12 @@ def end_on_signals() -> None:
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(0)
 
-    for each in signals:
-        signal.signal(each, end)
+    before = {each: signal.signal(each, end) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,8 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--port is a number from 1 to 65535, got {arguments.port}.")
     start_logging()
     config = config.model_copy(update={"prompts": config.prompts or captions_of(config)})
-    end_on_signals()
-    with tempfile.TemporaryDirectory(prefix="shapeloom-page-", ignore_cleanup_errors=True) as folder:
+    with (
+        ending_on_signals(),
+        tempfile.TemporaryDirectory(prefix="shapeloom-page-", ignore_cleanup_errors=True) as folder,
+    ):
         studio = Studio(load_pipeline(config), config, Path(folder))
         stay_offline({arguments.host} - set(ANY))
         with served(studio, host=arguments.host, port=arguments.port) as blocks:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sampling.studio import MAX_UPLOAD_BYTES
-from sampling.uploads import Receive, Refusal, Send, Uploads, measured, refuse, too_large
+from sampling.uploads import Receive, Refusal, Send, Uploads, measured, refuse, respond, too_large
 from shapeloom.config import UserError
 
 MAX_BODY_BYTES = 256 * 1024
@@ -21,7 +21,7 @@ MAX_BODY_BYTES = 256 * 1024
 FORM_BYTES = 16 * 1024
 """Of a form beside its picture."""
 API = "/gradio_api"
-FILE, UPLOAD = f"{API}/file=", f"{API}/upload"
+FILE, UPLOAD, PROGRESS = f"{API}/file=", f"{API}/upload", f"{API}/upload_progress"
 OPEN = {
     "GET": (
         "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/static/*",
@@ -91,6 +91,9 @@ class Gate:
 
     async def _pass(self, scope: Any, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
+        if (method, path) == ("GET", PROGRESS):  # of uploads, which Gradio doesn't see here
+            await respond(send, {"msg": "done"}, event=True)
+            return
         if not is_open(method, path):
             raise Refusal(404, "This page has no such address.")
         if path.startswith(FILE) and not self._serves(path.removeprefix(FILE)):

@@ -52,11 +52,17 @@ async def refuse(send: Send, refusal: Refusal) -> None:
     await respond(send, {"detail": refusal.words}, status=refusal.status, close=True)
 
 
-async def respond(send: Send, value: Any, *, status: int = 200, close: bool = False) -> None:
-    """Answers with JSON."""
-    headers = [(b"content-type", b"application/json"), *([(b"connection", b"close")] if close else [])]
+async def respond(
+    send: Send, value: Any, *, status: int = 200, close: bool = False, event: bool = False
+) -> None:
+    """Answers with JSON, or a stream of that one event."""
+    text = json.dumps(value)
+    body = (f"data: {text}\n\n" if event else text).encode()
+    kind = b"text/event-stream" if event else b"application/json"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] if close else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+    await send({"type": "http.response.body", "body": body})
 
 
 def measured(receive: Receive, *, limit: int) -> Receive:

@@ -1,7 +1,5 @@
 """The web page with a small model, in the background of a test."""
 
-import gc
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +22,6 @@ SMALL = SamplingConfig(
 
 
 @contextmanager
-def unclosed_loops() -> Iterator[None]:
-    """Gradio leaves event loops open as it starts and ends: they are collected here, without a word."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
-
-
-@contextmanager
 def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
     """A page in the background: Gradio's blocks."""
     from benchmarks.serve import free_port
@@ -42,9 +31,5 @@ def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
         half = torch.tensor([True, True, False, False])
         patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
         studio = Studio(pipeline, SMALL, folder)
-        context = served(studio, port=free_port())
-        with unclosed_loops():
-            blocks = context.__enter__()
-        yield blocks
-        with unclosed_loops():
-            context.__exit__(None, None, None)
+        with served(studio, port=free_port()) as blocks:
+            yield blocks

@@ -3,6 +3,7 @@
 import io
 import runpy
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -172,8 +173,10 @@ def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
 def test_bad_ports_and_missing_runs_are_refused():
     with pytest.raises(UserError, match="--port is a number"):
         main(["--port", "0"])
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UserError, match="Sampling needs --model"):
         main([])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # ---------------------------------------------------------------- served

@@ -17,7 +17,7 @@ from sampling import uploads
 from sampling.gate import API, MAX_BODY_BYTES, OPEN, Gate, check_launch, is_open
 from sampling.uploads import Refusal, Uploads
 from shapeloom.config import UserError
-from tests.small_page import small_site, unclosed_loops
+from tests.small_page import small_site
 
 CLOSED = {
     "/gradio_api/api/{api_name}", "/gradio_api/call/v2/{api_name}",
@@ -80,16 +80,10 @@ def test_the_fake_hub_hears_of_a_page_without_the_gate(monkeypatch, tmp_path):
         gradio.Textbox()
     with fake_hub() as (hub, asked):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub)
-        with unclosed_loops():
-            blocks.launch(
-                server_port=free_port(),
-                prevent_thread_lock=True,
-                quiet=True,
-                ssr_mode=False,
-                run_history=True,
-            )
-            get(blocks.local_url.rstrip("/"), "GET", f"{API}/run-history/buckets")
-            blocks.close(verbose=False)
+        how = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "run_history": True}
+        blocks.launch(server_port=free_port(), **how)
+        get(blocks.local_url.rstrip("/"), "GET", f"{API}/run-history/buckets")
+        blocks.close(verbose=False)
     assert any("hf_owner" in each for each in asked)
 
 
@@ -140,10 +134,14 @@ def test_uploads_have_addresses_that_nobody_guesses_and_are_served_to_whoever_ha
     assert (status, "at most 10 MB" in words) == (413, True)
 
 
+def test_the_progress_of_an_upload_which_browsers_ask_for_is_done(site):
+    assert get(site, "GET", f"{API}/upload_progress?upload_id=a") == (200, 'data: {"msg": "done"}\n\n')
+
+
 def test_uploads_that_stall_are_ended(site, monkeypatch):
     monkeypatch.setattr(uploads, "STALL_SECONDS", 0.5)
     seconds, words = slow_upload(site)
-    assert seconds < 10
+    assert seconds < uploads.REQUEST_SECONDS
     assert "Nothing more came of that request" in words
 
 

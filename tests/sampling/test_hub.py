@@ -24,7 +24,7 @@ def run(tmp_path: Path, ball_dataset: Path) -> Path:
             (folder / part / name).write_text(f"{part} {name}")
     facts = {
         "stage": "prior", "status": "done", "shapeloom": "0.1.0", "commit": "abc", "versions": {"torch": "2"},
-        "inputs": {"encoder": "e", "clip": "c"}, "weights_digest": "w",
+        "inputs": {"encoder": "e", "clip": "c"}, "weights_digest": "w", "seconds": 1.0,
     }  # fmt: skip
     (folder / "prior" / "meta.json").write_text(json.dumps(facts))
     (folder / "clip" / "model.json").write_text(json.dumps({"kind": "dual_encoder"}))
