@@ -1,4 +1,6 @@
-"""Losses of signed distance and colour: zero or least at the truth, blind where the truth is a bound."""
+"""Losses of signed distance and colour: by hand, zero or least at the truth, blind where it is a bound."""
+
+import math
 
 import pytest
 import torch
@@ -105,6 +107,53 @@ def test_the_normal_loss_is_the_length_of_the_difference() -> None:
     batch = ball_batch()
     batch["surface_normals"] = 3 * batch["surface_normals"]
     assert float(point_losses(Shifted(torch.zeros(4)), [], batch, CONFIG)["normal"]) == pytest.approx(2)
+
+
+def test_an_error_of_distance_counts_fully_at_the_surface_and_less_far_from_it() -> None:
+    parts, _ = losses_and_slopes([0.2, 0.1, -0.2, 0.3])
+    # 0.1 / (0.1 + |distance|), at distances of -0.4, -0.05, 0.05 and 0.4; and 8 surface points without error.
+    weighted = 0.2 * 0.2 + 2 / 3 * 0.1 + 2 / 3 * 0.2 + 0.2 * 0.3
+    assert float(parts["sdf"]) == pytest.approx(weighted / 12)
+
+
+class Fog(Decoder):
+    """Everywhere as dense, and of one colour: its alpha after a path is known whatever the samples are."""
+
+    def geometry(self, weights, points):
+        return Geometry(density=torch.full(points.shape[:-1], math.log(2)), sdf=points[..., 0])
+
+    def query(self, weights, points, directions=None):
+        rgb = torch.tensor([0.2, 0.4, 0.8]).expand(points.shape)
+        return self.geometry(weights, points), Color(rgb=rgb, texture=rgb)
+
+
+def test_colours_and_alphas_losses_by_hand() -> None:
+    """Along a path of 1 the fog lets half through, along one of 2 a quarter."""
+    t_near, t_far = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 3.0]])
+    t, edges = stratified_samples(t_near, t_far, torch.rand(1, 2, 8))
+    batch = {
+        "ray_t": t, "ray_edges": edges,
+        "ray_origins": torch.tensor([0.0, -2, 0]).expand(1, 2, 3),
+        "ray_directions": torch.tensor([0.0, 1, 0]).expand(1, 2, 3),
+        "ray_rgba": torch.tensor([[[0.4, 0.4, 0.4, 1], [0.6, 0.2, 0.2, 0.5]]]),
+        "ray_background": torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]),
+    }  # fmt: skip
+    # Seen: (0.1, 0.2, 0.4) + 0.5 * background, (0.15, 0.3, 0.6) + 0.25 * background.
+    # True: (0.4, 0.4, 0.4), and (0.3, 0.1, 0.1) + 0.5 * background.
+    errors = torch.tensor([0.2, -0.2, 0, -0.15, -0.05, 0.5])
+    by_share = {0.0: errors.abs().mean(), 1.0: 4 * errors.square().mean()}
+    by_share[0.25] = 0.75 * by_share[0.0] + 0.25 * by_share[1.0]
+    for share, expected in by_share.items():
+        parts = ray_losses(Fog(DecoderConfig()), [], batch, LossConfig(squared_share=share))
+        torch.testing.assert_close(parts["color"], expected)
+        torch.testing.assert_close(parts["alpha"], torch.tensor((0.5 + 0.25) / 2))
+
+
+def test_the_total_is_the_sum_of_the_losses_by_their_weights() -> None:
+    config = LossConfig(color=1, alpha=2, texture=3, sdf=4, normal=5, occupancy=6, eikonal=7)
+    names = ("color", "alpha", "texture", "sdf", "normal", "occupancy", "eikonal")
+    parts = {name: torch.tensor(10.0**power) for power, name in enumerate(names)}
+    assert float(total_loss(parts, config)) == 7654321
 
 
 def test_rays_come_with_the_last_part_of_the_steps() -> None:
