@@ -52,7 +52,7 @@ def test_a_tiny_model_is_whole(model: Path) -> None:
     [
         ("prior/prior.json", "network.depth", HUGE, "network.*depth.*less than or equal to 512"),
         ("prior/prior.json", "network.width", HUGE, "width"),
-        ("prior/prior.json", "network.depth", 400, "doesn't fit the description"),
+        ("prior/prior.json", "network.depth", 40, "doesn't fit the description"),
         ("prior/prior.json", "network.width", 16384, "doesn't fit the description"),
         ("prior/prior.json", "shapes.tokens", HUGE, "shapes.tokens must be a number from 1 to 16,384"),
         ("prior/prior.json", "shapes.tokens", 16384, "doesn't fit the description"),
