@@ -119,11 +119,18 @@ def test_rays_and_their_colours_are_those_of_pixels(
 def test_a_good_part_of_the_rays_passes_silhouettes(
     ball_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = batch_of(ball_dataset, monkeypatch, changed(torch.eye(3)))
-    radius = batch["points"].norm(dim=-1).mean(dim=1)[:, None]
-    passing = torch.linalg.cross(batch["ray_origins"], batch["ray_directions"]).norm(dim=-1)
-    beside = ((passing - radius).abs() < 0.25).float().mean()
-    assert beside > FOREGROUND_SHARE * SILHOUETTE_SHARE
+    """Were the corner of a picture all the silhouette, that part would pass the nine pixels there."""
+    losses = LossConfig(num_rays=1000, num_surface_points=64, num_sdf_points=64)
+    shares = []
+    for corner in ([], [0]):
+        outline = np.array(corner, dtype=np.int64)
+        monkeypatch.setattr("encoder.batches.silhouette_pixels", lambda _, outline=outline: outline)
+        batch = batch_of(ball_dataset, monkeypatch, changed(torch.eye(3)), losses=losses)
+        rays = torch.cat([batch["ray_origins"][0], batch["ray_directions"][0]], dim=-1)
+        counts = torch.unique(rays, dim=0, return_counts=True)[1]
+        shares.append(int(counts.topk(9).values.sum()) / 1000)
+    assert shares[1] == pytest.approx(FOREGROUND_SHARE * SILHOUETTE_SHARE, abs=0.02)
+    assert shares[0] < 0.2
 
 
 def test_a_stretched_ball_is_an_ellipsoid_with_its_normals_and_rays(

@@ -199,11 +199,11 @@ def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path
 def test_a_long_average_forgets_the_initial_weights_soon(tmp_path: Path) -> None:
     """20 steps of a decay of 0.999 alone would leave it within 2% of where it began."""
     run_line(tmp_path, ema_decay=0.999, ema_extra=[0.0], learning_rate=1e-2, warmup_steps=0)
-    average, last = (
-        torch.cat([value.flatten() for value in load_file(tmp_path / name).values()])
-        for name in ("weights.safetensors", "weights_ema0.safetensors")
+    files = (load_file(tmp_path / name) for name in ("weights.safetensors", "weights_ema0.safetensors"))
+    average, last, first = (
+        torch.cat([weights[name].flatten() for name in sorted(weights)])
+        for weights in (*files, Line().model.state_dict())
     )
-    first = torch.cat([value.flatten() for value in Line().model.state_dict().values()])
     assert 0 < (average - last).norm() < 0.5 * (first - last).norm()
 
 
