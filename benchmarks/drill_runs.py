@@ -12,6 +12,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -285,11 +286,26 @@ def world_at_fault(run: Path, at: Path) -> Iterator[str]:
     yield command("prior", blocked).check("/proc/nobody", code=1)
 
 
+def full_files(run: Path, at: Path) -> Iterator[str]:
+    """A disk that fills up costs no byte: by a limit on files' sizes, told in mid-write like a full disk."""
+    for stage, limit in (("data", 20_000), ("latents", 30_000), ("prior", 40_000)):
+        words = arguments(stage, run, at / stage)
+
+        def small(limit: int = limit) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+        yield command(stage, words, before=small).check(str(at), "full", code=1)
+        command(stage, words).check(code=0)
+        assert contents(at / stage) == contents(run / stage)
+        assert not list((at / stage).rglob("*.tmp"))
+
+
 DRILLS: dict[str, Drill] = {
     each.__name__: each
     for each in (
         missing_shards, changed_weights, blocked_logs, foreign_folder, moved_run, divergence, damaged_files,
-        checkpoints, world_at_fault,
+        checkpoints, world_at_fault, full_files,
     )
 }  # fmt: skip
 

@@ -189,7 +189,7 @@ def test_a_render_shows_the_ball_where_it_is(shape):
     ball = (picture < 250).any(axis=-1)
     # A ball of radius r at distance d is a disc of f r / sqrt(d^2 - r^2) pixels.
     distance = fitting_distance(FOV)
-    radius = float(intrinsics(FOV, size, size)[0, 0]) * 0.6 / np.sqrt(distance**2 - 0.36)
+    radius = float(intrinsics(FOV, size, size)[0, 0]) * 0.65 / np.sqrt(distance**2 - 0.65**2)
     assert ball.sum() == pytest.approx(np.pi * radius**2, rel=0.1)
     views = shape.render(ring(2, distance=distance), intrinsics(FOV, size, size), size, size)
     np.testing.assert_array_equal(views[0], picture)
@@ -200,7 +200,7 @@ def test_a_render_shows_the_ball_where_it_is(shape):
 def test_a_mesh_has_its_texture_and_is_the_ball(shape):
     textured = shape.mesh(MeshConfig(resolution=32, max_faces=500, texture_size=64))
     assert textured.texture.shape == (64, 64, 3)
-    np.testing.assert_allclose(np.linalg.norm(textured.mesh.vertices, axis=1), 0.6, atol=0.02)
+    np.testing.assert_allclose(np.linalg.norm(textured.mesh.vertices, axis=1), 0.65, atol=0.02)
     assert shape.mesh(MeshConfig(resolution=16, texture_size=0)).texture is None
 
 
