@@ -70,11 +70,23 @@ def start() -> World:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        _join("nccl" if on_gpu else "gloo", tries=5 if alone else 1)
         # At the very end: DeepSpeed keeps groups of its own that outlive any one training.
         atexit.register(torch.distributed.destroy_process_group)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def _join(backend: str, *, tries: int) -> None:
+    """Joins the process group; by another free port where this one is taken, if there are tries left."""
+    for left in reversed(range(tries)):
+        try:
+            deepspeed.init_distributed(dist_backend=backend, verbose=False)
+            return
+        except torch.distributed.DistNetworkError:
+            if not left:
+                raise
+            os.environ["MASTER_PORT"] = str(free_port())
 
 
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
