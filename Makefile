@@ -82,7 +82,7 @@ demo: $(STAMP)
 
 serve: $(STAMP)
 	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[serve]"
-	$(PY) -m sampling.app --config configs/sampling/$(CONFIG).yaml --set "prior=$(RUN)/prior" "encoder=$(RUN)/encoder" "clip=$(RUN)/clip"
+	$(PY) -m serving --config configs/sampling/$(CONFIG).yaml --set "prior=$(RUN)/prior" "encoder=$(RUN)/encoder" "clip=$(RUN)/clip"
 
 test: $(STAMP)
 	$(PY) -m pytest -n auto
@@ -93,14 +93,14 @@ lint: $(STAMP)
 	$(PY) -m mypy
 
 bench: $(STAMP)
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks.speed
 
 # Eight assets by heart in five minutes of two cores: the gate before any longer training.
 overfit: RUN = runs/overfit
 overfit: $(STAMP)
 	@for stage in data-prep train-encoder; do \
 	    $(MAKE) --no-print-directory $$stage CONFIG=overfit "RUN=$(RUN)" || exit $$?; done
-	$(PY) -m benchmarks.overfit "$(RUN)"
+	$(PY) -m benchmarks.experiments.overfit "$(RUN)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

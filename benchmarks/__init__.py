@@ -1,1 +1,1 @@
-"""Speed of the parts where speed is code. Makes its own inputs: needs no data and no trained model."""
+"""What is measured of the pipeline from outside: speed, experiments, drills. No stage imports it."""

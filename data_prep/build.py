@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data_prep.failures import Failure, from_jsonl, to_jsonl
-from data_prep.objaverse_cache import find_objaverse
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
-from data_prep.procedural import generate
-from data_prep.raster import require
+from data_prep.procedural.dataset import generate
+from data_prep.render.raster import require
 from data_prep.report import write_report
-from data_prep.sources import NAMELESS, SPLITS, Source, SplitFractions, assets_root, find_sources
+from data_prep.sources.find import NAMELESS, SPLITS, Source, SplitFractions, assets_root, find_sources
+from data_prep.sources.objaverse_cache import find_objaverse
 from shapeloom.config import UserError, load_config
 from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress

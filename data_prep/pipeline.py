@@ -14,22 +14,22 @@ from typing import Any
 
 from pydantic import Field
 
-from data_prep.content import content_digest
-from data_prep.edges import edge_points
 from data_prep.failures import AssetError, Failure, to_jsonl
 from data_prep.filters import Filters, check_colors, check_shape, check_views
-from data_prep.load import Up, load_mesh
+from data_prep.formats.load import Up, load_mesh
+from data_prep.geometry.edges import edge_points
+from data_prep.geometry.normalize import Placement, normalize
+from data_prep.geometry.points import surface_points, view_points
+from data_prep.geometry.sdf import sdf_samples, signed_distance
+from data_prep.isolation import STDERR_TAIL, Cost, Lost, Quota, call
 from data_prep.mesh import Mesh, plain_triangles
-from data_prep.normalize import Placement, normalize
-from data_prep.objaverse_cache import ObjaverseConfig
-from data_prep.points import surface_points, view_points
-from data_prep.procedural import ProceduralConfig
-from data_prep.sdf import sdf_samples, signed_distance
-from data_prep.sources import Source, SplitFractions
-from data_prep.view_members import ViewConfig, renderer_facts, shoot
-from data_prep.views import is_covered
+from data_prep.procedural.dataset import ProceduralConfig
+from data_prep.render.view_members import ViewConfig, renderer_facts, shoot
+from data_prep.render.views import is_covered
+from data_prep.sources.content import content_digest
+from data_prep.sources.find import Source, SplitFractions
+from data_prep.sources.objaverse_cache import ObjaverseConfig
 from shapeloom.config import Config
-from shapeloom.isolation import STDERR_TAIL, Cost, Lost, Quota, call
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import (
     SCHEMA,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from numpy import ndarray
 
 from data_prep.mesh import Mesh, srgb_to_linear
-from data_prep.views import render_views
+from data_prep.render.views import render_views
 from shapeloom.pictures import on_white
 from shapeloom.surfaces import surfel_triangles
 

@@ -7,7 +7,7 @@
 # are one. Colours that went through the file stay with their points; arrays beside it don't. `preserve_order=True` keeps
 # order and number.
 # Version: DracoPy 2.2.0. Source: its README (the signature of encode, `preserve_order=False`) and measured.
-# The product reads Draco inside glTF, where all attributes of a primitive travel together (data_prep/gltf.py).
+# The product reads Draco inside glTF, where all attributes of a primitive travel together (data_prep/formats/gltf.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 # bool(-1) is True. Compare with `>= 0`, and read no mesh from it.
 # Version: embreex 4.4.0.post1. Source: trimesh/embreex, embreex/rtcore_scene.pyx at f630bb5, `run`, "OCCLUDED": the
 # ray's geomID after rtcOccluded, which Embree 2 sets to 0 on any hit (an older release, whose answers this one keeps).
-# The product asks for hits alone (data_prep/raycast.py).
+# The product asks for hits alone (data_prep/render/raycast.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -6,7 +6,7 @@
 # rays through it report -1, "nothing there". Build a scene whole before its first query, or make a new one.
 # Version: embreex 4.4.0.post1. Source: trimesh/embreex, embreex/rtcore_scene.pyx at f630bb5, `run`: it commits only `if
 # self.is_committed == 0` (an older release than this, which behaves alike).
-# The product builds a scene an asset (data_prep/raycast.py) and never adds to one.
+# The product builds a scene an asset (data_prep/render/raycast.py) and never adds to one.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 # cracks at random places, whatever epsilon is. Weld by a tree of neighbours if all must close.
 # Version: libigl 2.6.3. Source: include/igl/remove_duplicate_vertices.h, "uniqueness tolerance (significant
 # digit)"; that it rounds is measured.
-# The product's own weld (data_prep/sdf.py) rounds too, and says so: its step is 1e-5 of a box 2 wide, far above float
+# The product's own weld (data_prep/geometry/sdf.py) rounds too, and says so: its step is 1e-5 of a box 2 wide, far above float
 # noise at a seam, and what stays open counts as a sheet, with a thickness.
 set -euo pipefail
 folder=$(mktemp -d)

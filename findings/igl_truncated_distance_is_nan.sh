@@ -5,7 +5,7 @@
 # Truth: where the distance is outside of the bounds it isn't computed at all, and S is NaN. A mean, a loss or an
 # isosurface over it is NaN; `np.clip` doesn't mend it. The other results there (face, closest point) mean nothing.
 # Version: libigl 2.6.3 (measured). Source: include/igl/signed_distance.h and .cpp, of which the bounds are arguments.
-# The product computes unbounded distances (data_prep/sdf.py).
+# The product computes unbounded distances (data_prep/geometry/sdf.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -8,7 +8,7 @@
 # belongs to KHR_meshopt_compression.)
 # Version: meshopt 0.1.0. Source: KhronosGroup/glTF, EXT_meshopt_compression, Appendix A, "Header byte, which must be
 # equal to 0xa0".
-# The product reads both versions under both names (data_prep/gltf.py; tests/data_prep/test_gltf.py,
+# The product reads both versions under both names (data_prep/formats/gltf.py; tests/data_prep/formats/test_gltf.py,
 # test_meshopt_buffers_are_unpacked) and writes none.
 set -euo pipefail
 folder=$(mktemp -d)

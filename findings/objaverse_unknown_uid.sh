@@ -7,8 +7,8 @@
 # names are no uids of 1.0. Intersect with load_uids() first.
 # Version: objaverse 0.1.7 (offline, with a cache made here). Source: objaverse/__init__.py, load_annotations
 # (`object_paths[uid]`) and load_objects (warnings.warn ... "Skipping it").
-# The product asks load_uids() first and lists the others as failures of their own (data_prep/objaverse_cache.py;
-# tests/data_prep/test_archives.py).
+# The product asks load_uids() first and lists the others as failures of their own (data_prep/sources/objaverse_cache.py;
+# tests/data_prep/sources/test_archives.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -9,7 +9,7 @@
 # files read the key/value data yourself.
 # Version: opengl-basisu 0.1.0a2. Source: opengl_basisu/texture.py ("Rows run from the first row stored in the file")
 # and measured; KTX 2.0 specification, "KTXorientation" and "KTXswizzle"; KHR_texture_basisu.
-# The product reads KTX2 in glTF alone (data_prep/textures.py).
+# The product reads KTX2 in glTF alone (data_prep/formats/textures.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

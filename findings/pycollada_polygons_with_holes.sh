@@ -7,8 +7,8 @@
 # `errors`, a primitive of no polygons; and trimesh, which reads DAE by it, gives a scene without the part.
 # Version: pycollada 0.9.3 (and trimesh 5.2.0). Source: collada/polygons.py, Polygons.load:
 # `node.findall(collada.tag('p'))`.
-# The product needs polygons with holes: its own reader (data_prep/collada.py) has them, as
-# tests/data_prep/test_collada.py::test_polygons_keep_notches_and_holes shows.
+# The product needs polygons with holes: its own reader (data_prep/formats/collada.py) has them, as
+# tests/data_prep/formats/test_collada.py::test_polygons_keep_notches_and_holes shows.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

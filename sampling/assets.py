@@ -4,10 +4,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_prep.failures import Failure
-from data_prep.listings import Listed
-from data_prep.load import SUFFIXES
+from data_prep.formats.load import SUFFIXES
 from data_prep.pipeline import DataConfig, Limits, prepare_asset
-from data_prep.sources import SplitFractions, make_sources
+from data_prep.sources.find import SplitFractions, make_sources
+from data_prep.sources.listings import Listed
 from encoder.model import load_encoder, read_for_encoding
 from sampling.pictures import load_image
 from sampling.pipeline import ShapePipeline

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_prep.mesh import Mesh as Soup
 from data_prep.mesh import Sampler
-from data_prep.views import render_views
+from data_prep.render.views import render_views
 from sampling.export import TexturedMesh, srgb_to_linear
 from sampling.shape import FOV, ShapeSample
 from shapeloom.decoder import DEFAULT_SAMPLES, RenderConfig

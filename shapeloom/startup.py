@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shapeloom.locks import named_folder, refusal
 
-STAGES = {"data_prep", "encoder", "prior", "sampling", "eval"}
+STAGES = {"data_prep", "encoder", "prior", "sampling", "serving", "eval"}
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 2.0
 

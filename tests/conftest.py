@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import jaxtyping
 
 jaxtyping.install_import_hook(
-    ["shapeloom", "data_prep", "encoder", "prior", "sampling", "eval"], "beartype.beartype"
+    ["shapeloom", "data_prep", "encoder", "prior", "sampling", "serving", "eval"], "beartype.beartype"
 )
 
 import numpy as np

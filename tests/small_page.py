@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sampling.__main__ import SamplingConfig
-from sampling.app import served
 from sampling.pipeline import ShapePipeline
-from sampling.studio import Studio
+from serving.__main__ import served
+from serving.studio import Studio
 
 SMALL = SamplingConfig(
     prompts=["a red chair"],
@@ -24,7 +24,7 @@ SMALL = SamplingConfig(
 @contextmanager
 def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
     """A page in the background: Gradio's blocks."""
-    from benchmarks.serve import free_port
+    from benchmarks.drills.page_load import free_port
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes

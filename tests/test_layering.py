@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"shapeloom", "data_prep", "encoder", "prior", "sampling", "eval"}
+ROOMS = {"shapeloom", "data_prep", "encoder", "prior", "sampling", "serving", "eval"}
 MAY_IMPORT = {
     "shapeloom": set(),
     "data_prep": {"shapeloom"},
     "encoder": {"shapeloom"},
     "prior": {"shapeloom"},
     "sampling": {"shapeloom", "data_prep", "encoder", "prior"},
-    "eval": ROOMS,
+    "serving": {"shapeloom", "data_prep", "encoder", "prior", "sampling"},
+    "eval": {"shapeloom", "data_prep", "encoder", "prior", "sampling"},
 }
 APART = {"fields", "rendering", "diffusion", "nn"}  # within shapeloom
 

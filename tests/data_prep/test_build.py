@@ -14,7 +14,7 @@ from data_prep.build import plan_shards, prepare
 from data_prep.checks import check_sample, inspect_asset, inspect_dataset, verify
 from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.pipeline import DataConfig, Limits, ShardTask
-from data_prep.sources import SplitFractions, find_sources
+from data_prep.sources.find import SplitFractions, find_sources
 from shapeloom.config import UserError, load_config
 from shapeloom.shards import AssetShards, decode_member, read_back, write_shard
 

@@ -8,8 +8,8 @@ import trimesh
 
 from data_prep.failures import AssetError
 from data_prep.filters import Filters, check_colors, check_shape, check_views, feature, near_duplicates
-from data_prep.normalize import normalize
-from data_prep.points import sample_surface
+from data_prep.geometry.normalize import normalize
+from data_prep.geometry.points import sample_surface
 
 
 def test_flat_assets_are_warned_of_or_left_out(make_soup):

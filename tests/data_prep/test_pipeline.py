@@ -13,7 +13,7 @@ from data_prep import pipeline
 from data_prep.build import plan_shards
 from data_prep.failures import Failure, from_jsonl
 from data_prep.pipeline import DataConfig, Limits, ShardTask, prepare_shard, quarantine_path
-from data_prep.sources import SplitFractions, find_sources
+from data_prep.sources.find import SplitFractions, find_sources
 from shapeloom.shards import manifest_path, read_manifest, shard_is_finished
 
 LIMITS = Limits(cpu_seconds=2, wall_seconds=120, memory_megabytes=512)

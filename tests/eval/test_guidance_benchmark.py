@@ -1,4 +1,4 @@
-"""`benchmarks.guidance` from data to table, with parts that have hardly been trained."""
+"""`benchmarks.experiments.guidance` from data to table, with parts that have hardly been trained."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import encoder.train
 import prior.classifier
 import prior.train
 import prior.train_clip
-from benchmarks import guidance
+from benchmarks.experiments import guidance
 from shapeloom.shards import AssetShards, finish_dataset, write_shard
 
 

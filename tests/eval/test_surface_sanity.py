@@ -8,11 +8,11 @@ import torch
 import trimesh
 from scipy.ndimage import gaussian_filter
 
-from data_prep.load import load_mesh
+from data_prep.formats.load import load_mesh
+from data_prep.geometry.normalize import normalize
+from data_prep.geometry.sdf import signed_distance
 from data_prep.mesh import Mesh
-from data_prep.normalize import normalize
-from data_prep.procedural import ProceduralConfig, generate
-from data_prep.sdf import signed_distance
+from data_prep.procedural.dataset import ProceduralConfig, generate
 from shapeloom.metrics import bootstrap_interval
 from shapeloom.rendering.isosurface import triangulate
 from shapeloom.surface_metrics import LOWER_IS_BETTER, surface_scores

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.few_steps import best_rows, curve_svg, main
+from benchmarks.experiments.few_steps import best_rows, curve_svg, main
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import objects
+from benchmarks.experiments import objects
 from sampling.pipeline import ShapePipeline
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from data_prep.load import load_mesh
+from data_prep.formats.load import load_mesh
 from data_prep.mesh import base_color, linear_to_srgb
 from sampling.export import MESH_SUFFIXES, Z_UP_TO_Y_UP, TexturedMesh
 from sampling.mesh import Mesh

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.tiny_model import write_tiny_model
+from benchmarks.drills.tiny_model import write_tiny_model
 from prior.denoiser import load_prior
 from sampling.pictures import MAX_SIDE, load_image
 from sampling.pipeline import ShapePipeline

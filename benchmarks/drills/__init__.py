@@ -1,0 +1,1 @@
+"""Whether all goes well when something goes wrong: kills, full disks, hostile files, strangers, load."""

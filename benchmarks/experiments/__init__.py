@@ -1,0 +1,1 @@
+"""What helps how much: models, presets, samplers and reconstructions measured for their quality."""

@@ -1,0 +1,1 @@
+"""What takes how long: CPU seconds, memory, and how they scale."""

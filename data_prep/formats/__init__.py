@@ -1,0 +1,1 @@
+"""Asset files to meshes: what may be read, and a reader for each format."""

@@ -1,0 +1,1 @@
+"""The embedded data set: families of captioned objects, made from random numbers."""

@@ -1,0 +1,1 @@
+"""Posed pictures of meshes: cameras and light, by ray casting or OpenGL."""

@@ -1,0 +1,1 @@
+"""Where assets come from, what they are called, and which split they belong to."""

@@ -1,0 +1,1 @@
+"""The web page: a trained pipeline as a service on one machine."""

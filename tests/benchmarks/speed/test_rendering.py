@@ -1,0 +1,29 @@
+"""The benchmarks of views and signed distances run, so that they can't rot; no absolute time is asserted."""
+
+from pathlib import Path
+
+import trimesh
+
+from benchmarks.experiments import sdf_error
+from benchmarks.speed import prep_stages, render
+
+
+def test_rendering_is_measured(capsys):
+    render.main(["--faces", "200", "--views", "2", "--size", "32", "--processes", "1"])
+    assert "embree" in capsys.readouterr().out
+
+
+def test_signed_distances_of_damaged_meshes(capsys):
+    sdf_error.main(["--families", "table", "--points", "500"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:34].strip(): line[34:].split() for line in lines[1:]}
+    assert rows["none"][0] == rows["30% turned"][0] == rows["all inside out"][0] == "100.00%"
+    assert rows["none"][-1] == "0%"
+    assert rows["20% missing"][-1] == "100%"
+    assert all(float(right.rstrip("%")) > 95 for right, *_ in rows.values())
+
+
+def test_stages_add_up(capsys, tmp_path: Path):
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    prep_stages.main([str(tmp_path), "--every", "1", "--views", "2", "--size", "16"])
+    assert "1 assets of 1" in capsys.readouterr().out

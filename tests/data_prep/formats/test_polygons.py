@@ -1,0 +1,93 @@
+"""Triangles of a polygon cover it once: their area is the polygon's, concave or with holes."""
+
+import numpy as np
+import pytest
+
+from data_prep.formats.polygons import join_holes, triangulate
+
+SHAPES = {
+    "square": [(0, 0), (2, 0), (2, 2), (0, 2)],
+    "dart": [(0, 0), (1, 0.2), (2, 0), (1, 3)],
+    "corner": [(0, 0), (3, 0), (3, 1), (1, 1), (1, 3), (0, 3)],
+    "comb": [(0, 0), (7, 0), (7, 3), (6, 3), (6, 1), (5, 1), (5, 3), (4, 3), (4, 1), (3, 1), (3, 3), (2, 3),
+             (2, 1), (1, 1), (1, 3), (0, 3)],
+    "doubled corner": [(0, 0), (2, 0), (2, 0), (1, 0.5), (2, 2), (0, 2)],
+    "points on a side": [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (1, 1), (1, 2), (0, 2), (0, 1)],
+}  # fmt: skip
+
+
+def in_space(shape: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A plane figure somewhere in space."""
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return np.asarray(shape, float) @ turn[:2] + [5, -3, 7]
+
+
+def newell(points: np.ndarray) -> np.ndarray:
+    """Vector area of a closed polygon."""
+    return np.cross(points, np.roll(points, -1, axis=0)).sum(axis=0) / 2
+
+
+def areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    a, b, c = points[triangles].transpose(1, 0, 2)
+    return np.cross(b - a, c - a) / 2
+
+
+def star(tips: int) -> np.ndarray:
+    radius = np.where(np.arange(2 * tips) % 2, 1, 4)
+    angle = np.pi * np.arange(2 * tips) / tips
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def spiral(turns: float, num: int) -> np.ndarray:
+    angle = np.linspace(1, 2 * np.pi * turns, num)
+    walls = [np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1) for r in (angle, angle + 1)]
+    return np.concatenate([walls[1], walls[0][::-1]])
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), star(5), star(30), star(50), spiral(4, 75)])
+def test_areas_add_up_to_the_polygon_from_every_first_corner(shape):
+    for first in range(0, len(shape), max(len(shape) // 6, 1)):
+        for way in (1, -1):
+            points = in_space(np.roll(shape, -first, axis=0)[::way])
+            triangles, owner = triangulate(points, np.array([len(points)]))
+            assert triangles.shape == (len(points) - 2, 3)
+            assert not owner.any()
+            parts, whole = areas(points, triangles), newell(points)
+            np.testing.assert_allclose(parts.sum(axis=0), whole, atol=1e-9)
+            covered = np.linalg.norm(parts, axis=1).sum()
+            assert covered == pytest.approx(np.linalg.norm(whole), rel=2e-4)  # what a fan may fold
+
+
+def test_every_side_is_kept_so_that_neighbours_stay_joined():
+    for shape in (*SHAPES.values(), star(50)):
+        triangles, _ = triangulate(in_space(shape), np.array([len(shape)]))
+        sides = {(a, b) for t in triangles.tolist() for a, b in zip(t, [*t[1:], t[0]], strict=True)}
+        assert {(i, (i + 1) % len(shape)) for i in range(len(shape))} <= sides
+
+
+def test_polygons_of_all_counts_are_numbered_in_their_order():
+    shapes = [SHAPES["corner"], [(0, 0), (1, 1)], SHAPES["square"], [], SHAPES["dart"], SHAPES["square"][:3]]
+    points = np.concatenate([in_space(np.reshape(s, (-1, 2))) for s in shapes])
+    triangles, owner = triangulate(points, np.array([len(s) for s in shapes]))
+    assert owner.tolist() == [0, 0, 0, 0, 2, 2, 4, 4, 5]
+    assert triangles[4:].tolist() == [[8, 9, 10], [8, 10, 11], [12, 13, 15], [13, 14, 15], [16, 17, 18]]
+
+
+def test_polygons_without_a_plane_are_taken_in_the_least_area():
+    bow_tie = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0.0]])
+    triangles, _ = triangulate(bow_tie, np.array([4]))
+    assert np.linalg.norm(areas(bow_tie, triangles), axis=1).sum() == pytest.approx(1)
+    for odd in (np.zeros((5, 3)), np.full((4, 3), np.nan), np.full((6, 3), 1e300)):
+        assert len(triangulate(odd, np.array([len(odd)]))[0]) == len(odd) - 2
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_holes_stay_open(way):
+    hole = np.array([(1, 1), (2, 1), (2, 2), (1, 2)], float)[::way]
+    rings = [in_space([(0, 0), (9, 0), (9, 3), (0, 3)])]
+    rings += [in_space(hole + np.array([shift, 0])) for shift in (0, 3, 6)]
+    order = join_holes(rings)
+    points = np.concatenate(rings)[order]
+    triangles, _ = triangulate(points, np.array([len(points)]))
+    assert set(order) == set(range(16))
+    assert np.linalg.norm(areas(points, triangles), axis=1).sum() == pytest.approx(27 - 3)

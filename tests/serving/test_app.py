@@ -1,0 +1,360 @@
+"""The web page: its work without a browser, what it refuses, and how it is used in a headless browser."""
+
+import io
+import runpy
+import shutil
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serving.__main__ import main, served
+from serving.studio import KINDS, Cancelled, Edit, Order, Studio
+from shapeloom.config import UserError
+from tests.small_page import SMALL, small_site
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    """Nobody watches."""
+
+
+def order(prompt="a mug", negative="", image=None, seed=3, steps=2, guidance=3.0):
+    return Order(prompt, negative, image, seed, steps, guidance)
+
+
+@pytest.fixture
+def studio(pipeline, tmp_path, monkeypatch):
+    # The small prior's latents have 4 tokens, fewer than its decoder's config says.
+    half = torch.tensor([True, True, False, False])
+    monkeypatch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
+    return Studio(pipeline, SMALL, tmp_path, capacity=2)
+
+
+# ---------------------------------------------------------------- without a browser
+
+
+def test_an_order_becomes_what_the_pipeline_makes_of_it_in_every_format(studio, pipeline):
+    item = studio.make(order(), quiet)
+    shape = pipeline("a mug", seed=3, steps=2, guidance_scale=3.0)[0]
+    assert tuple(item.files) == KINDS
+    assert item.files["glb"].read_bytes() == shape.mesh(SMALL.mesh).glb()
+    assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
+    names = zipfile.ZipFile(item.files["obj.zip"]).namelist()
+    assert sorted(names) == ["a-mug_seed3.mtl", "a-mug_seed3.obj", "a-mug_seed3_texture.png"]
+    assert all(path.stat().st_size for path in item.files.values())
+
+
+def test_the_same_order_is_answered_from_what_is_kept_and_old_objects_go(studio):
+    first = studio.make(order(), quiet)
+    assert studio.make(order(), quiet) is first
+    studio.make(order(seed=4), quiet)
+    studio.make(order(), quiet)  # asked for again: kept longer than the other
+    studio.make(order(seed=5), quiet)
+    assert studio.find(first.key) is first
+    assert len(list(studio.objects.iterdir())) == 2
+    studio.make(order(seed=6), quiet)
+    with pytest.raises(UserError, match="isn't kept any more"):
+        studio.find(first.key)
+
+
+def test_an_edit_starts_from_an_object_that_is_kept(studio, pipeline):
+    item = studio.make(order(), quiet)
+    edited = studio.edit(Edit(item.key, "a red mug", "geometry", 1.0, 0, 2, 3.0), quiet)
+    before, after = (pipeline.load_latent(each.files["safetensors"]).latent for each in (item, edited))
+    assert (after - before)[2:].abs().max() < 1e-5 < (after - before)[:2].abs().max()
+
+
+def test_what_a_cleaner_takes_is_made_again(studio):
+    first = studio.make(order(), quiet)
+    first.files["gif"].unlink()
+    assert studio.get(first.key) is None
+    assert studio.make(order(), quiet).files["gif"].is_file()
+    shutil.rmtree(studio.folder)
+    again = studio.make(order(), quiet)
+    assert again.key == first.key and all(path.is_file() for path in again.files.values())
+
+
+def test_an_object_s_address_can_t_be_computed_from_its_prompt(studio, pipeline, tmp_path_factory):
+    other = Studio(pipeline, SMALL, tmp_path_factory.mktemp("other"))
+    assert studio.make(order(), quiet).key != other.make(order(), quiet).key
+    assert len(studio.make(order(), quiet).key) == 32
+
+
+def test_a_closed_studio_stops_at_the_next_step_and_makes_nothing_more(studio):
+    def close(done: int, total: int, what: str) -> None:
+        studio._closed.set()
+
+    with pytest.raises(Cancelled):
+        studio.make(order(), close)
+    studio.close()
+    with pytest.raises(Cancelled):
+        studio.make(order(seed=9), quiet)
+    assert not studio.objects.exists() or not list(studio.objects.iterdir())
+
+
+def test_work_that_is_stopped_leaves_nothing(studio):
+    for stage in ("step 1 of 2", "turntable", "mesh and texture"):
+
+        def stop(done: int, total: int, what: str, stage: str = stage) -> None:
+            if what == stage:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            studio.make(order(), stop)
+        assert not studio.objects.exists() or not list(studio.objects.iterdir())
+    assert studio.make(order(), quiet).faces > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": " "}, {"prompt": "a" * 100_000}, {"prompt": None}, {"negative": "a" * 301}, {"seed": -1},
+        {"seed": "1"}, {"seed": 2**60}, {"steps": 500}, {"steps": True}, {"guidance": float("nan")},
+        {"guidance": None}, {"image": "/etc/passwd"}, {"image": "nowhere.png"},
+    ],
+)  # fmt: skip
+def test_orders_beyond_the_limits_are_refused(studio, wrong):
+    with pytest.raises(UserError):
+        studio.make(order(**wrong), quiet)
+    assert not studio.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layers": "hair"}, {"strength": 0}, {"source": "../../etc"}, {"prompt": ""}]
+)
+def test_edits_beyond_the_limits_are_refused(studio, wrong):
+    asked = {
+        "source": "x",
+        "prompt": "a",
+        "layers": "all",
+        "strength": 0.5,
+        "seed": 0,
+        "steps": 2,
+        "guidance": 3.0,
+    }
+    with pytest.raises(UserError):
+        studio.edit(Edit(**asked | wrong), quiet)
+
+
+def test_pictures_that_claim_to_be_huge_are_refused_before_they_are_decoded(studio):
+    Image.new("1", (5000, 5000)).save(studio.uploads / "bomb.png")
+    with pytest.raises(UserError, match="The picture has 5000x5000 pixels"):
+        studio.make(order(image=str(studio.uploads / "bomb.png")), quiet)
+
+
+def test_a_picture_is_followed_but_none_from_outside_of_the_uploads(studio, pipeline):
+    picture = np.full((8, 8, 3), 200, np.uint8)
+    for folder in (studio.uploads, studio.uploads.parent):
+        Image.fromarray(picture).save(folder / "grey.png")
+    item = studio.make(order(prompt="", image=str(studio.uploads / "grey.png")), quiet)
+    (shape,) = pipeline("", image=picture, seed=3, steps=2, guidance_scale=3.0)
+    assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
+    (studio.uploads / "link.png").symlink_to(studio.uploads.parent / "grey.png")
+    for name in ("../grey.png", "link.png"):
+        with pytest.raises(UserError, match="no other files are read"):
+            studio.make(order(prompt="", image=str(studio.uploads / name)), quiet)
+
+
+def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match="make serve"), served(studio, port=1):
+        pass
+
+
+def test_bad_ports_and_missing_runs_are_refused():
+    with pytest.raises(UserError, match="--port is a number"):
+        main(["--port", "0"])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match="Sampling needs --model"):
+        main([])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ---------------------------------------------------------------- served
+
+
+@pytest.fixture(scope="module")
+def site(pipeline, tmp_path_factory):
+    """A page in the background, and its address."""
+    pytest.importorskip("gradio", reason="the web page's library isn't installed")
+    with small_site(pipeline, tmp_path_factory.mktemp("page")) as blocks:
+        yield blocks.local_url.rstrip("/")
+
+
+def test_under_load_every_request_is_served_right_or_refused_politely(site, pipeline):
+    from benchmarks.drills.page_load import burst, problems
+
+    answers = burst(site, requests=30, clients=5, first_seed=0)
+    assert len(answers) == 30
+    assert problems(answers, pipeline) == []
+    assert sum(answer.latent is not None for answer in answers) >= 20
+
+
+def test_hostile_requests_are_refused_and_say_why(site, tmp_path):
+    from benchmarks.drills.page_load import hostile
+
+    wrong = {name: words for name, (refused, words) in hostile(site, tmp_path).items() if not refused}
+    assert wrong == {}
+
+
+def test_a_script_gets_the_files_of_what_it_asked_for(site, pipeline, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "page_client.py"
+    how = ["--prompt", "a mug", "--seed", "9", "--steps", "2"]
+    runpy.run_path(str(example))["main"]([site, str(tmp_path / "out"), *how])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"a-mug_seed9.{kind}" for kind in KINDS}
+    shape = pipeline("a mug", seed=9, steps=2, guidance_scale=3.0)[0]
+    assert (tmp_path / "out" / "a-mug_seed9.glb").read_bytes() == shape.mesh(SMALL.mesh).glb()
+
+
+def test_no_file_but_the_pages_own_is_served_and_no_other_host_answered(site):
+    def status(path, host="127.0.0.1"):
+        request = urllib.request.Request(site + path, headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert status("/") == 200
+    assert status("/", "evil.example") == 400
+    for path in ("/etc/passwd", f"{Path(__file__)}", "http://example.com/", "HTTPS://example.com/"):
+        assert status(f"/gradio_api/file={path}") in (403, 404)
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that draws WebGL without a graphics card."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no browser here")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    with api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, site):
+    """The page in a fresh tab; it must ask nobody else for anything, nor complain."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(60_000)
+    asked, complaints = [], []
+    page.on("response", lambda answer: answer.status == 404 and complaints.append(answer.url))
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(site)
+    page.wait_for_selector("#make")
+    yield page
+    page.close()
+    strangers = [url for url in asked if not url.startswith((site, "blob:", "data:"))]
+    assert strangers == []
+    assert complaints == []
+
+
+def make(tab, prompt, seed):
+    """Types, clicks, and waits for the object."""
+    before = tab.locator(".stage").get_attribute("data-key")
+    tab.locator("#prompt textarea").fill(prompt)
+    tab.locator("#seed input").fill(str(seed))
+    tab.locator("#make").click()
+    tab.wait_for_function("key => (document.querySelector('.stage').dataset.key ?? null) !== key", arg=before)
+
+
+def download(tab, kind):
+    with tab.expect_download() as waiting:
+        tab.locator(f"#download-{kind}").click()
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def test_a_visitor_types_clicks_waits_sees_and_downloads_the_pipelines_object(tab, pipeline):
+    make(tab, "a mug", 3)
+    shape = pipeline("a mug", seed=3, steps=2, guidance_scale=3.0)[0]
+    assert download(tab, "glb") == ("a-mug_seed3.glb", shape.mesh(SMALL.mesh).glb())
+    name, data = download(tab, "obj-zip")
+    assert name.endswith(".obj.zip") and zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+    note = tab.locator(".stage .note").inner_text()
+    assert note.startswith("a mug · seed 3")
+    # The picture changes with what is drawn, and is not just background.
+    looks = [tab.locator(".stage canvas").screenshot()]
+    for look in ("turning", "wireframe", "texture"):
+        button = tab.locator(f"[data-look={look}]")
+        pressed = button.get_attribute("aria-pressed")
+        button.click()
+        assert button.get_attribute("aria-pressed") != pressed
+        tab.wait_for_timeout(300)
+        looks.append(tab.locator(".stage canvas").screenshot())
+    assert len(set(looks[1:])) == 3
+    assert (
+        len(np.unique(np.array(Image.open(io.BytesIO(looks[1])).convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    )
+
+
+def test_an_edit_starts_from_what_is_shown_and_the_history_leads_back(tab):
+    make(tab, "a mug", 1)
+    first = tab.locator(".stage").get_attribute("data-key")
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#change textarea").fill("a red mug")
+    tab.locator("#edit").click()
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key !== key", arg=first)
+    thumbnails = tab.locator("#history img")
+    thumbnails.nth(1).wait_for()
+    assert thumbnails.count() == 2
+    thumbnails.nth(1).click()
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key === key", arg=first)
+
+
+def test_mistakes_are_told_kindly_and_markup_stays_text(tab):
+    tab.locator("#prompt textarea").fill(" ")
+    tab.locator("#make").click()
+    tab.get_by_text("A prompt says what to make").first.wait_for()
+    make(tab, "<img src=x onerror=alert(1)>", 0)
+    assert "<img src=x" in tab.locator(".stage .note").inner_text()
+    assert tab.locator("img[src=x]").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone needs no scrolling
+
+
+def test_a_picture_is_chosen_and_followed(tab, tmp_path):
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "mine.png")
+    tab.get_by_text("Follow a picture").click()
+    tab.locator("#picture input[type=file]").set_input_files(tmp_path / "mine.png")
+    tab.locator("#picture img").wait_for()
+    make(tab, "a mug", 5)
+    assert tab.locator(".stage .note").inner_text().startswith("a mug · seed 5")
+
+
+def test_cancel_stops_the_work(tab, pipeline, monkeypatch):
+    waiting = threading.Event()
+    stopped = threading.Event()
+
+    def slow(self, *arguments, on_step, **how):
+        waiting.set()
+        try:
+            for step in range(600):
+                on_step(step)
+                time.sleep(0.1)
+        except Cancelled:
+            stopped.set()
+            raise
+
+    monkeypatch.setattr(type(pipeline), "__call__", slow)
+    tab.locator("#seed input").fill("77")
+    tab.locator("#make").click()
+    assert waiting.wait(30)
+    tab.locator("#cancel").click()
+    assert stopped.wait(30)
