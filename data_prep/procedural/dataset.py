@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from trimesh.visual.material import PBRMaterial
 
 from data_prep.mesh import srgb_to_linear
-from data_prep.procedural.dataset import furniture, handheld, outdoor, vehicles
+from data_prep.procedural import furniture, handheld, outdoor, vehicles
 from data_prep.procedural.draft import Builder, Draft
 from data_prep.procedural.solids import Solid, join
 from data_prep.procedural.wording import captions
