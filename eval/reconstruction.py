@@ -27,17 +27,19 @@ from eval.pictures import coloured_mesh, render_mesh
 from eval.sheet import save_sheet, save_tile
 from sampling.mesh import MeshConfig, field_to_mesh
 from shapeloom.config import Config, UserError
-from shapeloom.decoder import RenderConfig, select
+from shapeloom.decoder import Decoder, RenderConfig, select
 from shapeloom.log import progress
 from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
 from shapeloom.pictures import Views, read_views, to_uint8
-from shapeloom.shards import AssetShards
+from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.storage import write_atomic
 from shapeloom.surface_metrics import (
+    COLOR_SCORES,
     FIELD_SCORES,
     LOWER_IS_BETTER,
     RESOLUTION,
     SURFACE_SCORES,
+    color_scores,
     decoder_scores,
     surface_scores,
 )
@@ -159,6 +161,7 @@ def _evaluate_batch(
         record |= {"caption": row.captions[0] if row.captions else "", "empty": found.is_empty}
         record |= {"true_mesh": surface.is_exact, **picture_scores(rgb[i], alpha[i], truth), **scores}
         record |= {f"mesh_{k}": v for k, v in picture_scores(mesh_rgb, mesh_alpha, truth).items()}
+        record |= texture_scores(model.decoder, own, sample)
         record["blank"] = blank_scores(truth, surface)
         rows = [truth.rgb, rgb[i], mesh_rgb]
         if training is not None:
@@ -200,6 +203,15 @@ def picture_scores(
         "ssim": float(np.mean([ssim(a, b) for a, b in zip(rgb, truth.rgb, strict=True)])),
         "iou": float(mask_iou(alpha, truth.alpha).mean()),
     }
+
+
+def texture_scores(decoder: Decoder, weights: list[Tensor], sample: AssetSample) -> dict[str, float]:
+    """Returns COLOR_SCORES of a field's texture at the asset's stored points."""
+    assert sample.points is not None and sample.points_rgb is not None
+    points = torch.from_numpy(sample.points.astype(np.float32)).to(weights[0].device)
+    with torch.no_grad():
+        found = decoder.texture(weights, points).float().cpu().numpy()
+    return color_scores(found, sample.points_rgb / 255, sample.points)
 
 
 def blank_scores(truth: Views, surface: Surface) -> dict[str, float]:
@@ -244,7 +256,7 @@ def summarize(records: Sequence[Record], config: ReconstructionConfig) -> Record
 def _means(records: Sequence[Record]) -> Record:
     """Means, with intervals over assets; the nearest training asset's and a blank's; and by how much it is
     better than the nearest training asset, paired: above 0 where it is, whichever way the measure counts."""
-    own = (*PICTURE_SCORES, *FIELD_SCORES, *(f"mesh_{score}" for score in PICTURE_SCORES))
+    own = (*PICTURE_SCORES, *FIELD_SCORES, *COLOR_SCORES, *(f"mesh_{score}" for score in PICTURE_SCORES))
     means = _with_intervals(records, own)
     for baseline in ("blank", "nearest"):
         beside = [record[baseline] for record in records if baseline in record]
@@ -267,9 +279,12 @@ def _gain(name: str, ours: float, theirs: float) -> float:
 
 
 def _with_intervals(records: Sequence[Record], names: Sequence[str]) -> Record:
+    """Of the records that have a score; without those that none has."""
     means: Record = {}
     for name in names:
-        values = np.array([record[name] for record in records], np.float64)
+        values = np.array([record[name] for record in records if name in record], np.float64)
+        if not len(values):
+            continue
         means[name] = round(float(values.mean()), 5)
         means[f"{name}_interval"] = [round(end, 5) for end in bootstrap_interval(values)]
     return means

@@ -38,6 +38,8 @@ _RECONSTRUCTION_ROWS = {
     "fscore_0.05": "Surface F-score at 0.05", "chamfer": "Chamfer distance (less is better)",
     "normal_consistency": "Normal consistency", "normals_off": "Normals off by over 30° (less is better)",
     "normal_psnr": "PSNR of normal maps, dB", "slope": "Slope of the signed distance (1 is best)",
+    "color_error": "Colour error at surface points (less is better)",
+    "color_error_edge": "... within 0.05 of a colour edge", "color_error_flat": "... elsewhere",
 }  # fmt: skip
 _GENERATION_ROWS = {
     "r_at_1": "R@1", "r_at_5": "R@5", "clip_score": "CLIP score by the judge",

@@ -14,6 +14,9 @@ exactly 0, however few points there are. Normals count up to their sign: assets 
     normal_psnr         dB of pictures of the normals, 128x128 from 8 fixed views (see `normal_maps`)
     slope               median length of the signed distance's gradient at the true points: 1 for true
                         distances, less where a field hedges
+    color_error         mean |difference| of unlit sRGB colours in [0, 1] at the true points
+    color_error_edge    the same of points within 0.05 of one whose colour is another, where textures bleed
+    color_error_flat    the same of all other points
 
 A surface without triangles counts as one point at the centre of the box without a normal: a failure has the
 scores of a failure, and is never left out.
@@ -26,8 +29,9 @@ from functools import lru_cache, partial
 import igl
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapeloom.decoder import Decoder
@@ -57,7 +61,11 @@ SURFACE_SCORES = (
 """What `surface_scores` returns."""
 FIELD_SCORES = (*SURFACE_SCORES, "slope")
 """What `decoder_scores` returns."""
-LOWER_IS_BETTER = frozenset({"chamfer", "normals_off"})
+COLOR_SCORES = ("color_error", "color_error_edge", "color_error_flat")
+"""What `color_scores` returns."""
+LOWER_IS_BETTER = frozenset({"chamfer", "normals_off", *COLOR_SCORES})
+EDGE_WIDTH, EDGE_CONTRAST = 0.05, 0.2
+"""Points are at a colour edge where another this near differs by more than this in a channel."""
 
 
 # ---------------------------------------------------------------- distances
@@ -177,3 +185,30 @@ def slope(gradient: Gradient, truth: Surface, *, device: torch.device | str = "c
     """Returns the median length of a field's gradient at the true points, the first NUM_SLOPES of them."""
     points = torch.from_numpy(truth.points[:NUM_SLOPES]).float().to(device)
     return float(gradient(points).norm(dim=-1).median())
+
+
+# ---------------------------------------------------------------- colours
+
+
+def color_scores(
+    predicted: Float[ndarray, "points 3"], truth: Float[ndarray, "points 3"],
+    points: Float[ndarray, "points 3"],
+) -> dict[str, float]:  # fmt: skip
+    """Returns COLOR_SCORES of unlit sRGB colours in [0, 1] at true surface points.
+
+    Without those that no point counts for: an asset of one colour has no edges.
+    """
+    error, near = np.abs(predicted - truth).mean(axis=1), at_color_edges(points, truth)
+    parts = {"color_error": error, "color_error_edge": error[near], "color_error_flat": error[~near]}
+    return {name: float(values.mean()) for name, values in parts.items() if len(values)}
+
+
+def at_color_edges(
+    points: Float[ndarray, "points 3"], colors: Float[ndarray, "points 3"]
+) -> Bool[ndarray, " points"]:
+    """Returns which points have one within EDGE_WIDTH whose colour differs by more than EDGE_CONTRAST."""
+    pairs = cKDTree(points).query_pairs(EDGE_WIDTH, output_type="ndarray")
+    contrast = np.abs(colors[pairs[:, 0]] - colors[pairs[:, 1]]).max(axis=1)
+    near = np.zeros(len(points), bool)
+    near[pairs[contrast > EDGE_CONTRAST]] = True
+    return near

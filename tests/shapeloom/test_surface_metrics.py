@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from shapeloom.metrics import MAX_PSNR
 from shapeloom.surface_metrics import (
     SURFACE_SCORES,
+    color_scores,
     field_surface,
     fscore,
     map_cameras,
@@ -219,3 +220,24 @@ def test_sampled_points_are_even_by_area() -> None:
     assert np.allclose(weights.sum(axis=1), 1) and (weights >= 0).all()
     # Stratified: each face has its share but for one point at either end.
     assert np.abs(np.bincount(face, minlength=12) - 10_000 * mesh.area_faces / mesh.area).max() <= 2
+
+
+def test_colours_that_bleed_show_at_edges_and_a_wrong_colour_everywhere() -> None:
+    x = np.linspace(-1, 1, 401)
+    points = np.stack([x, 0 * x, 0 * x], axis=1)
+    truth = np.where(x[:, None] < 0, [1.0, 0, 0], [0, 0, 1.0])
+    width = 0.04
+    bled = np.clip(0.5 + x / width, 0, 1)[:, None] * [-1.0, 0, 1] + [1.0, 0, 0]
+    scores = color_scores(bled, truth, points)
+    # A ramp over 0.04 is wrong by 1/2 at the edge and 0 at 0.02, in two channels of three.
+    assert scores["color_error_edge"] == pytest.approx(2 / 3 * 0.5 * 0.5 * 0.02 / 0.05, rel=0.1)
+    assert scores["color_error_flat"] == 0
+    darker = color_scores(truth * 0.9, truth, points)
+    assert darker["color_error_edge"] == pytest.approx(darker["color_error_flat"], rel=1e-6)
+    assert darker["color_error"] == pytest.approx(0.1 / 3)
+
+
+def test_an_asset_of_one_colour_has_no_colour_edges() -> None:
+    points = np.random.default_rng(0).random((50, 3))
+    scores = color_scores(np.full((50, 3), 0.5), np.full((50, 3), 0.4), points)
+    assert scores.keys() == {"color_error", "color_error_flat"}
