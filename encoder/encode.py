@@ -223,7 +223,7 @@ def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Ru
     _run_shards(tasks, config, run)
     tokens, channels = decoder.latent_shape
     facts = {"tokens": tokens, "channels": channels, **run.meta["inputs"]}
-    facts["layers"] = decoder.projection.layers
+    facts["layers"] = decoder.layout.layers
     finish_dataset(out, kind="latents", facts=facts)
     latents = LatentShards(out)
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]

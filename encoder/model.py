@@ -17,16 +17,15 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoder.shap_e import ShapEAutoencoder, ShapEEncoderConfig, load_shap_e
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
-from shapeloom.fields.mlp import own_shapes
-from shapeloom.fields.projection import layer_tokens
 from shapeloom.nn.attention import Attention
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.saved import check_fits
+from shapeloom.shap_e.autoencoder import ShapEAutoencoder, load_shap_e
+from shapeloom.shap_e.inputs import ShapEEncoderConfig
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.weights import read_tensors
 
@@ -62,20 +61,18 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, decoder: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        width, num_tokens = config.width, decoder.projection.num_tokens
+        width, layout = config.width, decoder.layout
         self.grid_tokens = GridTokens(width, config.grid, config.grid_hidden)
         # Each latent token starts from places of its own: those of one layer share out the whole box.
-        layers = layer_tokens(decoder.projection, own_shapes(decoder.field))
-        columns = decoder.projection.kind in ("columns", "hybrid")
-        shares = _shares_by_place if columns else _even_shares
-        self.shares = nn.Parameter(torch.cat([shares(num) for num in layers]))
-        self.latent_tokens = nn.Parameter(0.1 * torch.randn(num_tokens, width))
+        shares = _shares_by_place if layout.by_place else _even_shares
+        self.shares = nn.Parameter(torch.cat([shares(num) for num in layout.layers]))
+        self.latent_tokens = nn.Parameter(0.1 * torch.randn(layout.shape[0], width))
         self.view_tokens = ViewTokens(width, config.patch) if config.num_views else None
         self.from_views = Attention(width, config.heads, context_width=width) if config.num_views else None
         self.blocks = nn.ModuleList([TransformerBlock(width, config.heads) for _ in range(config.num_layers)])
         self.out_norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, decoder.projection.channels)
-        self.log_std = nn.Linear(width, decoder.projection.channels) if config.variational else None
+        self.out = nn.Linear(width, layout.channels)
+        self.log_std = nn.Linear(width, layout.channels) if config.variational else None
         if self.log_std is not None:
             nn.init.zeros_(self.log_std.weight)
             nn.init.constant_(self.log_std.bias, -3.0)

@@ -27,10 +27,11 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior.denoiser import MAX_SIZE, Prior, load_prior
 from prior.latents import check_finite
+from prior.model import Prior, load_prior
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main, validated
+from shapeloom.denoising import MAX_SIZE
 from shapeloom.log import get_logger, start_logging
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.runs import Run, read_meta
@@ -48,7 +49,7 @@ HELD_OUT_SIGMAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 class ClassifierSize(Config):
     """Size of the classifier."""
 
-    width: int = Field(default=128, ge=8, le=16384)
+    width: int = Field(default=128, ge=8, le=MAX_SIZE)
     depth: int = Field(default=2, ge=1, le=512)
     heads: int = Field(default=4, ge=1, le=512)
     group: int = Field(

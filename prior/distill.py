@@ -19,9 +19,7 @@ under the teacher's classifier-free guidance, which is thereby baked in. Where x
 The result is a prior like any other, but for the levels in its prior.json that it has to be sampled at.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,15 +29,16 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior.conditions import Condition, from_batch, select
-from prior.denoiser import Distilled, Prior, load_prior, predict_x0, split_answer
+from prior.description import Description, Distilled
 from prior.fine_tune import FineTuneConfig, start_from
 from prior.latents import MixtureConfig
-from prior.train import PriorConfig, PriorTask, read_held_out, read_latents
+from prior.model import Prior, load_prior
+from prior.task import PriorConfig, PriorTask, read_held_out, read_latents
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.denoising import Condition, from_batch, select
 from shapeloom.diffusion.guidance import classifier_free
-from shapeloom.diffusion.objectives import convert
+from shapeloom.diffusion.objectives import convert, predict_x0, split_answer
 from shapeloom.diffusion.samplers import Denoise, initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
@@ -47,7 +46,6 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import LatentShards
-from shapeloom.storage import write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("distill")
@@ -241,14 +239,9 @@ def _distil(
     task = DistillTask(teacher, config, data, run, header)
     few = task.few_sigmas.tolist()
     if world.is_main:
-        saved = {
-            "shapes": asdict(teacher.shapes),
-            "network": data.network.model_dump(),
-            "diffusion": data.diffusion.model_dump(),
-            "predict": "latents",
-            "distilled": asdict(Distilled(tuple(few), config.guidance_scale)),
-        }
-        write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
+        distilled = Distilled(tuple(few), config.guidance_scale)
+        description = Description(teacher.shapes, data.network, data.diffusion, distilled=distilled)
+        description.write(run.folder)
     train(task, config.train, run, world)
     run.finish(
         num_latents=task.num_latents, distilled_steps=config.steps,

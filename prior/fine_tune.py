@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from prior.denoiser import DiffusionConfig, Network, NetworkConfig, Prior
+from prior.denoiser import NetworkConfig
 from prior.latents import Latents, MixtureConfig
 from prior.lora import add_lora
-from prior.shap_e import ShapEDenoiser
+from prior.model import Prior
 from shapeloom.config import Config, UserError
+from shapeloom.denoising import DenoisingNetwork
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.log import get_logger
 from shapeloom.seed import derive_seed
 
@@ -46,7 +48,7 @@ class FineTuneConfig(Config):
 def start_from(
     prior: Prior, config: FineTuneConfig, latents: Latents, header: Mapping[str, Any], *,
     network: NetworkConfig, diffusion: DiffusionConfig, seed: int,
-) -> Network:  # fmt: skip
+) -> DenoisingNetwork:  # fmt: skip
     """The network of `prior`, which is no prior any more: ready to be trained on other latents.
 
     Its statistics stay. Raises UserError when latents, CLIP, network or objective are others than its own.
@@ -74,11 +76,12 @@ def start_from(
     return model
 
 
-def _choose_what_trains(model: Network, config: FineTuneConfig, seed: int) -> None:
+def _choose_what_trains(model: DenoisingNetwork, config: FineTuneConfig, seed: int) -> None:
     """Freezes the rest."""
-    if config.last_layers > len(model.blocks):
-        raise UserError(f"fine_tune.last_layers={config.last_layers}, of {len(model.blocks)} blocks.")
-    last = model.blocks[-config.last_layers :]  # of 0: all
+    blocks, head = model.parts()
+    if config.last_layers > len(blocks):
+        raise UserError(f"fine_tune.last_layers={config.last_layers}, of {len(blocks)} blocks.")
+    last = blocks[-config.last_layers :]  # of 0: all
     if config.lora_rank:
         model.requires_grad_(False)
         with torch.random.fork_rng():
@@ -86,27 +89,25 @@ def _choose_what_trains(model: Network, config: FineTuneConfig, seed: int) -> No
             add_lora(last, config.lora_rank)
     elif config.last_layers:
         model.requires_grad_(False)
-        for part in (last, *model.head):
+        for part in (last, *head):
             part.requires_grad_(True)
 
 
-def check_conditions(model: Network, mixture: MixtureConfig, sources: Sequence[Latents]) -> None:
-    """Raises UserError for conditions that one of Shap-E's networks can't be shown."""
-    if not isinstance(model, ShapEDenoiser):
-        return
-    text, alone = model.reads == "text", mixture.no_condition + mixture.image_only
-    if text and (mixture.image_only or mixture.text_and_image):
+def check_conditions(model: DenoisingNetwork, mixture: MixtureConfig, sources: Sequence[Latents]) -> None:
+    """Raises UserError for conditions that the network can't be shown."""
+    if model.reads == "text" and (mixture.image_only or mixture.text_and_image):
         raise UserError(
-            "Shap-E's text model reads captions alone: set mixture.image_only=0 mixture.text_and_image=0."
+            "This network reads captions alone: set mixture.image_only=0 mixture.text_and_image=0."
         )
-    if text and any(source.num_captionless for source in sources):
+    if model.reads == "text" and any(source.num_captionless for source in sources):
         raise UserError(
-            "Shap-E's text model reads captions alone, but some of the latents have none: give every asset a "
+            "This network reads captions alone, but some of the latents have none: give every asset a "
             "caption (`captions.csv`), and prepare and encode the data again."
         )
-    if not text and (abs(alone - 1) > 1e-6 or mixture.max_views > 1):
+    alone = mixture.no_condition + mixture.image_only
+    if model.reads == "image" and (abs(alone - 1) > 1e-6 or mixture.max_views > 1):
         raise UserError(
-            "Shap-E's image model reads one picture alone: set mixture.no_condition=0.1 "
+            "This network reads one picture alone: set mixture.no_condition=0.1 "
             "mixture.image_only=0.9 mixture.text_and_image=0 mixture.max_views=1."
         )
 

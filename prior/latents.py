@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from prior.conditions import NO_LABEL, Shapes
 from shapeloom.config import Config, UserError
+from shapeloom.denoising import NO_LABEL, Shapes
 from shapeloom.log import get_logger
 from shapeloom.shards import LatentShards
 

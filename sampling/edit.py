@@ -12,16 +12,15 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from prior.denoiser import Condition
 from sampling.guidance import prior_sigmas
 from sampling.pictures import contact_sheet
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import ShapeSample, render_shapes
 from shapeloom.config import UserError
 from shapeloom.decoder import DecoderConfig
+from shapeloom.denoising import Condition
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
-from shapeloom.fields.mlp import own_shapes
 from shapeloom.seed import normal
 
 Layers = Literal["all", "geometry", "color"]
@@ -89,19 +88,13 @@ def check_levels(pipe: ShapePipeline) -> None:
 def changing_tokens(config: DecoderConfig, layers: Layers) -> Bool[Tensor, " tokens"]:
     """Returns which tokens of a latent hold the matrices of these layers: geometry's first, then colour's.
 
-    Raises UserError for parts of a Shap-E field, whose layers serve both.
+    Raises UserError for parts of a field (Shap-E's is one) whose layers serve both.
     """
-    if config.shap_e is not None:
-        if layers != "all":
-            raise UserError("Shap-E's field has no layers of geometry or colour alone: edit all layers.")
-        return torch.ones(config.shap_e.num_tokens, dtype=torch.bool)
-    shapes = own_shapes(config.field)
-    num_geometry = min(config.field.geometry.own_layers, config.field.geometry.num_layers)
-    if config.projection.kind == "rows":
-        share = sum(out for out, _ in shapes[:num_geometry])
-    else:
-        share = config.projection.num_tokens // len(shapes) * num_geometry
-    is_geometry = torch.arange(config.projection.num_tokens) < share
+    layout = config.layout
+    if layout.num_geometry is None and layers != "all":
+        raise UserError("This model's field has no layers of geometry or color alone: edit all layers.")
+    share = sum(layout.layers[: layout.num_geometry])
+    is_geometry = torch.arange(layout.shape[0]) < share
     return {"all": torch.ones_like(is_geometry), "geometry": is_geometry, "color": ~is_geometry}[layers]
 
 

@@ -11,11 +11,11 @@ from pydantic import Field as Key
 from torch import Tensor
 
 from prior.classifier import LatentClassifier
-from prior.conditions import Condition
-from prior.denoiser import Prior
+from prior.model import Prior
 from shapeloom.clip import Clip
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, RenderConfig
+from shapeloom.denoising import Condition
 from shapeloom.diffusion.guidance import (
     EVERYWHERE,
     autoguided,

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from prior.classifier import LatentClassifier, load_classifier
-from prior.conditions import Condition
-from prior.denoiser import Distilled, Prior, load_prior
+from prior.description import Distilled
+from prior.model import Prior, load_prior
 from sampling.guidance import (
     GuidanceConfig,
     classifier_log_probability,
@@ -32,6 +32,7 @@ from sampling.shape import ShapeSample, read_latent
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
+from shapeloom.denoising import Condition
 from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
 from shapeloom.diffusion.steps import StepChoice, karras_sigmas
 from shapeloom.seed import normal

@@ -16,15 +16,22 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config, load_config
-from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import Directions, FieldConfig, FieldMLP, own_bumps, own_shapes
-from shapeloom.fields.projection import FieldWeights, ProjectionConfig, make_projection
-from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
+from shapeloom.fields.heads import Color, Directions, Field, Geometry
+from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_bumps, own_shapes
+from shapeloom.fields.projection import (
+    FieldWeights,
+    LatentLayout,
+    Projection,
+    ProjectionConfig,
+    layer_tokens,
+    make_projection,
+)
 from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights, transmittance
 from shapeloom.runs import read_meta
 from shapeloom.saved import check_fits
+from shapeloom.shap_e.field import ShapEField, ShapEFieldConfig, ShapEProjection
 from shapeloom.weights import checked_digest, read_tensors
 
 VISIBLE = 1e-3  # samples of a ray that together weigh less are left without colour
@@ -39,6 +46,24 @@ class DecoderConfig(Config):
     projection: ProjectionConfig = ProjectionConfig()
     field: FieldConfig = FieldConfig()
     shap_e: ShapEFieldConfig | None = None  # Shap-E's published field, in place of both
+
+    @property
+    def layout(self) -> LatentLayout:
+        """What the latents look like."""
+        if self.shap_e is not None:
+            return self.shap_e.layout
+        layers, trunk = layer_tokens(self.projection, own_shapes(self.field)), self.field.geometry
+        num_geometry = min(trunk.own_layers, trunk.num_layers)
+        by_place = self.projection.kind == "columns"
+        return LatentLayout(tuple(layers), self.projection.channels, num_geometry, by_place)
+
+
+def make_field(config: DecoderConfig) -> tuple[Projection, Field]:
+    """Returns the projection and the field that a config names; raises ValueError if they don't fit."""
+    if config.shap_e is not None:
+        return ShapEProjection(config.shap_e), ShapEField(config.shap_e)
+    shapes, bumps = own_shapes(config.field), own_bumps(config.field)
+    return make_projection(config.projection, shapes, bumps), FieldMLP(config.field)
 
 
 class RenderConfig(Config):
@@ -76,20 +101,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config = config
-        if config.shap_e is not None:
-            self.projection: nn.Module = ShapEProjection(config.shap_e)
-            self.field: FieldMLP | ShapEField = ShapEField(config.shap_e)
-        else:
-            shapes, bumps = own_shapes(config.field), own_bumps(config.field)
-            self.projection = make_projection(config.projection, shapes, bumps)
-            self.field = FieldMLP(config.field)
+        self.config, self.layout = config, config.layout
+        self.projection, self.field = make_field(config)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
         """(tokens, channels) of a latent."""
-        size = self.config.shap_e or self.config.projection
-        return size.num_tokens, size.channels
+        return self.layout.shape
 
     def weights(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights:
         """Returns the matrices of each asset's own."""
@@ -98,15 +116,13 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"latents must be [batch, {expected[0]}, {expected[1]}], not {list(latent.shape)}."
             )
-        matrices: FieldWeights = self.projection(latent)
-        return matrices
+        return self.projection(latent)
 
     def query(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> tuple[Geometry, Color]:
         """Returns all that the fields say of points in [-1, 1]^3; directions: see `color`."""
-        values: tuple[Geometry, Color] = self.field(weights, points, directions)
-        return values
+        return self.field(weights, points, directions)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
         """Returns density and signed distance at points in [-1, 1]^3."""
@@ -137,32 +153,17 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def sdf(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
         """Returns signed distances of a single asset's field, in chunks."""
-        return torch.cat(
-            [
-                self.geometry(weights, chunk[None]).sdf[0]
-                for chunk in points.split(points_at_once(points.device))
-            ]
-        )
+        return _in_chunks(lambda some: self.geometry(weights, some).sdf, points)
 
     @torch.no_grad()
     def gradient(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Returns the signed distance's gradient of a single asset's field, in chunks."""
-        return torch.cat(
-            [
-                self.sdf_gradient(weights, chunk[None])[0]
-                for chunk in points.split(points_at_once(points.device))
-            ]
-        )
+        return _in_chunks(lambda some: self.sdf_gradient(weights, some), points)
 
     @torch.no_grad()
     def texture(self, weights: FieldWeights, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Returns texture colours (sRGB in [0, 1]) of a single asset's field, in chunks."""
-        return torch.cat(
-            [
-                self.color(weights, chunk[None]).texture[0]
-                for chunk in points.split(points_at_once(points.device))
-            ]
-        )
+        return _in_chunks(lambda some: self.color(weights, some).texture, points)
 
     @torch.no_grad()
     def render(
@@ -263,8 +264,7 @@ class Decoder(nn.Module):
         resolution = occupancy_resolution(num_rays)
 
         def density(own: FieldWeights, points: Tensor) -> Tensor:
-            at_once = points_at_once(points.device)
-            return torch.cat([self.geometry(own, some[None]).density[0] for some in points.split(at_once)])
+            return _in_chunks(lambda some: self.geometry(own, some).density, points)
 
         return torch.stack(
             [
@@ -274,6 +274,11 @@ class Decoder(nn.Module):
                 for i in range(weights[0].shape[0])
             ]
         )
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], points: Float[Tensor, "points 3"]) -> Tensor:
+    """Returns `function` ([1, points, 3] -> [1, points, ...]) of one asset's points."""
+    return torch.cat([function(some[None])[0] for some in points.split(points_at_once(points.device))])
 
 
 def _coarse_samples(rays: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:

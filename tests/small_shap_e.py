@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.shap_e import ShapEEncoderConfig
-from prior.denoiser import NetworkConfig
-from sampling.convert import ConvertConfig, convert
-from sampling.published import CLIP_DIM, FILES, GRID_WIDTH, Sizes, skeleton
+from sampling.shap_e.convert import ConvertConfig, convert
 from shapeloom.clip import Clip, TextEmbedding
-from shapeloom.fields.shap_e import ShapEFieldConfig
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.inputs import ShapEEncoderConfig
+from shapeloom.shap_e.prior import ShapEPriorConfig
+from shapeloom.shap_e.published import CLIP_DIM, FILES, GRID_WIDTH, Sizes, skeleton
 from tests.golden_data import golden, part, projected
 
 SMALL = Sizes(
@@ -20,8 +20,8 @@ SMALL = Sizes(
         width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16
     ),
     field=ShapEFieldConfig(width=32, channels=16),
-    text300M=NetworkConfig(kind="shap_e_text", width=32, depth=2, heads=4),
-    image300M=NetworkConfig(kind="shap_e_image", width=32, depth=1, heads=2),
+    text300M=ShapEPriorConfig(reads="text", width=32, depth=2, heads=4),
+    image300M=ShapEPriorConfig(reads="image", width=32, depth=1, heads=2),
 )
 
 

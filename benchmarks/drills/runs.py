@@ -44,7 +44,7 @@ def verify(folder: Path) -> drill.Told:
 
 def stop_at(step: int) -> Callable[[], None]:
     """Makes the prior's training end when it reaches a step."""
-    from prior.train import PriorTask
+    from prior.task import PriorTask
 
     made = PriorTask.batch
 
@@ -262,7 +262,7 @@ def world_at_fault(run: Path, at: Path) -> Iterator[str]:
     words = arguments("prior", harmed)
 
     def deleted() -> None:
-        from prior.train import PriorTask
+        from prior.task import PriorTask
 
         made = PriorTask.batch
 

@@ -9,10 +9,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from prior.conditions import Shapes
-from prior.denoiser import DiffusionConfig, NetworkConfig, make_network
+from prior.denoiser import NetworkConfig
+from prior.description import make_network
 from shapeloom.clip import CompactTokenizer, build_network, load_clip
 from shapeloom.decoder import Decoder, DecoderConfig
+from shapeloom.denoising import Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.fields.encoding import EncodingConfig
 from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig
 from shapeloom.fields.projection import ProjectionConfig

@@ -135,7 +135,7 @@ def fitted(
         own = [matrix.clone().requires_grad_() for matrix in decoder.weights(latent)]
     groups = [(own, MATRIX_RATE)]
     if bound == "field free":
-        groups.append((list(decoder.field.requires_grad_().parameters()), SHARED_RATE))
+        groups.append((list(decoder.get_submodule("field").requires_grad_().parameters()), SHARED_RATE))
     fit(decoder, groups, lambda: own, truth, steps=steps)
     return decoder.requires_grad_(False), [matrix.detach() for matrix in own]
 

@@ -26,15 +26,15 @@ from encoder.batches import AugmentConfig, make_batch
 from encoder.losses import LossConfig, point_losses, ray_losses, total_loss
 from encoder.model import EncoderConfig
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, points_at_once
-from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import ColorTrunkConfig, Directions, FieldConfig, TrunkConfig, own_shapes
+from shapeloom.fields.heads import Color, Directions, Geometry
+from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig, own_shapes
 from shapeloom.fields.projection import FieldWeights
-from shapeloom.fields.shap_e import POINT_OCTAVES, ShapEFieldConfig
 from shapeloom.metrics import psnr
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
 from shapeloom.rendering.isosurface import grid_values, surface_cells, triangulate
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights
+from shapeloom.shap_e.field import POINT_OCTAVES, ShapEFieldConfig
 from shapeloom.shards import AssetShards
 
 FOV = 0.7

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prior.denoiser import Prior, make_network
+from prior.description import make_network
 from prior.fine_tune import start_from
 from prior.lora import merge_lora
-from prior.shap_e import ShapEDenoiser
-from prior.train import PriorConfig, PriorTask, read_latents
-from sampling.published import CLIP_DIM, PUBLISHED
+from prior.model import Prior
+from prior.task import PriorConfig, PriorTask, read_latents
 from shapeloom import distributed
 from shapeloom.config import load_config
-from shapeloom.fields.shap_e import ShapEFieldConfig
 from shapeloom.runs import Run
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.prior import ShapEDenoiser
+from shapeloom.shap_e.published import CLIP_DIM, PUBLISHED
 from shapeloom.shards import LatentShards, finish_dataset, write_shard
 from shapeloom.training import train
 
@@ -51,13 +52,16 @@ class OneBatch(PriorTask):
 def write_latents(folder: Path, field: ShapEFieldConfig) -> Path:
     """Writes eight random latents with captions' vectors."""
     rng, samples = np.random.default_rng(0), []
+    tokens, channels = field.layout.shape
     for i in range(8):
         pooled = rng.normal(size=(1, CLIP_DIM))
         samples.append(
             {
                 "__key__": f"asset{i}",
                 "json": {"captions": ["a thing"], "split": "train"},
-                "latent.npy": np.tanh(rng.normal(size=(field.num_tokens, field.channels))).astype(np.float16),
+                "latent.npy": np.tanh(rng.normal(size=(tokens, channels))).astype(
+                    np.float16
+                ),
                 "text_pooled.npy": (pooled / np.linalg.norm(pooled)).astype(np.float16),
                 "text_tokens.npy": np.zeros((1, CONTEXT, CLIP_DIM), np.float16),
                 "text_mask.npy": np.ones((1, CONTEXT), bool),
@@ -65,14 +69,14 @@ def write_latents(folder: Path, field: ShapEFieldConfig) -> Path:
             }
         )
     write_shard(folder / "shards" / "000000.tar", samples)
-    facts = {"encoder": "", "clip": "", "tokens": field.num_tokens, "channels": field.channels}
+    facts = {"encoder": "", "clip": "", "tokens": tokens, "channels": channels}
     finish_dataset(folder, kind="latents", facts=facts)
     return folder
 
 
 def random_prior(config: PriorConfig, field: ShapEFieldConfig) -> Prior:
     """text300M with random weights, the last layer's too, which starts at zero."""
-    shapes = PUBLISHED.model_copy(update={"field": field}).shapes(config.network)
+    shapes = PUBLISHED.model_copy(update={"field": field}).shapes("text300M")
     network = make_network(shapes, config.network)
     assert isinstance(network, ShapEDenoiser)
     nn.init.normal_(network.wrapped.output_proj.weight, std=0.02)

@@ -31,26 +31,22 @@ from torch.nn import functional
 
 from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
-from encoder.shap_e import (
-    ShapEAutoencoder,
-    ShapEEncoder,
-    ShapEEncoderConfig,
-    ShapEInputs,
-    ball_query,
-    official_inputs,
-    pixel_numbers,
-)
-from prior.denoiser import NetworkConfig, Prior, make_network
-from prior.shap_e import ShapEDenoiser
-from prior.train import PriorConfig
-from sampling.published import CLIP_DIM, PUBLISHED
+from prior.denoiser import NetworkConfig
+from prior.description import make_network
+from prior.model import Prior
+from prior.task import PriorConfig
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import load_config
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.steps import karras_sigmas
-from shapeloom.fields.shap_e import ShapEFieldConfig
+from shapeloom.shap_e.autoencoder import ShapEAutoencoder
+from shapeloom.shap_e.encoder import ShapEEncoder, ball_query
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.inputs import ShapEEncoderConfig, ShapEInputs, official_inputs, pixel_numbers
+from shapeloom.shap_e.prior import ShapEDenoiser
+from shapeloom.shap_e.published import CLIP_DIM, PUBLISHED
 from shapeloom.shards import AssetShards
 
 GUIDANCE = 15.0
@@ -167,7 +163,7 @@ def random_prior(field: ShapEFieldConfig, overrides: Sequence[str] = ()) -> Prio
     network = NetworkConfig.model_validate(
         preset.network.model_dump() | dict(item.split("=") for item in overrides)
     )
-    shapes = PUBLISHED.model_copy(update={"field": field}).shapes(network)
+    shapes = PUBLISHED.model_copy(update={"field": field}).shapes("text300M")
     torch.manual_seed(0)
     model = make_network(shapes, network)
     assert isinstance(model, ShapEDenoiser)

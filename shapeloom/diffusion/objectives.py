@@ -18,14 +18,47 @@ from typing import Literal, TypeVar, assert_never
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from shapeloom.diffusion.schedules import Schedule
+from shapeloom.config import Config
+from shapeloom.diffusion.schedules import Schedule, ScheduleName, make_schedule
 
 Target = Literal["x0", "eps", "v", "flow"]
 TimeSampling = Literal["uniform", "logit_normal"]
 Weighting = Literal["uniform", "min_snr", "edm"]
 C = TypeVar("C")
+
+
+class DiffusionConfig(Config):
+    """What the denoiser learns to predict, and at which noise levels."""
+
+    schedule: ScheduleName = "rectified_flow"
+    target: Target = "v"
+    times: TimeSampling = "logit_normal"
+    times_mean: float = Field(default=0.0, description="of logit(t): larger means noisier training samples")
+    times_std: float = Field(default=1.0, gt=0)
+    weighting: Weighting = "uniform"
+    learned_variance: bool = Field(
+        default=False,
+        description="learn the variance of DDPM's steps too, for sampler=ddpm; schedule: a vp one",
+    )
+
+    @model_validator(mode="after")
+    def _steps_have_a_variance(self) -> "DiffusionConfig":
+        if not self.learned_variance:
+            return self
+        if not make_schedule(self.schedule).keeps_variance:
+            raise ValueError(
+                f"learned_variance is of DDPM's steps, which keep the variance; schedule={self.schedule} "
+                "doesn't: use vp_cosine, vp_linear or shap_e"
+            )
+        if self.times != "uniform":
+            raise ValueError(
+                "learned_variance is learnt by a sum over all steps, each as often as the others: set "
+                f"times=uniform, not {self.times}"
+            )
+        return self
 
 
 def _expand(per_sample: Tensor, like: Tensor) -> Tensor:
@@ -106,17 +139,32 @@ def convert(
     return make_target(target, schedule, x0, eps, t)
 
 
-def as_denoiser(
-    network: Callable[[Tensor, Tensor, C], Tensor], target: Target, schedule: Schedule
-) -> Callable[[Tensor, Tensor, C], Tensor]:
-    """The samplers' `denoise(x, sigma, condition)` of a network(x_t, t, condition) that predicts `target`."""
+def predict_x0(
+    network: Callable[[Tensor, Tensor, C], Tensor],
+    diffusion: DiffusionConfig,
+    x: Float[Tensor, " batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    condition: C,
+) -> Float[Tensor, " batch *shape"]:
+    """The expected x_0 of x = x_0 + sigma eps: the seam that samplers use (`samplers`).
 
-    def denoise(x: Tensor, sigma: Tensor, condition: C) -> Tensor:
-        t = schedule.time(sigma)
-        x_t = _expand(schedule.alpha(t), x) * x
-        return to_x0(target, schedule, network(x_t, t, condition), x_t, t)
+    network: says of x, sigma and a condition what `diffusion` asks for.
+    """
+    schedule = make_schedule(diffusion.schedule)
+    prediction, _ = split_answer(network(x, sigma, condition).to(x.dtype), diffusion)
+    t = schedule.time(sigma)
+    x_t = _expand(schedule.alpha(t), x) * x
+    return to_x0(diffusion.target, schedule, prediction, x_t, t)
 
-    return denoise
+
+def split_answer(
+    answer: Float[Tensor, " batch *outputs"], diffusion: DiffusionConfig
+) -> tuple[Float[Tensor, " batch *shape"], Float[Tensor, " batch *shape"] | None]:
+    """Returns the target as the network sees it, and the variance's share if it was learned."""
+    if not diffusion.learned_variance:
+        return answer, None
+    prediction, share = answer.chunk(2, dim=-1)
+    return prediction, share
 
 
 def loss_weight(

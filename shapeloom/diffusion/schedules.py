@@ -24,6 +24,9 @@ ScheduleName = Literal["rectified_flow", "vp_cosine", "vp_linear", "edm", "shap_
 class Schedule(Protocol):
     """What objectives need; all functions act per element."""
 
+    keeps_variance: bool
+    """Whether alpha^2 + sigma^2 = 1, as DDPM's steps need."""
+
     def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """Scale of the signal at time t in [0, 1]."""
         ...
@@ -43,6 +46,8 @@ class Schedule(Protocol):
 
 class RectifiedFlow:
     """The straight line between data and noise: alpha = 1 - t, sigma = t (Liu et al. 2022)."""
+
+    keeps_variance = False
 
     def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """1 - t."""
@@ -66,6 +71,8 @@ class VpCosine:
 
     Nichol & Dhariwal 2021 without their offset, as in Salimans & Ho 2022.
     """
+
+    keeps_variance = True
 
     def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """cos(pi t / 2)."""
@@ -91,6 +98,8 @@ class VpExponential:
     rate 0.1, growth 19.9: DDPM's linear betas (Song et al. 2021, eq. 29).
     rate 12, growth 0: Shap-E's "exp" schedule, alpha^2 = exp(-12 t).
     """
+
+    keeps_variance = True
 
     def __init__(self, rate: float, growth: float) -> None:
         self.rate, self.growth = rate, growth
@@ -123,6 +132,7 @@ class Edm:
     Time below 0 stands for less: `time(0)` is about -0.28.
     """
 
+    keeps_variance = False
     low, high, rho = 0.002 ** (1 / 7), 80 ** (1 / 7), 7
 
     def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:

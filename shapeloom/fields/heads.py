@@ -10,10 +10,13 @@ colours depend on the direction of view, the shading has a part of spherical har
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from shapeloom.fields.projection import FieldWeights
 
 # The sharpest and the softest surface that beta may learn, as lengths in the box [-1, 1]^3. A tenth of a
 # 64-pixel view's pixel is not resolved by any sampling used; a fifth of the box is fog.
@@ -34,6 +37,36 @@ class Color:
 
     rgb: Float[Tensor, "batch points 3"]
     texture: Float[Tensor, "batch points 3"]
+
+
+Directions = Float[Tensor, "batch points 3"] | None
+"""Unit vectors from the camera, one a point; none: colours as they are from all sides."""
+
+
+@runtime_checkable
+class Field(Protocol):
+    """The fields of a batch of assets at points of the box [-1, 1]^3; a module. `FieldMLP` is ours.
+
+    weights: what a projection says of each asset.
+    """
+
+    def __call__(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
+    ) -> tuple[Geometry, Color]:
+        """Returns everything, from one pass."""
+
+    def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
+        """Returns density and signed distance alone."""
+
+    def color(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
+    ) -> Color:
+        """Returns the colours alone."""
+
+    def sdf_and_gradient(
+        self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points 3"]]:
+        """Returns the signed distance and its gradient by position."""
 
 
 class GeometryHead(nn.Module):
@@ -80,9 +113,9 @@ class ColorHead(nn.Module):
     def forward(
         self,
         features: Float[Tensor, "batch points width"],
-        directions: Float[Tensor, "batch points 3"] | None = None,
+        directions: Directions = None,
     ) -> Color:
-        """Returns colours in float32. directions: unit vectors from the camera; none: no harmonics."""
+        """Returns colours in float32; without directions, without harmonics."""
         shading, texture = self.linear(features).float().split(3, dim=-1)
         if self.shine is not None and directions is not None:
             shine = self.shine(features).float().unflatten(-1, (3, NUM_HARMONICS))

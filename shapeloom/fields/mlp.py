@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from shapeloom.config import Config
 from shapeloom.fields.bumps import bump_slopes, bumps_at, weigh_columns
 from shapeloom.fields.encoding import EncodingConfig, encode, encoding_gradient, encoding_matrix
-from shapeloom.fields.heads import Color, ColorHead, Geometry, GeometryHead
+from shapeloom.fields.heads import Color, ColorHead, Directions, Geometry, GeometryHead
 from shapeloom.fields.projection import FieldWeights
-
-Directions = Float[Tensor, "batch points 3"] | None
 
 
 class TrunkConfig(Config):
@@ -190,21 +188,18 @@ class FieldMLP(nn.Module):
     def forward(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> tuple[Geometry, Color]:
-        """Returns everything. weights: a [batch, out, in] matrix for each of own_shapes.
-
-        directions: unit vectors from the camera, one a point.
-        """
+        """Returns everything. weights: a [batch, out, in] matrix for each of own_shapes."""
         encoded = encode(points.float(), self.frequencies)
         return self._geometry(weights, points, encoded), self._color(weights, points, encoded, directions)
 
     def geometry(self, weights: FieldWeights, points: Float[Tensor, "batch points 3"]) -> Geometry:
-        """Returns density and signed distance alone."""
+        """See `Field`."""
         return self._geometry(weights, points, encode(points.float(), self.frequencies))
 
     def color(
         self, weights: FieldWeights, points: Float[Tensor, "batch points 3"], directions: Directions = None
     ) -> Color:
-        """Returns the colours alone."""
+        """See `Field`."""
         return self._color(weights, points, encode(points.float(), self.frequencies), directions)
 
     def sdf_and_gradient(

@@ -9,7 +9,8 @@ have no sign ambiguity and their noise stays what it is.
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,34 @@ from torch import Tensor, nn
 from shapeloom.config import Config
 
 FieldWeights = list[Float[Tensor, "_ _ _"]]
-"""One [batch, out, in] matrix a hidden layer."""
+"""What an asset's field has of its own; here one [batch, out, in] matrix a hidden layer."""
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """How a latent's tokens are shared out among what a field has of an asset's own.
+
+    layers: tokens of each matrix, in their order. num_geometry: how many of these matrices, the first ones,
+    say where the asset is and the others how it looks; None: each says both. by_place: a layer's tokens are a
+    grid over the box.
+    """
+
+    layers: tuple[int, ...]
+    channels: int
+    num_geometry: int | None = None
+    by_place: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, channels) of a latent."""
+        return sum(self.layers), self.channels
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """Latents to what their fields have of their own; a module."""
+
+    def __call__(self, latent: Float[Tensor, "batch tokens channels"]) -> FieldWeights: ...
 
 
 class ProjectionConfig(Config):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prior.classifier import load_classifier, main
-from prior.denoiser import load_prior
+from prior.model import load_prior
 from prior.train import main as train_prior
 from shapeloom.config import UserError
 from tests.prior.test_train import centre, write_latents

@@ -6,18 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior.conditions import Condition, Shapes
-from prior.denoiser import (
-    Denoiser,
-    DiffusionConfig,
-    NetworkConfig,
-    Prior,
-    predict_x0,
-)
+from prior.denoiser import Denoiser, NetworkConfig
 from prior.latents import check_finite, standardisation
-from prior.train import PriorConfig
+from prior.model import Prior
+from prior.task import PriorConfig
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError, load_config
+from shapeloom.denoising import Condition, Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0
 
 SHAPES = Shapes(tokens=8, channels=4, clip_dim=6, text_width=5)
 

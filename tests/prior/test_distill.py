@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior.conditions import Condition, from_batch, select
-from prior.denoiser import load_prior
 from prior.distill import Method, ends, main, straight_x0
+from prior.model import load_prior
 from prior.train import main as train_prior
 from shapeloom.config import UserError
+from shapeloom.denoising import Condition, from_batch, select
 from shapeloom.diffusion.steps import karras_sigmas
 from tests.prior.test_train import SETTINGS, write_latents
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prior.denoiser import load_prior
+from prior.model import load_prior
 from prior.train import main
 from shapeloom.config import UserError
 from tests.prior.test_train import SETTINGS, write_latents

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from prior.denoiser import Prior, load_prior
 from prior.latents import Latents, MixtureConfig
-from prior.train import PriorConfig, PriorTask, main, new_model, read_latents
+from prior.model import Prior, load_prior
+from prior.task import PriorConfig, PriorTask, read_latents
+from prior.train import main, new_model
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
 from shapeloom.diffusion.guidance import classifier_free

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prior.conditions import Shapes
-from prior.denoiser import Denoiser, DiffusionConfig, NetworkConfig, Prior
+from prior.denoiser import Denoiser, NetworkConfig
+from prior.model import Prior
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.decoder import Decoder, DecoderConfig
+from shapeloom.denoising import Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.fields.heads import Color, Geometry
 from shapeloom.fields.projection import ProjectionConfig
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from prior.denoiser import Distilled
+from prior.description import Distilled
 from sampling.edit import changing_tokens, interpolate, morph, slerp, strip, vary
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError

@@ -9,13 +9,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from prior.conditions import Shapes
-from prior.denoiser import Denoiser, DiffusionConfig, Distilled, NetworkConfig, Prior
+from prior.denoiser import Denoiser, NetworkConfig
+from prior.description import Distilled
+from prior.model import Prior
 from sampling.guidance import GuidanceConfig
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.config import UserError
+from shapeloom.denoising import Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.fields.heads import Color, Geometry
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring

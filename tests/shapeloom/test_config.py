@@ -88,7 +88,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
     from encoder.train import EncoderTrainConfig
     from eval.__main__ import EvalConfig
     from prior.distill import DistillConfig
-    from prior.train import PriorConfig
+    from prior.task import PriorConfig
     from prior.train_clip import DualEncoderConfig
     from sampling.__main__ import SamplingConfig
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.drills.tiny_model import write_tiny_model
-from prior.denoiser import load_prior
+from prior.model import load_prior
 from sampling.pictures import MAX_SIDE, load_image
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import load_clip

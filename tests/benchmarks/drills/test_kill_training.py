@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.drills.kill_training import SETTINGS, curve, prepare_assets, write_latents
 from encoder.train import main as train_encoder
-from prior.train import PriorTask, main
+from prior.task import PriorTask
+from prior.train import main
 
 
 def test_a_training_that_ends_anywhere_goes_on_bit_for_bit(

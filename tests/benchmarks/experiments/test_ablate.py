@@ -23,8 +23,8 @@ from benchmarks.experiments.ablate import (
     train_and_measure,
 )
 from encoder.train import EncoderTrainConfig
-from prior.denoiser import load_prior
-from prior.train import PriorConfig
+from prior.model import load_prior
+from prior.task import PriorConfig
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.training import TrainConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shapeloom.diffusion.objectives import Target, add_noise, as_denoiser, make_target, sample_times
+from shapeloom.diffusion.objectives import Target, add_noise, make_target, sample_times, to_x0
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
@@ -55,7 +55,12 @@ def test_a_mixture_s_score_is_learnt(name: ScheduleName, target: Target):
         error.square().mean().backward()
         optimizer.step()
         rates.step()
-    denoise = as_denoiser(network, target, schedule)
+
+    def denoise(x, sigma, condition):
+        t = schedule.time(sigma)
+        x_t = schedule.alpha(t)[:, None] * x
+        return to_x0(target, schedule, network(x_t, t), x_t, t)
+
     for sigma in (0.2, 0.5, 1.0, 3.0):
         levels = torch.full((2000,), sigma)
         x = draw(2000, generator) + sigma * torch.randn(2000, 2, generator=generator)

@@ -1,7 +1,7 @@
 """Shap-E as its reference runs it, mistakes included, to compare with: "faithful" in docs/shap_e.md.
 
-    python -m sampling.shap_e --out DIR --set model=MODEL prompt="a red chair" seed=0
-    python -m sampling.shap_e --out DIR --set model=MODEL latent=SAVED.safetensors
+    python -m sampling.shap_e.reference --out DIR --set model=MODEL prompt="a red chair" seed=0
+    python -m sampling.shap_e.reference --out DIR --set model=MODEL latent=SAVED.safetensors
 
 writes latent.safetensors, turntable.gif and mesh.ply as the reference would. `image` in place of `prompt` is
 for image300M.
@@ -20,9 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from prior.conditions import Condition
-from prior.denoiser import Prior
-from prior.shap_e import ShapEDenoiser
+from prior.model import Prior
 from sampling.export import srgb_to_linear
 from sampling.hub import fetch_package
 from sampling.pictures import gif, load_image
@@ -30,15 +28,18 @@ from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample, read_latent
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
+from shapeloom.denoising import Condition
 from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.fields.projection import FieldWeights
-from shapeloom.fields.shap_e import COARSE_RGB, FINE_RGB, TEXTURE, ShapEField
 from shapeloom.log import get_logger
 from shapeloom.rendering.rays import camera_rays
-from shapeloom.rendering.shap_e import (
+from shapeloom.runs import Run
+from shapeloom.shap_e.field import COARSE_RGB, FINE_RGB, TEXTURE, ShapEField
+from shapeloom.shap_e.prior import ShapEDenoiser
+from shapeloom.shap_e.rendering import (
     PAN_FOV,
     Draws,
     official_intrinsics,
@@ -46,7 +47,6 @@ from shapeloom.rendering.shap_e import (
     pan_cameras,
     render_rays,
 )
-from shapeloom.runs import Run
 from shapeloom.storage import write_atomic
 
 log = get_logger("shap_e")
@@ -170,7 +170,7 @@ def sample_reference(config: ReferenceConfig) -> ShapeSample:
     parts = fetch_package(config.model)
     pipe = ShapePipeline.load(prior=parts.prior, encoder=parts.encoder, clip=config.clip or parts.clip)
     if not isinstance(pipe.prior.network, ShapEDenoiser):
-        raise UserError(f"{config.model} is no Shap-E: convert one with `python -m sampling.convert`.")
+        raise UserError(f"{config.model} is no Shap-E: convert one with `python -m sampling.shap_e.convert`.")
     tokens, channels = pipe.prior.shape
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(1, tokens * channels, generator=generator).view(1, tokens, channels)
@@ -190,7 +190,7 @@ def sample_reference(config: ReferenceConfig) -> ShapeSample:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, _ = parse_stage(
-        ReferenceConfig, stage="sampling.shap_e", description=__doc__ or "", argv=argv
+        ReferenceConfig, stage="sampling.shap_e.reference", description=__doc__ or "", argv=argv
     )
     with Run.open(out, config, stage="shap_e") as run:
         if run.done:

@@ -5,17 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoder.shap_e import (
-    ShapEEncoder,
-    ShapEEncoderConfig,
-    ShapEInputs,
-    ball_query,
-    fold_convolutions,
-    pixel_numbers,
-    with_bottleneck_noise,
-)
-from shapeloom.fields.shap_e import ShapEFieldConfig
-from shapeloom.rendering.shap_e import official_rays
+from shapeloom.shap_e.encoder import ShapEEncoder, ball_query, fold_convolutions, with_bottleneck_noise
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.inputs import ShapEEncoderConfig, ShapEInputs, pixel_numbers
+from shapeloom.shap_e.rendering import official_rays
 from tests.golden_data import assert_same, golden, part, published_shapes
 
 SMALL = ShapEEncoderConfig(

@@ -1,7 +1,7 @@
 """Cap3D's published Shap-E latents and captions as latent shards, to fine-tune text300M with.
 
-    python -m encoder.cap3d --out RUN/latents --set latents=DIR captions=Cap3D_automated_Objaverse.csv \\
-        encoder=MODEL/encoder clip=ViT-L-14/openai
+    python -m sampling.shap_e.cap3d --out RUN/latents --set latents=DIR \\
+        captions=Cap3D_automated_Objaverse.csv encoder=MODEL/encoder clip=ViT-L-14/openai
 
 DIR holds UID.pt files, the unpacked ShapELatentCode_zips (subfolders are looked into): each is one tensor of
 1,048,576 numbers, what Shap-E's encoder makes of an object of Objaverse. The captions' file has lines UID,
@@ -109,7 +109,9 @@ def make_samples(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    config, out, _ = parse_stage(Cap3dConfig, stage="encoder.cap3d", description=__doc__ or "", argv=argv)
+    config, out, _ = parse_stage(
+        Cap3dConfig, stage="sampling.shap_e.cap3d", description=__doc__ or "", argv=argv
+    )
     start_logging()
     captions = read_captions(config.captions)
     found = sorted(config.latents.rglob(f"*{SUFFIX}"), key=lambda path: path.stem)
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     write_shard(shard, make_samples(part, captions, shape, clip, config.held_out))
                     run.save_progress()
                 bar.advance(len(part))
-        facts = {"tokens": shape[0], "channels": shape[1], "layers": decoder.projection.layers, **inputs}
+        facts = {"tokens": shape[0], "channels": shape[1], "layers": decoder.layout.layers, **inputs}
         finish_dataset(out, kind="latents", facts=facts)
         run.finish(num_latents=len(paths), num_without_captions=len(found) - len(paths))
 

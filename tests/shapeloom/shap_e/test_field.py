@@ -2,7 +2,7 @@
 
 import torch
 
-from shapeloom.fields.shap_e import (
+from shapeloom.shap_e.field import (
     COARSE_RGB,
     FINE_RGB,
     TEXTURE,

@@ -139,14 +139,3 @@ def initialise(module: nn.Module, width: int) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=INIT_SCALE / math.sqrt(width))
             nn.init.zeros_(layer.bias)
-
-
-def halve_weights(module: nn.Module) -> None:
-    """Keeps the matrices and kernels of `module` in bfloat16, for use under autocast.
-
-    Norms, embeddings and whatever is added up stay in float32. Half of the memory, and nothing to convert at
-    each call.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.to(torch.bfloat16)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encoder.shap_e import ShapEEncoderConfig
-from prior.denoiser import NetworkConfig, load_prior
-from sampling.convert import ConvertConfig, convert
-from sampling.published import FILES, Part, Sizes, read_published, skeleton
+from prior.model import load_prior
+from sampling.shap_e.convert import ConvertConfig, convert
 from shapeloom.config import UserError
-from shapeloom.fields.shap_e import ShapEFieldConfig
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.inputs import ShapEEncoderConfig
+from shapeloom.shap_e.prior import ShapEPriorConfig
+from shapeloom.shap_e.published import FILES, Part, Sizes, read_published, skeleton
 from tests.golden_data import BESIDE, published_shapes
 
 SMALL = Sizes(
@@ -21,8 +22,8 @@ SMALL = Sizes(
         width=32, heads=4, num_layers=1, num_points=64, num_centres=16, num_views=2, size=16
     ),
     field=ShapEFieldConfig(width=8, channels=16),
-    text300M=NetworkConfig(kind="shap_e_text", width=32, depth=2, heads=4),
-    image300M=NetworkConfig(kind="shap_e_image", width=32, depth=2, heads=2),
+    text300M=ShapEPriorConfig(reads="text", width=32, depth=2, heads=4),
+    image300M=ShapEPriorConfig(reads="image", width=32, depth=2, heads=2),
 )
 
 

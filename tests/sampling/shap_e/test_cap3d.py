@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import encoder.cap3d as cap3d
 import prior.train as prior_stage
+import sampling.shap_e.cap3d as cap3d
 from shapeloom.config import UserError
 from shapeloom.shards import LatentShards
 from tests.small_shap_e import FakeClip, write_converted, write_published

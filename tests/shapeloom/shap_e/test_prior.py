@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from prior.conditions import Shapes
-from prior.shap_e import ShapEDenoiser, _sinusoids
+from shapeloom.denoising import Shapes
 from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.diffusion.samplers import sample
+from shapeloom.shap_e.prior import ShapEDenoiser, ShapEPriorConfig, _sinusoids
 from tests.golden_data import assert_same, golden, published_shapes
 
 
 def small(data: dict[str, Tensor], reads: str) -> ShapEDenoiser:
     shapes = Shapes(tokens=32, channels=16, clip_dim=768, text_width=768, grid_width=1024)
-    model = ShapEDenoiser(shapes, width=64, depth=2, heads=4, reads=reads)
+    model = ShapEDenoiser(shapes, ShapEPriorConfig(width=64, depth=2, heads=4, reads=reads))
     model.load_state_dict(data)
     return model
 
@@ -91,7 +91,7 @@ def test_the_full_size_model_is_the_published_one(reads: str, name: str, count: 
     shapes = Shapes(1024, 1024, 768, 768, 1024 if reads == "image" else 0)
     heads = 16 if reads == "text" else 8
     with torch.device("meta"):
-        model = ShapEDenoiser(shapes, width=1024, depth=24, heads=heads, reads=reads)
+        model = ShapEDenoiser(shapes, ShapEPriorConfig(width=1024, depth=24, heads=heads, reads=reads))
     published, elements = published_shapes(name)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == published
     assert sum(p.numel() for p in model.parameters()) == count == elements

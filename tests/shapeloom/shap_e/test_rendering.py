@@ -4,9 +4,10 @@ import numpy as np
 import torch
 import trimesh
 
-from shapeloom.fields.shap_e import COARSE_RGB, FINE_RGB, ShapEField, ShapEFieldConfig
 from shapeloom.rendering.rays import camera_rays, edges_from_samples
-from shapeloom.rendering.shap_e import (
+from shapeloom.rendering.volume import composite, ray_weights
+from shapeloom.shap_e.field import COARSE_RGB, FINE_RGB, ShapEField, ShapEFieldConfig
+from shapeloom.shap_e.rendering import (
     Draws,
     classic_surface,
     official_box,
@@ -18,7 +19,6 @@ from shapeloom.rendering.shap_e import (
     render_rays,
     stratified_samples,
 )
-from shapeloom.rendering.volume import composite, ray_weights
 from tests.golden_data import assert_same, golden, part, projected
 
 

@@ -3,77 +3,31 @@
 Points become tokens of their own, and 1,024 of them gather their neighbours by convolutions; pixels of 20
 views, each with the point it sees, become patches. The gathered tokens and as many learned ones attend to all
 points, then to all patches, then to each other; the learned ones end in a tanh: the latent.
-Everything here is in the official frame; `official_inputs` is the border. Jun & Nichol 2023, section 4.1.
+Everything here is in the official frame. Jun & Nichol 2023, section 4.1.
 
 The reference permutes the samples of each neighbourhood at random, channel by channel, even when it only
 encodes; here they keep their order unless a permutation is asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from pydantic import Field as Key
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapeloom.config import Config, UserError, load_config
-from shapeloom.decoder import Decoder
 from shapeloom.diffusion.discrete import bottleneck_process
-from shapeloom.fields.shap_e import (
-    ASSET_HALF_SIZE,
-    POINT_OCTAVES,
-    ShapEFieldConfig,
-    ShapEProjection,
-    encode_octaves,
-)
-from shapeloom.nn.shap_e import CrossTransformer, SelfTransformer, halve_weights, initialise
-from shapeloom.rendering.shap_e import official_rays
-from shapeloom.shards import AssetSample
-from shapeloom.weights import read_tensors
+from shapeloom.shap_e.blocks import CrossTransformer, SelfTransformer, initialise
+from shapeloom.shap_e.field import POINT_OCTAVES, ShapEFieldConfig, ShapEProjection, encode_octaves
+from shapeloom.shap_e.inputs import ShapEEncoderConfig, ShapEInputs, pixel_numbers
 
 RADIUS, NEIGHBOURS, WRAP = 0.5, 64, 4
 PATCH, MARGIN = 8, 1
-MAX_DEPTH = 9.0
-MIN_ALPHA = 0.999
-"""Of a pixel that counts as seen."""
 PIXEL_NUMBERS = 279
 CENTRES_AT_ONCE = 64
 """13 MB of offsets to all points."""
 PATCHES_AT_ONCE = 256
 """57 MB of pixels in float32."""
-
-
-class ShapEEncoderConfig(Config):
-    """Sizes of the encoder; the defaults are the published ones."""
-
-    width: int = Key(1024, ge=8, le=16384)
-    heads: int = Key(8, ge=1, le=512)
-    num_layers: int = Key(11, ge=1, le=512)  # self-attention blocks
-    num_points: int = Key(16384, ge=16, le=1 << 20)
-    num_centres: int = Key(1024, ge=1, le=16384)  # points that gather their neighbours: the first ones
-    num_views: int = Key(20, ge=1, le=1024)
-    size: int = Key(256, ge=8, le=4096)  # of a view, pixels
-
-
-@dataclass(frozen=True)
-class ShapEInputs:
-    """Points and views of a batch of assets, in the official frame.
-
-    points: xyz, then rgb in [0, 1], in farthest-point order. rgb: 0 to 255 on black. seen: pixels that show
-    the asset and nothing else. depth: along the camera's z, anything where nothing is seen. tangents: of half
-    the angles of view between the outermost pixels' centres, x and y.
-    """
-
-    points: Float[Tensor, "batch points 6"]
-    rgb: Float[Tensor, "batch views size size 3"]
-    seen: Bool[Tensor, "batch views size size"]
-    depth: Float[Tensor, "batch views size size"]
-    cam_to_world: Float[Tensor, "batch views 4 4"]
-    tangents: Float[Tensor, "batch views 2"]
 
 
 class _PointConv(nn.Module):
@@ -175,7 +129,7 @@ class ShapEEncoder(nn.Module):
     def __init__(self, config: ShapEEncoderConfig, field: ShapEFieldConfig) -> None:
         super().__init__()
         self.config, width = config, config.width
-        self.output_tokens = nn.Parameter(torch.randn(field.num_tokens, width))
+        self.output_tokens = nn.Parameter(torch.randn(field.layout.shape[0], width))
         self.params_proj = ShapEProjection(field)
         self.encoder = nn.ModuleList(CrossTransformer(width, config.heads) for _ in range(2))
         self.processor = SelfTransformer(width, config.heads, config.num_layers)
@@ -264,61 +218,6 @@ class ShapEEncoder(nn.Module):
         return self._folded[1], self._folded[2]
 
 
-class ShapEAutoencoder(nn.Module):
-    """Encoder and decoder of the published transmitter, whose projection both share.
-
-    bf16: computes in bfloat16 (see `halve_weights`); latents differ by about 1%. Fields stay in float32.
-    """
-
-    def __init__(self, encoder: ShapEEncoder, decoder: Decoder) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.bf16 = encoder, decoder, False
-
-    def use_bf16(self) -> None:
-        """From now on."""
-        for name, part in self.encoder.named_children():
-            if name != "params_proj":  # its matrices are the decoder's
-                halve_weights(part)
-        self.bf16 = True
-
-    @torch.no_grad()
-    def encode(
-        self, samples: Sequence[AssetSample], *, shuffle: torch.Generator | None = None
-    ) -> Float[Tensor, "batch tokens channels"]:
-        """Returns the latents of assets read by `read_for_encoding`; deterministic.
-
-        shuffle: permutes neighbours' samples as the reference does.
-        """
-        device = self.encoder.output_tokens.device
-        orders = None
-        if shuffle is not None:
-            drawn = random_permutations(self.encoder.config, len(samples), shuffle)
-            orders = [order.to(device) for order in drawn]
-        inputs = official_inputs(samples, self.encoder.config, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            latent: Tensor = self.encoder(inputs, orders)
-        return latent
-
-
-def load_shap_e(folder: Path, decoder: Decoder) -> ShapEAutoencoder:
-    """Returns the autoencoder of a converted checkpoint; UserError if it has no encoder."""
-    if not (folder / "encoder.yaml").is_file():
-        raise UserError(
-            f"{folder} was converted from Shap-E's decoder alone: convert transmitter.pt to encode assets."
-        )
-    assert decoder.config.shap_e is not None
-    config = load_config(ShapEEncoderConfig, folder / "encoder.yaml")
-    with torch.device("meta"):
-        encoder = ShapEEncoder(config, decoder.config.shap_e)
-    assert isinstance(decoder.projection, ShapEProjection)
-    state = {f"params_proj.{name}": value for name, value in decoder.projection.state_dict().items()}
-    state |= read_tensors(folder / "weights.safetensors", "encoder.")
-    encoder.load_state_dict(state, assign=True)
-    encoder.params_proj = decoder.projection
-    device = next(decoder.parameters()).device
-    return ShapEAutoencoder(encoder.to(device), decoder).eval().requires_grad_(False)
-
-
 def fold_convolutions(
     first: Float[Tensor, "middle numbers 3 3"],
     first_bias: Float[Tensor, " middle"] | None,
@@ -345,21 +244,6 @@ def fold_convolutions(
     return kernel.flatten(0, 2).to(second.dtype), bias
 
 
-def pixel_numbers(
-    inputs: ShapEInputs, view: int, unknown: Float[Tensor, " numbers"]
-) -> Float[Tensor, "batch size size numbers"]:
-    """Returns what the pixels of a view say: encoded colour, ray origin and point seen, or `unknown`."""
-    pose, seen = inputs.cam_to_world[:, view], inputs.seen[:, view]
-    directions, cosine = official_rays(pose, inputs.tangents[:, view], *seen.shape[1:])
-    distance = inputs.depth[:, view].clamp(max=MAX_DEPTH) / cosine
-    origin = pose[:, None, None, :3, 3]
-    position = origin + distance[..., None] * directions
-    pixels = unknown.float().expand(*seen.shape, -1).clone()
-    shown = (inputs.rgb[:, view] / 127.5 - 1, origin.expand_as(position), position)
-    pixels[seen] = torch.cat([encode_octaves(each[seen], POINT_OCTAVES) for each in shown], dim=-1)
-    return pixels
-
-
 def random_permutations(
     config: ShapEEncoderConfig, batch: int, generator: torch.Generator
 ) -> list[Int[Tensor, "batch _ _"]]:
@@ -379,51 +263,3 @@ def with_bottleneck_noise(
 ) -> Float[Tensor, " batch *shape"]:
     """Returns the latent as its decoder was trained with it: step 0 for 9 of 10, else any of 0 to 1023."""
     return bottleneck_process().add_noise(torch.tanh(before_tanh), noise, step)
-
-
-def official_inputs(
-    samples: Sequence[AssetSample], config: ShapEEncoderConfig, device: torch.device | str = "cpu"
-) -> ShapEInputs:
-    """Returns our assets as the official encoder wants them: scaled by 1 / 0.95, pixels on black.
-
-    Raises ValueError for assets with too few points or views, or views of another size.
-    """
-    for sample in samples:
-        _check(sample, config)
-    num, scale = config.num_points, 1 / ASSET_HALF_SIZE
-    xyz = _stack([s.points for s in samples])[:, :num] * scale
-    point_rgb = _stack([s.points_rgb for s in samples])[:, :num].float() / 255
-    rgba = _stack([s.rgba for s in samples]).float()
-    depth = _stack([s.depth for s in samples]) * scale
-    poses = _stack([s.cam_to_world for s in samples])
-    poses[..., :3, 3] *= scale
-    intrinsics = _stack([s.intrinsics for s in samples])
-    focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
-    return ShapEInputs(
-        points=torch.cat([xyz, point_rgb], dim=-1).to(device),
-        rgb=(rgba[..., :3] * rgba[..., 3:] / 255).round().to(device),
-        seen=((rgba[..., 3] / 255 >= MIN_ALPHA) & (depth > 0)).to(device),
-        depth=depth.to(device),
-        cam_to_world=poses.to(device),
-        # The same rays: ours go through centres at +0.5, the official ones through i / (W - 1).
-        tangents=((config.size - 1) / 2 / focal).to(device),
-    )
-
-
-def _check(sample: AssetSample, config: ShapEEncoderConfig) -> None:
-    have = (
-        0 if sample.points is None else len(sample.points),
-        0 if sample.rgba is None else len(sample.rgba),
-        0 if sample.rgba is None else sample.rgba.shape[1],
-    )
-    need = (config.num_points, config.num_views, config.size)
-    if have[0] < need[0] or have[1:] != need[1:] or sample.depth is None:
-        raise ValueError(
-            f"asset {sample.row.key} has {have[0]} points and {have[1]} views of {have[2]} pixels, but "
-            f"Shap-E's encoder reads {need[0]} points and {need[1]} views of {need[2]} pixels with depth: "
-            "prepare the data with configs/data_prep/shap_e.yaml."
-        )
-
-
-def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
-    return torch.stack([torch.from_numpy(array) for array in arrays if array is not None])

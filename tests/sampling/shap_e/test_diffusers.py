@@ -7,21 +7,22 @@ import torch
 import trimesh
 from safetensors.torch import load_file, save_file
 
-from prior.denoiser import NetworkConfig, load_prior
-from sampling.convert import ConvertConfig, convert
-from sampling.diffusers_layout import triangle_table
-from sampling.published import FILES, GRID_WIDTH, Sizes, skeleton
-from sampling.shap_e import reference_mesh
+from prior.model import load_prior
+from sampling.shap_e.convert import ConvertConfig, convert
+from sampling.shap_e.reference import reference_mesh
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
 from shapeloom.diffusion.discrete import exponential_process
-from shapeloom.fields.shap_e import ShapEFieldConfig
+from shapeloom.shap_e.diffusers import triangle_table
+from shapeloom.shap_e.field import ShapEFieldConfig
+from shapeloom.shap_e.prior import ShapEPriorConfig
+from shapeloom.shap_e.published import FILES, GRID_WIDTH, Sizes, skeleton
 from tests.golden_data import assert_same
 
 SIZES = Sizes(
     field=ShapEFieldConfig(width=8, channels=16),
-    text300M=NetworkConfig(kind="shap_e_text", width=32, depth=2, heads=4),
-    image300M=NetworkConfig(kind="shap_e_image", width=32, depth=2, heads=2),
+    text300M=ShapEPriorConfig(reads="text", width=32, depth=2, heads=4),
+    image300M=ShapEPriorConfig(reads="image", width=32, depth=2, heads=2),
 )
 # numpy asks of torch's tensors what they can't yet say, in diffusers' scheduler.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from encoder.shap_e import ShapEEncoder, ShapEEncoderConfig
-from prior.conditions import Shapes
-from prior.denoiser import NetworkConfig, make_network
 from shapeloom.config import Config, UserError
-from shapeloom.fields.shap_e import ShapEField, ShapEFieldConfig, ShapEProjection
+from shapeloom.denoising import Shapes
+from shapeloom.shap_e.encoder import ShapEEncoder
+from shapeloom.shap_e.field import ShapEField, ShapEFieldConfig, ShapEProjection
+from shapeloom.shap_e.inputs import ShapEEncoderConfig
+from shapeloom.shap_e.prior import ShapEDenoiser, ShapEPriorConfig
 from shapeloom.storage import file_digest
 
 Part = Literal["transmitter", "decoder", "text300M", "image300M"]
@@ -40,15 +41,18 @@ class Sizes(Config):
 
     encoder: ShapEEncoderConfig = ShapEEncoderConfig()
     field: ShapEFieldConfig = ShapEFieldConfig()
-    text300M: NetworkConfig = NetworkConfig(kind="shap_e_text", width=1024, depth=24, heads=16)
-    image300M: NetworkConfig = NetworkConfig(kind="shap_e_image", width=1024, depth=24, heads=8)
+    text300M: ShapEPriorConfig = ShapEPriorConfig(reads="text", width=1024, depth=24, heads=16)
+    image300M: ShapEPriorConfig = ShapEPriorConfig(reads="image", width=1024, depth=24, heads=8)
 
-    def shapes(self, config: NetworkConfig) -> Shapes:
-        """What a prior of `config` reads and writes."""
-        grid_width = GRID_WIDTH if config.kind == "shap_e_image" else 0
-        field = self.field
-        layers = tuple(field.width for _ in field.row_lengths)
-        return Shapes(field.num_tokens, field.channels, CLIP_DIM, CLIP_DIM, grid_width, (), layers)
+    def prior(self, part: Part) -> ShapEPriorConfig:
+        """Those of a prior's network."""
+        return self.text300M if part == "text300M" else self.image300M
+
+    def shapes(self, part: Part) -> Shapes:
+        """What a prior reads and writes."""
+        layout = self.field.layout
+        grid_width = GRID_WIDTH if self.prior(part).reads == "image" else 0
+        return Shapes(*layout.shape, CLIP_DIM, CLIP_DIM, grid_width, (), layout.layers)
 
 
 PUBLISHED = Sizes()
@@ -64,10 +68,13 @@ def skeleton(part: Part, sizes: Sizes = PUBLISHED) -> nn.Module:
             case "decoder":
                 projection = ShapEProjection(sizes.field)
                 return nn.ModuleDict({"params_proj": projection, "renderer": ShapEField(sizes.field)})
-            case "text300M":
-                return make_network(sizes.shapes(sizes.text300M), sizes.text300M)
-            case "image300M":
-                return make_network(sizes.shapes(sizes.image300M), sizes.image300M)
+            case "text300M" | "image300M":
+                return ShapEDenoiser(sizes.shapes(part), sizes.prior(part))
+
+
+def shapes_of(part: Part, sizes: Sizes = PUBLISHED) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor in a file, in its order."""
+    return {name: tuple(value.shape) for name, value in skeleton(part, sizes).state_dict().items()}
 
 
 def read_published(
@@ -81,7 +88,7 @@ def read_published(
     """
     if not path.is_file():
         raise UserError(f"{path} isn't there: it should be Shap-E's published {FILES[part][0]}.")
-    expected = {name: tuple(value.shape) for name, value in skeleton(part, sizes).state_dict().items()}
+    expected = shapes_of(part, sizes)
     genuine = file_digest(path) == FILES[part][1]
     if not genuine:
         _check_archive(path, list(expected))

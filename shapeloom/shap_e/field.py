@@ -17,9 +17,8 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config
-from shapeloom.fields.heads import Color, Geometry
-from shapeloom.fields.mlp import Directions
-from shapeloom.fields.projection import FieldWeights
+from shapeloom.fields.heads import Color, Directions, Geometry
+from shapeloom.fields.projection import FieldWeights, LatentLayout
 
 ASSET_HALF_SIZE = 0.95
 """Our coordinates of the official box's faces: ours = 0.95 official."""
@@ -38,9 +37,9 @@ class ShapEFieldConfig(Config):
     channels: int = Key(1024, ge=1, le=16384)
 
     @property
-    def num_tokens(self) -> int:
-        """Latent tokens: one a row of each layer of an asset's own."""
-        return OWN_LAYERS * self.width
+    def layout(self) -> LatentLayout:
+        """Of its latents: a token a row of each layer of an asset's own."""
+        return LatentLayout((self.width,) * OWN_LAYERS, self.channels)
 
     @property
     def row_lengths(self) -> list[int]:
@@ -77,11 +76,11 @@ class _Rows(nn.Module):
 
 
 class ShapEProjection(nn.Module):
-    """Latent tokens to an asset's own matrices; `layers`: tokens of each."""
+    """Latent tokens to an asset's own matrices."""
 
     def __init__(self, config: ShapEFieldConfig) -> None:
         super().__init__()
-        self.layers = [config.width] * OWN_LAYERS
+        self.layers = config.layout.layers
         self.projections = nn.ModuleDict(
             {
                 f"nerstf__mlp__{layer}__weight": _Rows(config.channels, config.width, columns)

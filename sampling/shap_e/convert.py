@@ -1,7 +1,7 @@
 """Shap-E's published checkpoints, or a diffusers folder, to a pipeline of ours, and back to diffusers.
 
-    python -m sampling.convert --out MODEL --set source=DIR model=text300M
-    python -m sampling.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers [prior=RUN/prior]
+    python -m sampling.shap_e.convert --out MODEL --set source=DIR model=text300M
+    python -m sampling.shap_e.convert --out DIFFUSERS_DIR --set source=MODEL to=diffusers [prior=RUN/prior]
 
 source: a folder with text_cond.pt or image_cond.pt, and transmitter.pt (or vector_decoder.pt, which can't
 encode assets); or a folder as diffusers' openai/shap-e and openai/shap-e-img2img; or, to diffusers, a run or
@@ -10,23 +10,27 @@ pipeline folder of ours. MODEL loads with ShapePipeline.from_pretrained. CLIP is
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import torch
 import yaml
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prior.denoiser import DiffusionConfig, NetworkConfig
-from sampling.diffusers_layout import read_diffusers, write_prior, write_renderer, write_scheduler
+from prior.denoiser import NetworkConfig
+from prior.description import Description, read_description
 from sampling.hub import FORMAT, fetch_package
-from sampling.published import FILES, PUBLISHED, Sizes, read_published
 from shapeloom.config import Config, UserError, load_config, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run, lock_folder, read_meta
+from shapeloom.shap_e.diffusers import read_diffusers, write_prior, write_renderer, write_scheduler
+from shapeloom.shap_e.names import OURS, TRANSMITTER, renamed
+from shapeloom.shap_e.prior import ShapEDenoiser
+from shapeloom.shap_e.published import FILES, PUBLISHED, Part, Sizes, read_published
 from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
 from shapeloom.weights import checked_digest, read_tensors
 
@@ -61,17 +65,16 @@ def convert(config: ConvertConfig, out: Path, *, sizes: Sizes = PUBLISHED) -> No
         raise UserError(
             "prior goes with to=diffusers; here, sample with --model MODEL --set prior=RUN/prior."
         )
+    part: Part = config.model
     if (config.source / "shap_e_renderer").is_dir():
-        sizes, network, prior, decoder = read_diffusers(config.source)
+        sizes, part, prior, decoder = read_diffusers(config.source)
         encoder: dict[str, Tensor] = {}
     else:
-        network = sizes.text300M if config.model == "text300M" else sizes.image300M
-        prior = read_published(
-            config.source / FILES[config.model][0], config.model, sizes=sizes, allow_other=config.allow_other
-        )
+        path = config.source / FILES[part][0]
+        prior = read_published(path, part, sizes=sizes, allow_other=config.allow_other)
         encoder, decoder = _read_coder(config, sizes)
     with lock_folder(out):
-        write_pipeline(config, out, sizes, network, prior=prior, encoder=encoder, decoder=decoder)
+        write_pipeline(config, out, sizes, part, prior=prior, encoder=encoder, decoder=decoder)
 
 
 def _read_coder(config: ConvertConfig, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -83,46 +86,33 @@ def _read_coder(config: ConvertConfig, sizes: Sizes) -> tuple[dict[str, Tensor],
             raise UserError(f"{config.source} has neither {whole.name} nor {path.name}.")
         return {}, read_published(path, "decoder", sizes=sizes, allow_other=config.allow_other)
     state = read_published(whole, "transmitter", sizes=sizes, allow_other=config.allow_other)
-    projection = "encoder.params_proj."
-    decoder = {
-        name.removeprefix("encoder."): value
-        for name, value in state.items()
-        if name.startswith((projection, "renderer."))
-    }
-    encoder = {
-        name: value
-        for name, value in state.items()
-        if name.startswith("encoder.") and not name.startswith(projection)
-    }
-    return encoder, decoder
+    decoder = tuple(TRANSMITTER.values())
+    encoder = {name: value for name, value in state.items() if not name.startswith(decoder)}
+    return encoder, renamed(state, TRANSMITTER, back=True)
 
 
 def write_pipeline(
-    config: ConvertConfig, out: Path, sizes: Sizes, network: NetworkConfig, *,
+    config: ConvertConfig, out: Path, sizes: Sizes, part: Part, *,
     prior: dict[str, Tensor], encoder: dict[str, Tensor], decoder: dict[str, Tensor],
 ) -> None:  # fmt: skip
     """Writes the folders encoder/ and prior/ of a pipeline, as finished runs."""
-    renamed = {"params_proj.": "decoder.projection.", "renderer.": "decoder.field."}
-    weights = dict(encoder)
-    for old, new in renamed.items():
-        weights |= {new + k.removeprefix(old): v for k, v in decoder.items() if k.startswith(old)}
     with Run.open(out / "encoder", config, stage="encoder") as run:
         dumped = DecoderConfig(shap_e=sizes.field).model_dump(mode="json")
         write_atomic(run.folder / "decoder.yaml", yaml.safe_dump({"shap_e": dumped["shap_e"]}))
         if encoder:
             coder = yaml.safe_dump(sizes.encoder.model_dump(mode="json"))
             write_atomic(run.folder / "encoder.yaml", coder)
-        digest = save_tensors(run.folder / "weights.safetensors", weights)
+        digest = save_tensors(run.folder / "weights.safetensors", encoder | renamed(decoder, OURS))
         run.finish(weights_digest=digest)
-    saved: dict[str, Any] = {
-        "shapes": asdict(sizes.shapes(network)),
-        "network": network.model_dump(),
-        "diffusion": DiffusionConfig(schedule="shap_e", target="x0", times="uniform").model_dump(),
-        "predict": "latents",
-    }
+    size = sizes.prior(part)
+    network = NetworkConfig(
+        kind="shap_e_text" if size.reads == "text" else "shap_e_image",
+        width=size.width, depth=size.depth, heads=size.heads,
+    )  # fmt: skip
+    diffusion = DiffusionConfig(schedule="shap_e", target="x0", times="uniform")
     # Which file CLIP was in isn't published: no digest, so any is taken whose vectors fit.
     with Run.open(out / "prior", config, stage="prior", inputs={"encoder": digest, "clip": ""}) as run:
-        write_atomic(run.folder / "prior.json", json.dumps(saved, indent=1))
+        Description(sizes.shapes(part), network, diffusion).write(run.folder)
         run.finish(weights_digest=save_tensors(run.folder / "weights.safetensors", prior))
     write_atomic(
         out / "pipeline.json", json.dumps({"format": FORMAT, "clip": OFFICIAL_CLIP}, indent=1) + "\n"
@@ -142,22 +132,21 @@ def _to_diffusers(config: ConvertConfig, out: Path) -> None:
     """Writes prior/, shap_e_renderer/ and scheduler/; tokenizer and CLIP are diffusers' own."""
     source, parts = config.source, fetch_package(config.source)
     prior = config.prior or parts.prior
-    meta = read_meta(prior, stage="prior")
-    saved = json.loads((prior / "prior.json").read_text())
-    network = NetworkConfig(**saved["network"])
+    meta, description = read_meta(prior, stage="prior"), read_description(prior)
     if meta["inputs"]["encoder"] != read_meta(parts.encoder, stage="encoder")["weights_digest"]:
         raise UserError(f"The prior in {prior} is of another decoder's latents than {source}'s.")
-    decoder = load_config(DecoderConfig, parts.encoder / "decoder.yaml")
-    if network.kind == "shapeloom" or decoder.shap_e is None:
+    field = load_config(DecoderConfig, parts.encoder / "decoder.yaml").shap_e
+    with torch.device("meta"):
+        network = description.make()
+    if not isinstance(network, ShapEDenoiser) or field is None:
         raise UserError(f"{source} is no Shap-E model, which is all that diffusers' pipelines can run.")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name a new folder.")
     checked_digest(prior / "weights.safetensors", meta["weights_digest"])
     checked_digest(parts.encoder / "weights.safetensors", meta["inputs"]["encoder"])
-    write_prior(out / "prior", network, saved["shapes"], read_tensors(prior / "weights.safetensors"))
+    write_prior(out / "prior", network.size, description.shapes, read_tensors(prior / "weights.safetensors"))
     weights = read_tensors(parts.encoder / "weights.safetensors")
-    field = {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")}
-    write_renderer(out / "shap_e_renderer", decoder.shap_e, field)
+    write_renderer(out / "shap_e_renderer", field, renamed(weights, OURS, back=True))
     write_scheduler(out / "scheduler")
     log.info("%s has prior/, shap_e_renderer/ and scheduler/ for diffusers' Shap-E pipelines", out)
 
@@ -165,7 +154,7 @@ def _to_diffusers(config: ConvertConfig, out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, _ = parse_stage(
-        ConvertConfig, stage="sampling.convert", description=__doc__ or "", argv=argv
+        ConvertConfig, stage="sampling.shap_e.convert", description=__doc__ or "", argv=argv
     )
     start_logging()
     convert(config, out)

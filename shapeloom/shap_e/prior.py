@@ -2,8 +2,7 @@
 
 A transformer over 1,024 latent tokens, with the noise level and the condition as tokens before them: a
 caption's CLIP ViT-L/14 vector, or the 256 cells of a picture's grid (`Clip.grid`). It predicts x_0, and the
-variance of a step of the discrete process. It behaves as the prior's other network (`Denoiser`): it is told
-noise levels, and takes x = x_0 + sigma eps.
+variance of a step of the discrete process.
 Jun & Nichol 2023, "Shap-E", section 4.3; its parts are Point-E's (Nichol et al. 2022).
 """
 
@@ -14,31 +13,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prior.conditions import Condition, Shapes
 from shapeloom.config import Config, UserError
+from shapeloom.denoising import Condition, DenoisingNetwork, Shapes
 from shapeloom.diffusion.discrete import exponential_process
-from shapeloom.nn.shap_e import Mlp, SelfTransformer, initialise
+from shapeloom.shap_e.blocks import Mlp, SelfTransformer, initialise
 
 Reads = Literal["text", "image"]
 GRID_CELLS = 256
 """Of a picture, in CLIP ViT-L/14: 16 x 16 patches."""
 
 
+class ShapEPriorConfig(Config):
+    """What one of the networks reads, and its sizes."""
+
+    reads: Reads
+    width: int
+    depth: int
+    heads: int
+
+
 class _Transformer(nn.Module):
     """`wrapped.*` of the published checkpoints."""
 
-    def __init__(self, shapes: Shapes, width: int, depth: int, heads: int, reads: Reads) -> None:
+    def __init__(self, shapes: Shapes, size: ShapEPriorConfig) -> None:
         super().__init__()
+        width = size.width
         self.pos_emb = nn.Parameter(0.05 * torch.randn(shapes.tokens, width))
         self.time_embed = Mlp(width)
         self.ln_pre = nn.LayerNorm(width)
-        self.backbone = SelfTransformer(width, heads, depth)
+        self.backbone = SelfTransformer(width, size.heads, size.depth)
         self.ln_post = nn.LayerNorm(width)
         self.input_proj = nn.Linear(shapes.channels, width)
         self.output_proj = nn.Linear(width, 2 * shapes.channels)
         self.clip_embed: nn.Module = (
             nn.Linear(shapes.clip_dim, width)
-            if reads == "text"
+            if size.reads == "text"
             else nn.Sequential(nn.LayerNorm(shapes.grid_width), nn.Linear(shapes.grid_width, width))
         )
         initialise(self.backbone, width)
@@ -47,41 +56,36 @@ class _Transformer(nn.Module):
         nn.init.zeros_(self.output_proj.bias)
 
 
-class ShapEDenoiser(nn.Module):
+class ShapEDenoiser(DenoisingNetwork):
     """Says what x_0 is; `raw` also the variance. Weights as published, in float32 or, halved, under autocast.
 
     It is told the exact time of a noise level; the reference rounds it down to a whole step.
     """
 
-    published = True
     sigma_range = (0.1086, 160.0)
     """The least noise that the published models were trained on, and what the reference starts from."""
-    config: Config
-    """The `NetworkConfig` that made it."""
-    standard_mean: Tensor
-    standard_std: Tensor
+    standardises = False
+    clamps = "x0"
+    """Samples aren't: guidance may take them out, and the decoder has always been shown them like that."""
 
     def __init__(
-        self, shapes: Shapes, *, width: int, depth: int, heads: int, reads: Reads,
+        self, shapes: Shapes, size: ShapEPriorConfig, *,
         checkpointing: bool = False, learned_variance: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.learned_variance = learned_variance
-        self.shapes, self.reads, self.width, self.checkpointing = shapes, reads, width, checkpointing
-        self.wrapped = _Transformer(shapes, width, depth, heads, reads)
-        # Latents come as they are; the trainer and Prior ask every network.
-        self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels), persistent=False)
-        self.register_buffer("standard_std", torch.ones(shapes.tokens, shapes.channels), persistent=False)
+        self.shapes, self.size, self.config, self.checkpointing = shapes, size, size, checkpointing
+        self.reads: Reads = size.reads
+        self.width = size.width
+        self.wrapped = _Transformer(shapes, size)
+        # On the CPU even where the network is made without numbers: no checkpoint holds these.
+        for name, value in (("standard_mean", 0.0), ("standard_std", 1.0)):
+            number = torch.tensor(value, device="cpu")
+            self.register_buffer(name, number.expand(shapes.tokens, shapes.channels), persistent=False)
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer's blocks, for fine-tuning some of them."""
-        return self.wrapped.backbone.resblocks
-
-    @property
-    def head(self) -> list[nn.Module]:
-        """What comes after the blocks."""
-        return [self.wrapped.ln_post, self.wrapped.output_proj]
+    def parts(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """See `DenoisingNetwork`."""
+        return self.wrapped.backbone.resblocks, [self.wrapped.ln_post, self.wrapped.output_proj]
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"], condition: Condition

@@ -8,20 +8,21 @@ import torch
 import trimesh
 
 from encoder.model import load_encoder, read_for_encoding
-from encoder.shap_e import ShapEAutoencoder
-from prior.conditions import Shapes
-from prior.denoiser import DiffusionConfig, Prior, load_prior
-from prior.shap_e import ShapEDenoiser
+from prior.model import Prior, load_prior
 from sampling.export import srgb_to_linear
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
-from sampling.shap_e import ReferenceMesh, reference_latents, reference_mesh, reference_views
+from sampling.shap_e.reference import ReferenceMesh, reference_latents, reference_mesh, reference_views
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
+from shapeloom.denoising import Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.metrics import psnr
 from shapeloom.rendering.isosurface import extract_surface
-from shapeloom.rendering.shap_e import PAN_FOV, official_intrinsics, pan_cameras
+from shapeloom.shap_e.autoencoder import ShapEAutoencoder
+from shapeloom.shap_e.prior import ShapEDenoiser, ShapEPriorConfig
+from shapeloom.shap_e.rendering import PAN_FOV, official_intrinsics, pan_cameras
 from shapeloom.shards import AssetShards
 from tests.golden_data import assert_same, golden, projected
 from tests.small_shap_e import FakeClip, write_converted, write_published
@@ -109,7 +110,7 @@ def test_golden_files_of_the_faithful_mesh() -> None:
 def test_golden_faithful_latents() -> None:
     data, weights = golden("diffusion"), golden("prior_text")
     shapes = Shapes(tokens=32, channels=16, clip_dim=768, text_width=768)
-    network = ShapEDenoiser(shapes, width=64, depth=2, heads=4, reads="text")
+    network = ShapEDenoiser(shapes, ShapEPriorConfig(width=64, depth=2, heads=4, reads="text"))
     network.load_state_dict({k: v for k, v in weights.items() if k.startswith("wrapped.")})
     prior = Prior(network, shapes, DiffusionConfig(), {"digest": "", "encoder": "", "clip": ""})
     pooled = data["cfg.embeddings"][:2]

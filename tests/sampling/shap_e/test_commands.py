@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 import encoder.encode as encode_stage
 import prior.train as prior_stage
 import sampling.__main__ as sampling_stage
-import sampling.convert as convert_stage
 import sampling.pipeline
-import sampling.shap_e as faithful_stage
-from prior.denoiser import load_prior
+import sampling.shap_e.convert as convert_stage
+import sampling.shap_e.reference as faithful_stage
+from prior.model import load_prior
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder

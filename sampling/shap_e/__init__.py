@@ -1,0 +1,1 @@
+"""Commands for Shap-E's published models; the networks are in `shapeloom.shap_e`."""
