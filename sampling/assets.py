@@ -9,6 +9,7 @@ from data_prep.pipeline import DataConfig, Limits, prepare_asset
 from data_prep.sources.find import SplitFractions, make_sources
 from data_prep.sources.listings import Listed
 from encoder.model import load_encoder, read_for_encoding
+from sampling.guidance import DEFAULTS
 from sampling.pictures import load_image
 from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample
@@ -19,8 +20,9 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def read_shape(
-    pipe: ShapePipeline, path: Path, *, seed: int = 0, steps: int = 32, guidance_scale: float = 3.0
-) -> ShapeSample:
+    pipe: ShapePipeline, path: Path, *, seed: int = 0, steps: int = DEFAULTS.steps,
+    guidance_scale: float = DEFAULTS.guidance_scale,
+) -> ShapeSample:  # fmt: skip
     """Returns the shape of a file: .safetensors holds its latent, 3D files are encoded, pictures followed.
 
     seed, steps, guidance_scale: of the sample that follows a picture.

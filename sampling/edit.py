@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from sampling.guidance import prior_sigmas
+from sampling.guidance import DEFAULTS, prior_sigmas
 from sampling.pictures import contact_sheet
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.shape import ShapeSample, render_shapes
@@ -21,7 +21,6 @@ from shapeloom.decoder import DecoderConfig
 from shapeloom.denoising import Condition
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
-from shapeloom.seed import normal
 
 Layers = Literal["all", "geometry", "color"]
 
@@ -35,9 +34,9 @@ def vary(
     layers: Layers = "all",
     num_samples: int = 1,
     seed: int = 0,
-    steps: int = 32,
-    guidance_scale: float = 3.0,
-    sampler: SamplerName = "heun",
+    steps: int = DEFAULTS.steps,
+    guidance_scale: float = DEFAULTS.guidance_scale,
+    sampler: SamplerName = DEFAULTS.sampler,
     on_step: Callable[[int], None] | None = None,
 ) -> list[ShapeSample]:
     """Returns `num_samples` variations of a shape that follow `prompt` (SDEdit, Meng et al. 2022).
@@ -59,21 +58,20 @@ def vary(
     condition = pipe.prior.condition(pipe.clip.text([text]), batch=num_samples)
     known = pipe.prior.standardise(shape.latent.to(pipe.prior.device)[None]).expand(num_samples, -1, -1)
     sigmas = prior_sigmas(pipe.prior, steps)[steps - max(1, round(strength * steps)) :]
-    seeds = torch.arange(seed, seed + num_samples)
-    noise = normal(seeds, pipe.prior.shape, stream="sampling", device=pipe.prior.device)
+    seeds = range(seed, seed + num_samples)
     denoise = classifier_free(pipe.prior.denoise, condition.without(), scale=guidance_scale)
     changes = changing_tokens(shape.decoder.config, layers).to(pipe.prior.device)
     # At full strength what changes starts from noise alone, as a fresh sample does.
     start = torch.where(changes[:, None], torch.zeros_like(known), known) if strength == 1 else known
     x0 = sample(
         keeping(denoise, known, ~changes),
-        start + initial_noise(noise, sigmas),
+        start + initial_noise(pipe.noise(seeds), sigmas),
         sigmas,
         condition,
         method=sampler,
         on_step=on_step,
     )
-    return _shapes(pipe, x0, text, seeds.tolist())
+    return pipe.shapes(x0, [text] * num_samples, seeds)
 
 
 def check_levels(pipe: ShapePipeline) -> None:
@@ -115,7 +113,7 @@ def interpolate(
     """Returns shapes from `first` to `last`, both included, by spherical steps between their latents."""
     ends = pipe.prior.standardise(torch.stack([first.latent, last.latent]).to(pipe.prior.device))
     x0 = slerp(ends[0], ends[1], _shares(num_samples))
-    return _shapes(pipe, x0, _words(first.prompt, last.prompt), [first.seed] * num_samples)
+    return pipe.shapes(x0, [_words(first.prompt, last.prompt)] * num_samples, [first.seed] * num_samples)
 
 
 def morph(
@@ -124,9 +122,9 @@ def morph(
     *,
     seeds: tuple[int, int],
     num_samples: int = 7,
-    steps: int = 32,
-    guidance_scale: float = 3.0,
-    sampler: SamplerName = "heun",
+    steps: int = DEFAULTS.steps,
+    guidance_scale: float = DEFAULTS.guidance_scale,
+    sampler: SamplerName = DEFAULTS.sampler,
 ) -> list[ShapeSample]:
     """Returns shapes from one prompt and seed to another; all of them are samples, unlike `interpolate`'s.
 
@@ -138,7 +136,7 @@ def morph(
     texts = [check_prompt(prompt) for prompt in prompts]
     share = _shares(num_samples)
     first, last = (pipe.prior.condition(pipe.clip.text([text]), batch=num_samples) for text in texts)
-    ends = normal(torch.tensor(seeds), pipe.prior.shape, stream="sampling", device=pipe.prior.device)
+    ends = pipe.noise(seeds)
     one, other = (
         classifier_free(pipe.prior.denoise, end.without(), scale=guidance_scale) for end in (first, last)
     )
@@ -150,7 +148,7 @@ def morph(
     sigmas = prior_sigmas(pipe.prior, steps)
     start = initial_noise(slerp(ends[0], ends[1], share), sigmas)
     x0 = sample(mixed, start, sigmas, None, method=sampler)
-    return _shapes(pipe, x0, _words(texts[0], texts[1]), [seeds[0]] * num_samples)
+    return pipe.shapes(x0, [_words(texts[0], texts[1])] * num_samples, [seeds[0]] * num_samples)
 
 
 def slerp(
@@ -189,10 +187,3 @@ def _shares(num: int) -> Float[Tensor, " num"]:
 
 def _words(first: str, last: str) -> str:
     return first if first == last else f"{first} - {last}"
-
-
-def _shapes(pipe: ShapePipeline, x0: Tensor, prompt: str, seeds: Sequence[int]) -> list[ShapeSample]:
-    latents = pipe.prior.unstandardise(x0).float().cpu()
-    return [
-        ShapeSample(latent, prompt, seed, pipe.decoder) for latent, seed in zip(latents, seeds, strict=True)
-    ]

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from pydantic import Field as Key
 
-from sampling.__main__ import SamplingConfig, load_pipeline, look_at, save_sample
 from sampling.album import file_stem
 from sampling.assets import read_shape
+from sampling.config import SamplingConfig, load_pipeline
 from sampling.edit import Layers, check_levels, interpolate, morph, strip, vary
+from sampling.making import look_at, save_sample
 from sampling.pictures import png
 from sampling.pipeline import MAX_SEED, ShapePipeline
 from sampling.shape import ShapeSample

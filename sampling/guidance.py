@@ -1,4 +1,4 @@
-"""How a prior's denoiser is steered by the settings that users give."""
+"""The settings of a sample, and how a prior's denoiser is steered by them."""
 
 import math
 import re
@@ -24,7 +24,7 @@ from shapeloom.diffusion.guidance import (
     score_guided,
     within,
 )
-from shapeloom.diffusion.samplers import Denoise
+from shapeloom.diffusion.samplers import Denoise, SamplerName
 from shapeloom.diffusion.steps import StepChoice, make_sigmas
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 
@@ -60,6 +60,20 @@ class GuidanceConfig(Config):
     )  # fmt: skip
     clip_views: int = Key(2, ge=1, le=16, description="pictures of a shape for CLIP's gradient")
     clip_size: int = Key(32, ge=8, le=256, description="their side in pixels")
+
+
+class SampleSettings(Config):
+    """How a prior is sampled, wherever that is done; the defaults are these everywhere."""
+
+    steps: int = Key(32, ge=1, le=4096)
+    guidance_scale: float = Key(3.0, ge=0)
+    sampler: SamplerName = "heun"
+    step_choice: StepChoice = "karras"
+    negative_prompt: str = ""
+    guidance: GuidanceConfig = GuidanceConfig()
+
+
+DEFAULTS = SampleSettings()
 
 
 def prior_sigmas(prior: Prior, num_steps: int, choice: StepChoice = "karras") -> Float[Tensor, " levels"]:

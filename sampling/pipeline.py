@@ -21,6 +21,7 @@ from prior.classifier import LatentClassifier, load_classifier
 from prior.description import Distilled
 from prior.model import Prior, load_prior
 from sampling.guidance import (
+    DEFAULTS,
     GuidanceConfig,
     classifier_log_probability,
     clip_score,
@@ -33,12 +34,11 @@ from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.denoising import Condition
-from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
+from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
 from shapeloom.diffusion.steps import StepChoice, karras_sigmas
 from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
-DEFAULT_GUIDANCE = GuidanceConfig()
 MAX_SEED = 2**63 - 1
 Picture = UInt8[np.ndarray, "side side 3"]
 
@@ -165,12 +165,12 @@ class ShapePipeline:
         seed: int = 0,
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
-        steps: int = 32,
-        guidance_scale: float = 3.0,
-        sampler: SamplerName = "heun",
-        step_choice: StepChoice = "karras",
-        negative_prompt: str = "",
-        guidance: GuidanceConfig = DEFAULT_GUIDANCE,
+        steps: int = DEFAULTS.steps,
+        guidance_scale: float = DEFAULTS.guidance_scale,
+        sampler: SamplerName = DEFAULTS.sampler,
+        step_choice: StepChoice = DEFAULTS.step_choice,
+        negative_prompt: str = DEFAULTS.negative_prompt,
+        guidance: GuidanceConfig = DEFAULTS.guidance,
         image: Picture | Sequence[Picture] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[ShapeSample]:
@@ -186,65 +186,77 @@ class ShapePipeline:
         Raises UserError for a prompt that is empty or too long, for what a distilled prior doesn't take and
         for classes that the classifier doesn't know, ValueError for numbers that don't fit.
         """
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
-        pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
-        if len(pictures) != len(given):
-            raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(pictures)}.")
-        if not given:
+        asked, shown = check_request(prompts, image)
+        if not asked:
             return []
-        texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in given]
-        if any(texts) and not all(texts):
-            raise UserError("With an image, either all shapes of a batch have a prompt or none has.")
-        numbers = check_seeds(len(given), num_samples, seed=seed, generator=generator, seeds=seeds)
-        texts = [text for text in texts for _ in range(num_samples)]
-        text = self.clip.text(texts) if all(texts) else None
-        pooled, grid = self._embed_pictures([picture for picture in pictures for _ in range(num_samples)])
-        if self.view_prior is not None and text is not None and pooled is None:
-            pooled = self._imagine(text, numbers, karras_sigmas(steps))
-            text = None
-        condition = self.prior.condition(text, pooled, grid=grid, batch=len(texts))
-        negative = condition.without()
-        if negative_prompt:
-            negative = self._prompted(negative_prompt, len(texts))
-        others = [(self._prompted(more, len(texts)), scale) for more, scale in guidance.mix.items()]
-        noise = normal(torch.tensor(numbers), self.prior.shape, stream="sampling", device=self.prior.device)
+        numbers = check_seeds(len(asked), num_samples, seed=seed, generator=generator, seeds=seeds)
+        texts = [text for text in asked for _ in range(num_samples)]
+        pictures = [picture for picture in shown for _ in range(num_samples)]
         sigmas = prior_sigmas(self.prior, steps, step_choice)
         if self.prior.distilled is not None:
-            steering = bool(negative_prompt) or self.weaker is not None or guidance != DEFAULT_GUIDANCE
+            steering = bool(negative_prompt) or self.weaker is not None or guidance != DEFAULTS.guidance
             check_distilled(
                 self.prior.distilled, steps=steps, scale=guidance_scale, sampler=sampler, steering=steering
             )
             sigmas = torch.tensor(self.prior.distilled.sigmas, dtype=torch.float64)
+        condition = self._condition(texts, pictures, numbers, steps)
+        learned = sampler == "ddpm" and self.prior.diffusion.learned_variance
         x0 = sample(
-            steered(
-                self.prior,
-                negative,
-                others,
-                guidance,
-                scale=guidance_scale,
-                weaker=self.weaker,
-                score=clip_score(self.prior, self.decoder, self.clip, guidance),
-                log_probability=classifier_log_probability(self.classifier, texts, guidance),
-            ),
-            initial_noise(noise, sigmas),
-            sigmas,
-            condition,
-            method=sampler,
-            log_variance=(
-                self.prior.log_variance
-                if sampler == "ddpm" and self.prior.diffusion.learned_variance
-                else None
-            ),
-            noise=lambda i: normal(
-                torch.tensor(numbers), self.prior.shape, stream=f"sampling step {i}", device=self.prior.device
-            ),
-            on_step=on_step,
-        )
+            self._steered(condition, texts, guidance, scale=guidance_scale, negative_prompt=negative_prompt),
+            initial_noise(self.noise(numbers), sigmas), sigmas, condition, method=sampler,
+            log_variance=self.prior.log_variance if learned else None,
+            noise=lambda i: self.noise(numbers, stream=f"sampling step {i}"), on_step=on_step,
+        )  # fmt: skip
+        return self.shapes(x0, texts, numbers)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the weights of every part that there is."""
+        parts = {
+            "prior": self.prior, "encoder": self.decoder, "clip": self.clip, "view_prior": self.view_prior,
+            "weaker": self.weaker, "classifier": self.classifier,
+        }  # fmt: skip
+        return {name: part.digest for name, part in parts.items() if part is not None}
+
+    def noise(self, seeds: Sequence[int], *, stream: str = "sampling") -> Float[Tensor, "batch _ _"]:
+        """Standard normal numbers for each shape, by its seed; the default stream is where samples start."""
+        return normal(torch.tensor(seeds), self.prior.shape, stream=stream, device=self.prior.device)
+
+    def shapes(
+        self, x0: Float[Tensor, "batch _ _"], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[ShapeSample]:
+        """The shapes of standardised latents."""
         latents = self.prior.unstandardise(x0).float().cpu()
         return [
-            ShapeSample(latent, prompt, number, self.decoder)
-            for latent, prompt, number in zip(latents, texts, numbers, strict=True)
+            ShapeSample(latent, prompt, seed, self.decoder)
+            for latent, prompt, seed in zip(latents, prompts, seeds, strict=True)
         ]
+
+    def _condition(
+        self, texts: list[str], pictures: Sequence[Picture | None], seeds: Sequence[int], steps: int
+    ) -> Condition:
+        """What the prior is told of each shape; through `view_prior`, if there is one, of captions alone."""
+        text = self.clip.text(texts) if all(texts) else None
+        pooled, grid = self._embed_pictures(pictures)
+        if self.view_prior is not None and text is not None and pooled is None:
+            pooled, text = self._imagine(text, seeds, karras_sigmas(steps)), None
+        return self.prior.condition(text, pooled, grid=grid, batch=len(texts))
+
+    def _steered(
+        self, condition: Condition, texts: Sequence[str], guidance: GuidanceConfig, *, scale: float,
+        negative_prompt: str,
+    ) -> Denoise[Condition]:  # fmt: skip
+        """The prior's denoiser under all that guides it."""
+        return steered(
+            self.prior,
+            self._prompted(negative_prompt, len(texts)) if negative_prompt else condition.without(),
+            [(self._prompted(more, len(texts)), weight) for more, weight in guidance.mix.items()],
+            guidance,
+            scale=scale,
+            weaker=self.weaker,
+            score=clip_score(self.prior, self.decoder, self.clip, guidance),
+            log_probability=classifier_log_probability(self.classifier, texts, guidance),
+        )
 
     def _prompted(self, prompt: str, batch: int) -> Condition:
         """A prompt for all of a batch."""
@@ -280,6 +292,23 @@ class ShapePipeline:
     def load_latent(self, path: str | Path) -> ShapeSample:
         """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
         return read_latent(path, self.decoder)
+
+
+def check_request(
+    prompts: str | Sequence[str], image: Picture | Sequence[Picture] | None
+) -> tuple[list[str], list[Picture | None]]:
+    """Returns the prompts, checked, and a picture (or none) for each.
+
+    Raises UserError for a bad prompt, ValueError for pictures that are too few or too many.
+    """
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
+    if len(pictures) != len(given):
+        raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(pictures)}.")
+    texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in given]
+    if any(texts) and not all(texts):
+        raise UserError("With an image, either all shapes of a batch have a prompt or none has.")
+    return texts, pictures
 
 
 def check_seeds(

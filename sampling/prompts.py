@@ -1,4 +1,4 @@
-"""What to make when nobody says so: captions that the model itself was trained on."""
+"""What to make: a file's prompts or, when nobody says so, captions that the model was trained on."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from sampling.pipeline import MAX_PROMPT_LENGTH
+from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import LatentShards
 
@@ -32,3 +33,15 @@ def own_prompts(prior: Path, num: int) -> list[str]:
             found[caption] = seen[row.category]
             seen[row.category] += 1
     return sorted(found, key=lambda caption: found[caption])[:num]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Returns the lines of a text file that aren't empty; raises UserError if there is none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompts file {path} can't be read as UTF-8 text ({error}).") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"The prompts file {path} is empty; write one prompt a line.")
+    return prompts

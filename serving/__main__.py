@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sampling.__main__ import SamplingConfig, captions_of, load_pipeline
+from sampling.config import SamplingConfig, captions_of, load_pipeline
 from serving.offline import stay_offline
 from serving.stage import CSS, head
 from serving.studio import MAX_UPLOAD_BYTES, Studio

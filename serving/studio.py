@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sampling.__main__ import SamplingConfig
 from sampling.album import file_stem
+from sampling.config import SamplingConfig
 from sampling.edit import Layers, vary
 from sampling.export import TexturedMesh
 from sampling.faults import Fault

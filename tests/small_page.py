@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sampling.__main__ import SamplingConfig
+from sampling.config import SamplingConfig
 from sampling.pipeline import ShapePipeline
 from serving.__main__ import served
 from serving.studio import Studio

@@ -59,9 +59,7 @@ def write_latents(folder: Path, field: ShapEFieldConfig) -> Path:
             {
                 "__key__": f"asset{i}",
                 "json": {"captions": ["a thing"], "split": "train"},
-                "latent.npy": np.tanh(rng.normal(size=(tokens, channels))).astype(
-                    np.float16
-                ),
+                "latent.npy": np.tanh(rng.normal(size=(tokens, channels))).astype(np.float16),
                 "text_pooled.npy": (pooled / np.linalg.norm(pooled)).astype(np.float16),
                 "text_tokens.npy": np.zeros((1, CONTEXT, CLIP_DIM), np.float16),
                 "text_mask.npy": np.ones((1, CONTEXT), bool),

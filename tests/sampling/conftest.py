@@ -87,7 +87,7 @@ def pipeline() -> ShapePipeline:
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: ShapePipeline) -> SimpleNamespace:
     """Command-line arguments of a small run into a fresh folder, and the folder."""
     monkeypatch.setattr("sampling.__main__.load_pipeline", lambda config: pipeline)
-    monkeypatch.setattr("sampling.__main__.PORTRAIT_SIZE", 32)
+    monkeypatch.setattr("sampling.making.PORTRAIT_SIZE", 32)
     out = tmp_path / "samples"
     small = ["steps=2", "mesh.resolution=16", "mesh.max_faces=200", "mesh.texture_size=32"]
     small += [

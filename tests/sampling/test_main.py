@@ -9,9 +9,11 @@ import trimesh
 from PIL import Image
 
 import sampling.mesh
-from sampling.__main__ import SamplingConfig, load_pipeline, main, read_prompts
+from sampling.__main__ import main
 from sampling.album import Album, label_of
+from sampling.config import SamplingConfig, load_pipeline
 from sampling.pictures import contact_sheet, gif, load_image
+from sampling.prompts import read_prompts
 from shapeloom.config import UserError
 
 
@@ -241,7 +243,7 @@ def test_a_cpu_computes_in_bfloat16_only_if_asked_to(pipeline, monkeypatch, prec
         told.update(arguments)
         return pipeline
 
-    monkeypatch.setattr("sampling.__main__.ShapePipeline.load", load)
+    monkeypatch.setattr("sampling.config.ShapePipeline.load", load)
     load_pipeline(SamplingConfig(prior="p", encoder="e", clip="c", device="cpu", precision=precision))
     assert told["bf16"] is bf16
 

@@ -90,7 +90,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
     from prior.distill import DistillConfig
     from prior.task import PriorConfig
     from prior.train_clip import DualEncoderConfig
-    from sampling.__main__ import SamplingConfig
+    from sampling.config import SamplingConfig
 
     owners = {
         "data_prep": (DataConfig, []),
