@@ -94,7 +94,7 @@ def encode_batch(
     shards: AssetShards, indices: Sequence[int], model: AnyAutoencoder, clip: Clip, config: EncodeConfig
 ) -> list[dict[str, Any]]:
     """Returns one latent-shard sample an asset."""
-    samples = [read_for_encoding(shards, i, model.encoder.config) for i in indices]
+    samples = [read_for_encoding(shards, i, model) for i in indices]
     latents = model.encode(samples)
     copies = [model.encode([_moved(sample, matrix) for sample in samples]) for matrix in _symmetries(config)]
     num_views = min(config.clip_views, shards.num_views)

@@ -7,7 +7,7 @@ any, then talk among themselves, and end in a tanh.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
-from shapeloom.nn.attention import Attention
-from shapeloom.nn.transformer import TransformerBlock
+from shapeloom.nn.transformer import Attention, TransformerBlock
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.saved import check_fits
-from shapeloom.shap_e.autoencoder import ShapEAutoencoder, load_shap_e
-from shapeloom.shap_e.inputs import ShapEEncoderConfig
+from shapeloom.shap_e.autoencoder import load_shap_e
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.weights import read_tensors
 
@@ -128,6 +126,24 @@ def _shares_by_place(num_tokens: int) -> Float[Tensor, "tokens places"]:
     return torch.kron(torch.kron(along, along), along)
 
 
+@runtime_checkable
+class ReadsViews(Protocol):
+    """What reads of an asset its points and so many views, 0: none."""
+
+    @property
+    def num_views(self) -> int: ...
+
+
+@runtime_checkable
+class AnyAutoencoder(ReadsViews, Protocol):
+    """What makes latents of assets, and fields of latents; a module. `Autoencoder` is ours."""
+
+    decoder: Decoder
+
+    def encode(self, samples: Sequence[AssetSample]) -> Float[Tensor, "batch tokens channels"]:
+        """Returns the latents of assets read by `read_for_encoding`; deterministic."""
+
+
 class Autoencoder(nn.Module):
     """Encoder and decoder as they are trained together."""
 
@@ -135,21 +151,20 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder(encoder, decoder)
         self.decoder = Decoder(decoder)
+        self.num_views = encoder.num_views
 
     @torch.no_grad()
     def encode(self, samples: Sequence[AssetSample]) -> Float[Tensor, "batch tokens channels"]:
-        """Returns the latents of assets read by `read_for_encoding`; deterministic."""
+        """See `AnyAutoencoder`."""
         device = next(self.parameters()).device
         inputs = encoder_inputs(samples, self.encoder.config, device)
         latent: Tensor = self.encoder(inputs)
         return latent
 
 
-def read_for_encoding(
-    shards: AssetShards, index: int, config: EncoderConfig | ShapEEncoderConfig
-) -> AssetSample:
-    """Reads what the encoder needs of asset `index`: its points and its first `num_views` views."""
-    views = range(config.num_views)
+def read_for_encoding(shards: AssetShards, index: int, reader: ReadsViews) -> AssetSample:
+    """Reads what the reader needs of asset `index`: its points and its first `num_views` views."""
+    views = range(reader.num_views)
     return shards.read(index, views=views, depth=bool(views), points=True)
 
 
@@ -179,9 +194,6 @@ def encoder_inputs(
 
 def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays if array is not None])
-
-
-AnyAutoencoder = Autoencoder | ShapEAutoencoder
 
 
 def load_encoder(folder: Path, device: torch.device | str = "cpu") -> AnyAutoencoder:

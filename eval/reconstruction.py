@@ -138,8 +138,8 @@ def _evaluate_batch(
     """Encodes and renders a batch at once, then scores asset by asset."""
     shards = batch[0].shards
     size = config.size or shards.resolution
-    chosen = held_out_views(shards.num_views, model.encoder.config.num_views, config.views)
-    samples = [read_for_encoding(each.shards, each.index, model.encoder.config) for each in batch]
+    chosen = held_out_views(shards.num_views, model.num_views, config.views)
+    samples = [read_for_encoding(each.shards, each.index, model) for each in batch]
     truths = [read_views(each.shards, each.index, chosen, size=size) for each in batch]
     with torch.no_grad():
         latents = model.encode(samples)

@@ -60,5 +60,5 @@ def encode_asset(pipe: ShapePipeline, path: Path) -> ShapeSample:
         write_shard(Path(name, "shards", "000000.tar"), [outcome])
         facts = {"views": config.num_views, "resolution": config.resolution}
         finish_dataset(Path(name), kind="assets", facts=facts)
-        sample = read_for_encoding(AssetShards(name), 0, model.encoder.config)
+        sample = read_for_encoding(AssetShards(name), 0, model)
     return ShapeSample(model.encode([sample])[0].float().cpu(), path.stem, 0, pipe.decoder)

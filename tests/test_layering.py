@@ -1,6 +1,8 @@
 """Who may import whom (docs/design.md). Reads the source; imports nothing."""
 
 import ast
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,14 @@ MAY_IMPORT = {
     "eval": {"shapeloom", "data_prep", "encoder", "prior", "sampling"},
 }
 APART = {"fields", "rendering", "diffusion", "nn"}  # within shapeloom
+MAKERS = {"shapeloom/decoder.py", "encoder/model.py", "prior/description.py"}  # of what a config names
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, *, at_once: bool = False) -> set[str]:
+    """Names of what a file imports; at_once: when it is imported itself, not later in a function."""
+    found, tree = set(), ast.parse(path.read_text())
+    nodes: Iterable[ast.AST] = tree.body if at_once else ast.walk(tree)
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -63,3 +68,18 @@ def test_one_module_imports_deepspeed_and_process_groups() -> None:
             names = imports(path)
             uses = any(n.split(".")[0] == "deepspeed" or n.startswith("torch.distributed") for n in names)
             assert not uses or path == ROOT / "shapeloom" / "distributed.py", path
+
+
+def test_shap_e_s_networks_are_known_to_their_folders_and_to_what_makes_them_alone() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            uses = any(name.startswith("shapeloom.shap_e") for name in imports(path))
+            name = path.relative_to(ROOT).as_posix()
+            assert not uses or path.parent.name == "shap_e" or name in MAKERS, path
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    graph = {name: imports(path, at_once=True) & names.keys() for name, path in names.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(names)  # a cycle raises CycleError

@@ -175,7 +175,7 @@ def bounds_of_asset(
     if not surface.is_exact:
         raise UserError(f"Asset {key} has no stored mesh. Prepare the data again: it stores them now.")
     mesh, distance = exact_distance(surface, sheet_thickness(shards))
-    latent = model.encode([read_for_encoding(shards, index, model.encoder.config)])
+    latent = model.encode([read_for_encoding(shards, index, model)])
     device = latent.device
     points, sdf = sdf_samples(mesh, distance, SAMPLES, numpy_rng("bounds", key))
     arrays = (points, sdf, surface.points, surface.normals)

@@ -30,14 +30,12 @@ def held_in(run: Path) -> tuple[dict[str, float], UInt8[np.ndarray, "height widt
     run: the folder with `data` and a finished `encoder`. The renders know no depth, like anyone's.
     """
     model, shards = load_encoder(run / "encoder"), AssetShards(run / "data", "train")
-    size, views = shards.resolution, range(model.encoder.config.num_views, shards.num_views)
+    size, views = shards.resolution, range(model.num_views, shards.num_views)
     scores: dict[str, list[float]] = {"psnr": [], "iou": []}
     rows = []
     for index in range(len(shards)):
         truth = read_views(shards, index, views, size=size)
-        weights = model.decoder.weights(
-            model.encode([read_for_encoding(shards, index, model.encoder.config)])
-        )
+        weights = model.decoder.weights(model.encode([read_for_encoding(shards, index, model)]))
         poses, matrices = torch.from_numpy(truth.cam_to_world), torch.from_numpy(truth.intrinsics)
         render = model.decoder.render(weights, poses[None], matrices[None], size, size)
         rgb, alpha = render.rgb[0].clamp(0, 1).numpy(), render.alpha[0].numpy()

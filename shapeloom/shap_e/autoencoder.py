@@ -25,6 +25,7 @@ class ShapEAutoencoder(nn.Module):
     def __init__(self, encoder: ShapEEncoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder, self.decoder, self.bf16 = encoder, decoder, False
+        self.num_views = encoder.config.num_views
 
     def use_bf16(self) -> None:
         """From now on."""

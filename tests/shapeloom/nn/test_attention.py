@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from shapeloom.nn.attention import Attention, RMSNorm
+from shapeloom.nn.transformer import Attention, RMSNorm
 
 
 def slow_attention(layer: Attention, x, source):
