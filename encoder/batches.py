@@ -81,17 +81,10 @@ def random_change(rng: np.random.Generator, config: AugmentConfig, extents: Floa
 
 
 def make_batch(
-    shards: AssetShards,
-    rows: Sequence[tuple[int, int]],
-    *,
-    encoder: EncoderConfig,
-    losses: LossConfig,
-    augment: AugmentConfig,
-    view_dropout: float,
-    seed: int,
-    meshes: MeshLossConfig | None = None,
+    shards: AssetShards, rows: Sequence[tuple[int, int]], *, encoder: EncoderConfig, losses: LossConfig,
+    augment: AugmentConfig, view_dropout: float, seed: int, meshes: MeshLossConfig | None = None,
     rays: bool = True,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Returns a batch for `rows`, pairs of (global sample number, index in `shards`).
 
     meshes: adds the views that renders of meshes are compared with; none: there are no such renders.
@@ -108,16 +101,9 @@ def make_batch(
 
 
 def _make_sample(
-    shards: AssetShards,
-    index: int,
-    rng: np.random.Generator,
-    encoder: EncoderConfig,
-    losses: LossConfig,
-    augment: AugmentConfig,
-    view_dropout: float,
-    meshes: MeshLossConfig | None,
-    rays: bool,
-) -> dict[str, Tensor]:
+    shards: AssetShards, index: int, rng: np.random.Generator, encoder: EncoderConfig, losses: LossConfig,
+    augment: AugmentConfig, view_dropout: float, meshes: MeshLossConfig | None, rays: bool,
+) -> dict[str, Tensor]:  # fmt: skip
     num_views = max(RAY_VIEWS, encoder.num_views)
     views = rng.permutation(shards.num_views)[:num_views]
     seen = [int(v) for v in views] if rays or encoder.num_views or meshes is not None else []

@@ -63,14 +63,11 @@ class Prior:
                 )
 
     def condition(
-        self,
-        text: TextEmbedding | None = None,
-        image: Float[Tensor, "batch embed"] | Float[Tensor, "batch views embed"] | None = None,
-        *,
+        self, text: TextEmbedding | None = None,
+        image: Float[Tensor, "batch embed"] | Float[Tensor, "batch views embed"] | None = None, *,
         grid: Float[Tensor, "batch views cells grid_width"] | None = None,
-        label: Int64[Tensor, " batch"] | None = None,
-        batch: int | None = None,
-    ) -> Condition:
+        label: Int64[Tensor, " batch"] | None = None, batch: int | None = None,
+    ) -> Condition:  # fmt: skip
         """Conditions for `denoise`: captions (`Clip.text`), pictures (`Clip.image`), classes, or neither.
 
         image: one vector a row, or several views'. grid: their grids (`Clip.grid`), for a prior that reads

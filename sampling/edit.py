@@ -26,19 +26,11 @@ Layers = Literal["all", "geometry", "color"]
 
 
 def vary(
-    pipe: ShapePipeline,
-    shape: ShapeSample,
-    prompt: str,
-    *,
-    strength: float,
-    layers: Layers = "all",
-    num_samples: int = 1,
-    seed: int = 0,
-    steps: int = DEFAULTS.steps,
-    guidance_scale: float = DEFAULTS.guidance_scale,
-    sampler: SamplerName = DEFAULTS.sampler,
+    pipe: ShapePipeline, shape: ShapeSample, prompt: str, *, strength: float, layers: Layers = "all",
+    num_samples: int = 1, seed: int = 0, steps: int = DEFAULTS.steps,
+    guidance_scale: float = DEFAULTS.guidance_scale, sampler: SamplerName = DEFAULTS.sampler,
     on_step: Callable[[int], None] | None = None,
-) -> list[ShapeSample]:
+) -> list[ShapeSample]:  # fmt: skip
     """Returns `num_samples` variations of a shape that follow `prompt` (SDEdit, Meng et al. 2022).
 
     strength: in (0, 1], the share of the noise levels that are walked again; 1 forgets what is changed.
@@ -48,7 +40,7 @@ def vary(
     on_step: called with 0, 1, ... as the steps are taken.
 
     The kept tokens are answered with their known values at every level. On the sampler's path they are then
-    x_0 + sigma eps throughout, just as the network saw them in training (without churn this is exact).
+    x_0 + sigma eps throughout, just as the network saw them in training.
     Raises ValueError for a strength outside (0, 1], UserError for a distilled prior.
     """
     check_levels(pipe)
@@ -117,15 +109,10 @@ def interpolate(
 
 
 def morph(
-    pipe: ShapePipeline,
-    prompts: tuple[str, str],
-    *,
-    seeds: tuple[int, int],
-    num_samples: int = 7,
-    steps: int = DEFAULTS.steps,
-    guidance_scale: float = DEFAULTS.guidance_scale,
+    pipe: ShapePipeline, prompts: tuple[str, str], *, seeds: tuple[int, int], num_samples: int = 7,
+    steps: int = DEFAULTS.steps, guidance_scale: float = DEFAULTS.guidance_scale,
     sampler: SamplerName = DEFAULTS.sampler,
-) -> list[ShapeSample]:
+) -> list[ShapeSample]:  # fmt: skip
     """Returns shapes from one prompt and seed to another; all of them are samples, unlike `interpolate`'s.
 
     The noise goes from one seed's to the other's on the sphere, and what the denoiser says of each prompt is

@@ -83,16 +83,10 @@ def prior_sigmas(prior: Prior, num_steps: int, choice: StepChoice = "karras") ->
 
 
 def steered(
-    prior: Prior,
-    negative: Condition,
-    others: Sequence[tuple[Condition, float]],
-    config: GuidanceConfig,
-    *,
-    scale: float,
-    weaker: Prior | None = None,
-    score: Score | None = None,
+    prior: Prior, negative: Condition, others: Sequence[tuple[Condition, float]], config: GuidanceConfig, *,
+    scale: float, weaker: Prior | None = None, score: Score | None = None,
     log_probability: LogProbability | None = None,
-) -> Denoise[Condition]:
+) -> Denoise[Condition]:  # fmt: skip
     """Returns the guided denoiser.
 
     negative: the null condition or a negative prompt's. others: `config.mix` as conditions.

@@ -73,13 +73,9 @@ class Mesh:
 
 
 def field_to_mesh(
-    sdf: Field,
-    texture: Texture,
-    config: MeshConfig = DEFAULT_MESH,
-    *,
-    gradient: Gradient | None = None,
+    sdf: Field, texture: Texture, config: MeshConfig = DEFAULT_MESH, *, gradient: Gradient | None = None,
     device: torch.device | str = "cpu",
-) -> Mesh:
+) -> Mesh:  # fmt: skip
     """Returns the surface of `sdf`, coloured by `texture` (points -> sRGB in [0, 1]); it is watertight.
 
     gradient: of `sdf`, points [n, 3] -> [n, 3]; none: by differences, which cost more.
@@ -142,14 +138,9 @@ def sample_colours(
 
 
 def _normals(
-    sdf: Field,
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    *,
-    step: float,
-    sharp: bool = False,
+    sdf: Field, vertices: np.ndarray, faces: np.ndarray, *, step: float, sharp: bool = False,
     device: torch.device | str,
-) -> Float[np.ndarray, "vertices 3"]:
+) -> Float[np.ndarray, "vertices 3"]:  # fmt: skip
     """Returns the gradient's direction by central differences over a cell, which is smoother than the faces'.
 
     sharp: it is asked a third of the way towards the middle of the vertex's own faces, off the crease, by

@@ -10,6 +10,7 @@ batch sizes may round the last bits of float32 products differently.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,15 +55,10 @@ class ShapePipeline:
     """
 
     def __init__(
-        self,
-        prior: Prior,
-        decoder: Decoder,
-        clip: Clip,
-        parts: Parts | None = None,
-        view_prior: Prior | None = None,
-        weaker: Prior | None = None,
+        self, prior: Prior, decoder: Decoder, clip: Clip, parts: Parts | None = None,
+        view_prior: Prior | None = None, weaker: Prior | None = None,
         classifier: LatentClassifier | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if prior.predicts != "latents":
             raise UserError("`prior` was trained with predict=views and makes no shapes: name it view_prior.")
         prior.check(encoder_digest=decoder.digest, clip_digest=clip.digest)
@@ -129,18 +125,11 @@ class ShapePipeline:
 
     @classmethod
     def load(
-        cls,
-        *,
-        prior: str | Path,
-        encoder: str | Path,
-        clip: str | Path,
-        view_prior: str | Path | None = None,
-        weaker: str | Path | None = None,
-        classifier: str | Path | None = None,
-        ema: float | None = None,
-        device: torch.device | str = "cpu",
+        cls, *, prior: str | Path, encoder: str | Path, clip: str | Path,
+        view_prior: str | Path | None = None, weaker: str | Path | None = None,
+        classifier: str | Path | None = None, ema: float | None = None, device: torch.device | str = "cpu",
         bf16: bool = False,
-    ) -> "ShapePipeline":
+    ) -> "ShapePipeline":  # fmt: skip
         """Loads finished runs (clip: also an open_clip name); raises UserError if they don't fit together.
 
         ema: which average of the prior's weights to sample with (see `load_prior`).
@@ -158,22 +147,13 @@ class ShapePipeline:
         return cls(loaded, decoder, load_clip(clip, device), parts, views, worse, known)
 
     def __call__(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        num_samples: int = 1,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        seeds: Sequence[int] | None = None,
-        steps: int = DEFAULTS.steps,
-        guidance_scale: float = DEFAULTS.guidance_scale,
-        sampler: SamplerName = DEFAULTS.sampler,
-        step_choice: StepChoice = DEFAULTS.step_choice,
-        negative_prompt: str = DEFAULTS.negative_prompt,
-        guidance: GuidanceConfig = DEFAULTS.guidance,
-        image: Picture | Sequence[Picture] | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> list[ShapeSample]:
+        self, prompts: str | Sequence[str], *, num_samples: int = 1, seed: int = 0,
+        generator: torch.Generator | None = None, seeds: Sequence[int] | None = None,
+        steps: int = DEFAULTS.steps, guidance_scale: float = DEFAULTS.guidance_scale,
+        sampler: SamplerName = DEFAULTS.sampler, step_choice: StepChoice = DEFAULTS.step_choice,
+        negative_prompt: str = DEFAULTS.negative_prompt, guidance: GuidanceConfig = DEFAULTS.guidance,
+        image: Picture | Sequence[Picture] | None = None, on_step: Callable[[int], None] | None = None,
+    ) -> list[ShapeSample]:  # fmt: skip
         """Returns `num_samples` shapes of each prompt, those of the first prompt first, all in one batch.
 
         seed: each prompt's shapes have the seeds seed, seed + 1, ...; or generator: where to draw them from;
@@ -212,7 +192,7 @@ class ShapePipeline:
     @property
     def digests(self) -> dict[str, str]:
         """Of the weights of every part that there is."""
-        parts = {
+        parts: dict[str, Any] = {
             "prior": self.prior, "encoder": self.decoder, "clip": self.clip, "view_prior": self.view_prior,
             "weaker": self.weaker, "classifier": self.classifier,
         }  # fmt: skip
@@ -302,7 +282,8 @@ def check_request(
     Raises UserError for a bad prompt, ValueError for pictures that are too few or too many.
     """
     given = [prompts] if isinstance(prompts, str) else list(prompts)
-    pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else list(image)
+    pictures: list[Picture | None]
+    pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else [*image]
     if len(pictures) != len(given):
         raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(pictures)}.")
     texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in given]
@@ -312,13 +293,9 @@ def check_request(
 
 
 def check_seeds(
-    num_prompts: int,
-    num_samples: int,
-    *,
-    seed: int,
-    generator: torch.Generator | None,
+    num_prompts: int, num_samples: int, *, seed: int, generator: torch.Generator | None,
     seeds: Sequence[int] | None,
-) -> list[int]:
+) -> list[int]:  # fmt: skip
     """Returns the seed of each shape; raises UserError for one that is out of range.
 
     Raises ValueError if `num_samples` isn't positive or `seeds` are too few or too many.

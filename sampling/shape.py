@@ -50,15 +50,10 @@ class ShapeSample:
         return self.weights[0].device
 
     def render(
-        self,
-        cam_to_world: Float[Tensor, "views 4 4"] | None = None,
-        matrix: Float[Tensor, "3 3"] | None = None,
-        height: int = 256,
-        width: int = 256,
-        *,
-        samples: RenderConfig = DEFAULT_SAMPLES,
-        alpha: bool = False,
-    ) -> UInt8[np.ndarray, "views height width channels"]:
+        self, cam_to_world: Float[Tensor, "views 4 4"] | None = None,
+        matrix: Float[Tensor, "3 3"] | None = None, height: int = 256, width: int = 256, *,
+        samples: RenderConfig = DEFAULT_SAMPLES, alpha: bool = False,
+    ) -> UInt8[np.ndarray, "views height width channels"]:  # fmt: skip
         """Returns volume renders: RGB on white, or RGBA with straight alpha.
 
         cam_to_world: one view from 20 degrees above the horizon if None. matrix: the intrinsics of all views,
@@ -69,13 +64,9 @@ class ShapeSample:
         )[0]  # fmt: skip
 
     def turntable(
-        self,
-        num_frames: int = 24,
-        size: int = 128,
-        *,
-        samples: RenderConfig = DEFAULT_SAMPLES,
+        self, num_frames: int = 24, size: int = 128, *, samples: RenderConfig = DEFAULT_SAMPLES,
         alpha: bool = False,
-    ) -> UInt8[np.ndarray, "frames size size channels"]:
+    ) -> UInt8[np.ndarray, "frames size size channels"]:  # fmt: skip
         """Returns volume renders from even azimuths, 20 degrees above the horizon; see `render`."""
         if num_frames < 1 or size < 1:
             raise ValueError(f"num_frames and size must be positive, got {num_frames} and {size}.")
@@ -161,15 +152,10 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
 
 
 def render_shapes(
-    shapes: Sequence[ShapeSample],
-    cam_to_world: Float[Tensor, "views 4 4"] | None = None,
-    matrix: Float[Tensor, "3 3"] | None = None,
-    height: int = 256,
-    width: int = 256,
-    *,
-    samples: RenderConfig = DEFAULT_SAMPLES,
-    alpha: bool = False,
-) -> UInt8[np.ndarray, "shapes views height width channels"]:
+    shapes: Sequence[ShapeSample], cam_to_world: Float[Tensor, "views 4 4"] | None = None,
+    matrix: Float[Tensor, "3 3"] | None = None, height: int = 256, width: int = 256, *,
+    samples: RenderConfig = DEFAULT_SAMPLES, alpha: bool = False,
+) -> UInt8[np.ndarray, "shapes views height width channels"]:  # fmt: skip
     """Returns pictures of shapes of one decoder, all in one batch; see `ShapeSample.render`.
 
     Memory is bounded whatever the size and the number of shapes, apart from the pictures themselves.

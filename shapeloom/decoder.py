@@ -167,16 +167,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def render(
-        self,
-        weights: FieldWeights,
-        cam_to_world: Float[Tensor, "batch views 4 4"],
-        intrinsics: Float[Tensor, "batch views 3 3"],
-        height: int,
-        width: int,
-        *,
-        samples: RenderConfig = DEFAULT_SAMPLES,
-        background: float = 1.0,
-    ) -> Rendering:
+        self, weights: FieldWeights, cam_to_world: Float[Tensor, "batch views 4 4"],
+        intrinsics: Float[Tensor, "batch views 3 3"], height: int, width: int, *,
+        samples: RenderConfig = DEFAULT_SAMPLES, background: float = 1.0,
+    ) -> Rendering:  # fmt: skip
         """Returns pictures of every asset from its cameras, without knowing where its surface is.
 
         Memory is bounded whatever the size: rays go through in chunks, and points by `points_at_once`.
@@ -186,16 +180,10 @@ class Decoder(nn.Module):
         )
 
     def differentiable_render(
-        self,
-        weights: FieldWeights,
-        cam_to_world: Float[Tensor, "batch views 4 4"],
-        intrinsics: Float[Tensor, "batch views 3 3"],
-        height: int,
-        width: int,
-        *,
-        samples: RenderConfig = DEFAULT_SAMPLES,
-        background: float = 1.0,
-    ) -> Rendering:
+        self, weights: FieldWeights, cam_to_world: Float[Tensor, "batch views 4 4"],
+        intrinsics: Float[Tensor, "batch views 3 3"], height: int, width: int, *,
+        samples: RenderConfig = DEFAULT_SAMPLES, background: float = 1.0,
+    ) -> Rendering:  # fmt: skip
         """Returns what `render` does, with gradients to the weights: for few rays, as all activations stay.
 
         There is none from what a picture leaves out: empty cells, and points that are hidden or too faint.
@@ -300,13 +288,9 @@ def _along(rays: Tensor, t: Tensor) -> Float[Tensor, "batch rays samples 3"]:
 
 
 def _where(
-    needed: Bool[Tensor, "batch items"],
-    inputs: Float[Tensor, "batch items numbers"],
-    function: Callable[[Tensor], Tensor],
-    width: int,
-    *,
-    at_once: int | None = None,
-) -> Float[Tensor, "batch items width"]:
+    needed: Bool[Tensor, "batch items"], inputs: Float[Tensor, "batch items numbers"],
+    function: Callable[[Tensor], Tensor], width: int, *, at_once: int | None = None,
+) -> Float[Tensor, "batch items width"]:  # fmt: skip
     """Returns `function` of the needed inputs, `width` numbers each, 0 at the others.
 
     Each asset's needed inputs are gathered to the front, so that a batch stays one dense product. at_once:

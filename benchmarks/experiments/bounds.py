@@ -252,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     start_logging()
     data = arguments.data or arguments.run / "data"
-    model = load_encoder(arguments.run / "encoder").requires_grad_(False)
+    model = load_encoder(arguments.run / "encoder")
+    model.decoder.requires_grad_(False)
     training = TrainingAssets(AssetShards(data, "train"))
     chosen = held_out(data, arguments.assets)
     assets = []

@@ -91,14 +91,9 @@ class ReferenceMesh:
 
 
 def reference_latents(
-    prior: Prior,
-    condition: Condition,
-    noise: Float[Tensor, "batch tokens channels"],
-    *,
-    guidance_scale: float,
-    steps: int = STEPS,
-    sigma_min: float = SIGMA_MIN,
-) -> Float[Tensor, "batch tokens channels"]:
+    prior: Prior, condition: Condition, noise: Float[Tensor, "batch tokens channels"], *,
+    guidance_scale: float, steps: int = STEPS, sigma_min: float = SIGMA_MIN,
+) -> Float[Tensor, "batch tokens channels"]:  # fmt: skip
     """Returns latents by the reference's Heun steps from 160 to 0.001, of which 14 in 64 lie below all noise
     that the model was trained on; it is told whole steps, rounded down. noise: standard normal."""
     network = prior.network
@@ -116,13 +111,9 @@ def reference_latents(
 
 @torch.no_grad()
 def reference_views(
-    decoder: Decoder,
-    weights: FieldWeights,
-    *,
-    size: int = 64,
-    cam_to_world: Float[Tensor, "views 4 4"] | None = None,
-    generator: torch.Generator,
-) -> UInt8[np.ndarray, "views size size 3"]:
+    decoder: Decoder, weights: FieldWeights, *, size: int = 64,
+    cam_to_world: Float[Tensor, "views 4 4"] | None = None, generator: torch.Generator,
+) -> UInt8[np.ndarray, "views size size 3"]:  # fmt: skip
     """Returns volume renders of one asset on black; of its 20 turntable cameras by default.
 
     64 stratified and 128 importance samples a ray, all of them evaluated again; 8 bits are cut off, not

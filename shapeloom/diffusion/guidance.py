@@ -20,14 +20,9 @@ EVERYWHERE: Interval = (0.0, math.inf)
 
 
 def classifier_free(
-    denoise: Denoise[C],
-    negative: C,
-    *,
-    scale: float,
-    interval: Interval = EVERYWHERE,
-    rescale: float = 0.0,
+    denoise: Denoise[C], negative: C, *, scale: float, interval: Interval = EVERYWHERE, rescale: float = 0.0,
     others: Sequence[tuple[C, float]] = (),
-) -> Denoise[C]:
+) -> Denoise[C]:  # fmt: skip
     """Returns a denoiser that moves from the `negative` condition's answer to the positive one's and beyond.
 
         x_0 = x_0(negative) + scale (x_0(condition) - x_0(negative))       (Ho & Salimans 2022)
@@ -51,13 +46,9 @@ def classifier_free(
 
 
 def autoguided(
-    denoise: Denoise[C],
-    weaker: Denoise[C],
-    *,
-    scale: float,
-    interval: Interval = EVERYWHERE,
+    denoise: Denoise[C], weaker: Denoise[C], *, scale: float, interval: Interval = EVERYWHERE,
     rescale: float = 0.0,
-) -> Denoise[C]:
+) -> Denoise[C]:  # fmt: skip
     """Returns a denoiser that moves away from a weaker one's answer under the same condition.
 
         x_0 = weaker x_0 + scale (x_0 - weaker x_0)        (Karras et al. 2024, "Guiding a Diffusion Model
@@ -69,14 +60,9 @@ def autoguided(
 
 
 def _from_another(
-    denoise: Denoise[C],
-    another: Denoise[C],
-    *,
-    scale: float,
-    interval: Interval,
-    rescale: float,
+    denoise: Denoise[C], another: Denoise[C], *, scale: float, interval: Interval, rescale: float,
     others: Sequence[tuple[C, float]],
-) -> Denoise[C]:
+) -> Denoise[C]:  # fmt: skip
     if scale < 0 or not 0 <= rescale <= 1:
         raise ValueError(
             f"expected scale >= 0 and rescale in [0, 1], got scale {scale} and rescale {rescale}"

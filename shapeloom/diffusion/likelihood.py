@@ -19,13 +19,9 @@ C = TypeVar("C")
 
 
 def log_likelihood(
-    denoise: Denoise[C],
-    x: Float[Tensor, " batch *shape"],
-    sigmas: Float[Tensor, " levels"],
-    condition: C,
-    *,
+    denoise: Denoise[C], x: Float[Tensor, " batch *shape"], sigmas: Float[Tensor, " levels"], condition: C, *,
     probe: Float[Tensor, " batch *shape"] | None = None,
-) -> Float[Tensor, " batch"]:
+) -> Float[Tensor, " batch"]:  # fmt: skip
     """Returns log densities in nats by the change of variables along the flow (Song et al. 2021, "Score-Based
     Generative Modeling", eq. 39), integrated by Heun's rule.
 

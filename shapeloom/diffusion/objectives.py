@@ -125,13 +125,9 @@ def to_x0(
 
 
 def convert(
-    prediction: Float[Tensor, " batch *shape"],
-    source: Target,
-    target: Target,
-    schedule: Schedule,
-    x_t: Float[Tensor, " batch *shape"],
-    t: Float[Tensor, " batch"],
-) -> Float[Tensor, " batch *shape"]:
+    prediction: Float[Tensor, " batch *shape"], source: Target, target: Target, schedule: Schedule,
+    x_t: Float[Tensor, " batch *shape"], t: Float[Tensor, " batch"],
+) -> Float[Tensor, " batch *shape"]:  # fmt: skip
     """A prediction of `source` as the prediction of `target` that says the same; needs sigma(t) > 0."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x0 = to_x0(source, schedule, prediction, x_t, t)

@@ -8,10 +8,9 @@ where the ODE is dx / dsigma = (x - denoise(x, sigma)) / sigma (Karras et al. 20
 with any schedule fits in: it sees alpha x at the time where sigma / alpha equals this sigma.
 
     name          order  calls a step  noise  source
-    euler         1      1             churn  Karras et al. 2022; exactly DDIM (Song et al. 2021) in any frame
-    heun          2      2             churn  Karras et al. 2022, algorithm 2
-    ddim          1      1             eta    Song et al. 2021, eq. 12 and 16
-    ddpm          1      1             yes    Ho et al. 2020: ancestral, ddim at eta = 1 (or learned variance)
+    euler, ddim   1      1             no     Karras et al. 2022, Song et al. 2021: the same in any frame
+    heun          2      2             no     Karras et al. 2022, algorithm 1
+    ddpm          1      1             yes    Ho et al. 2020: ancestral (or learned variance)
     dpmpp_2m      2      1             no     Lu et al. 2022, "DPM-Solver++", algorithm 2
     dpmpp_2m_sde  2      1             yes    the same paper, section 5 (SDE-DPM-Solver++(2M))
     unipc         3      1             no     Zhao et al. 2023: predictor of order 2, corrector of order 3
@@ -49,18 +48,11 @@ def initial_noise(
 
 @torch.no_grad()
 def sample(
-    denoise: Denoise[C],
-    x: Float[Tensor, " batch *shape"],
-    sigmas: Float[Tensor, " levels"],
-    condition: C,
-    *,
-    method: SamplerName = "heun",
-    churn: float = 0.0,
-    eta: float = 0.0,
-    log_variance: LogVariance[C] | None = None,
+    denoise: Denoise[C], x: Float[Tensor, " batch *shape"], sigmas: Float[Tensor, " levels"], condition: C, *,
+    method: SamplerName = "heun", log_variance: LogVariance[C] | None = None,
     noise: Callable[[int], Float[Tensor, " batch *shape"]] | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Float[Tensor, " batch *shape"]:
+) -> Float[Tensor, " batch *shape"]:  # fmt: skip
     """Walks x from sigmas[0] down to sigmas[-1] and returns it.
 
     Args:
@@ -69,39 +61,25 @@ def sample(
         sigmas: falling noise levels (`steps`); the last may be 0.
         condition: handed to `denoise`.
         method: see the table above. A step to 0 lands on x_0 itself, whatever the method.
-        churn: EDM's S_churn for euler and heun: each step first raises sigma by the factor
-            1 + min(churn / steps, sqrt(2) - 1) with fresh noise (Karras et al. 2022, algorithm 2).
-        eta: share of ddpm's fresh noise that ddim adds, 0 to 1.
         log_variance: of ddpm's steps, where a network has learned it; none: the least that it can be.
-        noise: standard normal numbers for step i, shaped as x; needed with churn, eta, ddpm and
-            dpmpp_2m_sde. Seed it per sample, so that a sample doesn't depend on its batch mates.
+        noise: standard normal numbers for step i, shaped as x; needed by ddpm and dpmpp_2m_sde. Seed it
+            per sample, so that a sample doesn't depend on its batch mates.
         on_step: called with i after each step, for a progress bar.
 
-    Raises ValueError when the levels don't fall, noise is needed and not given, or churn or eta doesn't fit
-    the method.
+    Raises ValueError when the levels don't fall, or the method needs noise and there is none.
     """
     levels = [float(s) for s in sigmas]
     if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
         raise ValueError(f"sigmas must be two or more falling levels >= 0, got {levels}")
-    if churn < 0 or (churn > 0 and method not in ("euler", "heun")):
-        raise ValueError(f"churn is a number >= 0 for euler and heun, got {churn} for {method}")
-    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
-        raise ValueError(f"eta is a number from 0 to 1 for ddim, got {eta} for {method}")
-    if noise is None and (churn > 0 or eta > 0 or method in ("ddpm", "dpmpp_2m_sde")):
+    if noise is None and method in ("ddpm", "dpmpp_2m_sde"):
         raise ValueError(
-            f"{method} with churn {churn:g} and eta {eta:g} needs `noise`: a function of the step that "
-            "returns standard normal numbers"
+            f"{method} needs `noise`: a function of the step that returns standard normal numbers"
         )
     if log_variance is not None and method != "ddpm":
         raise ValueError(f"log_variance is of the steps of ddpm, got it for {method}")
-    growth = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    walk = _Walk(denoise, condition, noise, 1.0 if method == "ddpm" else eta, log_variance)
+    walk = _Walk(denoise, condition, noise, log_variance)
     for i, (level, following) in enumerate(pairwise(levels)):
-        start = level
-        if growth > 0 and noise is not None:
-            start = level * (1 + growth)
-            x = x + math.sqrt(start**2 - level**2) * noise(i)
-        x = walk.step(method, x, start, following, i)
+        x = walk.step(method, x, level, following, i)
         if on_step is not None:
             on_step(i)
     return x
@@ -114,7 +92,6 @@ class _Walk(Generic[C]):
     denoise: Denoise[C]
     condition: C
     noise: Callable[[int], Tensor] | None
-    eta: float
     log_variance: LogVariance[C] | None
     past: list[tuple[float, Tensor]] = field(default_factory=list)
 
@@ -136,9 +113,11 @@ class _Walk(Generic[C]):
                 if method == "euler":
                     return moved
                 return x + (end - start) * (slope + (moved - self.x0(moved, end)) / end) / 2
-            case "ddim" | "ddpm":
-                # The spread of q(x_end | x_start, x_0) is end sqrt(1 - (end / start)^2).
-                spread = self.eta * end * math.sqrt(1 - (end / start) ** 2)
+            case "ddim":
+                return x0 + end / start * (x - x0)
+            case "ddpm":
+                # The spread of q(x_end | x_start, x_0).
+                spread = end * math.sqrt(1 - (end / start) ** 2)
                 kept = math.sqrt(end**2 - spread**2) / start
                 moved = x0 + kept * (x - x0)
                 if self.log_variance is None:
@@ -165,8 +144,6 @@ class _Walk(Generic[C]):
         return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
 
     def _noised(self, x: Tensor, spread: float | Tensor, i: int) -> Tensor:
-        if isinstance(spread, float) and spread == 0:
-            return x
         assert self.noise is not None
         return x + spread * self.noise(i)
 

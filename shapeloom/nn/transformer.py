@@ -115,16 +115,9 @@ class TransformerBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        cross_width: int | None = None,
-        adaptive_width: int | None = None,
-        *,
-        mlp_ratio: float = 4.0,
-        activation: Activation = "gelu",
-        qk_norm: bool = True,
-    ) -> None:
+        self, width: int, heads: int, cross_width: int | None = None, adaptive_width: int | None = None, *,
+        mlp_ratio: float = 4.0, activation: Activation = "gelu", qk_norm: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         adaptive = adaptive_width is not None
         self.self_norm = nn.LayerNorm(width, elementwise_affine=not adaptive)

@@ -1,7 +1,5 @@
 """Whole-step diffusion against recorded numbers of Shap-E's reference."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -46,26 +44,6 @@ def test_golden_heun() -> None:
 
     end = sample(toy, data["heun.x_init"], data["heun.sigmas"].double(), None, method="heun")
     assert_same(torch.stack([*visited[::2], end]), data["heun.x"], tolerance=1e-6)
-
-
-def test_golden_heun_with_churn() -> None:
-    data = golden("diffusion")
-    churn, low, high, inflation = data["heun_churn.s_churn_tmin_tmax_noise"].tolist()
-    levels, x, steps = data["heun_churn.sigma_hat"], data["heun.x_init"], len(data["heun.sigmas"]) - 1
-    for i in range(steps):
-        start, end = float(data["heun.sigmas"][i]), float(data["heun.sigmas"][i + 1])
-        share = min(churn / steps, math.sqrt(2) - 1) if low <= start <= high else 0.0
-        assert math.isclose(start * (1 + share), float(levels[i]), rel_tol=1e-6)
-
-        def toy(x: Tensor, sigma: Tensor, condition: None) -> Tensor:
-            return x / (1 + sigma[:, None] ** 2)
-
-        # One step at a time: a churn of one step's share, of noise that is a little larger.
-        x = sample(
-            toy, x, torch.tensor([start, end], dtype=torch.float64), None, method="heun", churn=share,
-            noise=lambda _, i=i: inflation * data["heun_churn.eps"][i],
-        )  # fmt: skip
-    assert_same(x, data["heun_churn.x"][-1], tolerance=1e-6)
 
 
 def test_golden_bottleneck() -> None:

@@ -1,4 +1,4 @@
-"""Samplers on distributions whose denoiser is exact: order of convergence, DDIM, churn, independence."""
+"""Samplers on distributions whose denoiser is exact: order of convergence, DDIM, independence."""
 
 import math
 from typing import get_args
@@ -68,19 +68,6 @@ def test_samples_of_a_mixture_have_its_mean_and_variance():
     assert float(result.var()) == pytest.approx(variance, abs=0.1)
 
 
-def test_churn_keeps_the_distribution_and_uses_its_noise():
-    x = start(4000, 80.0)
-
-    def noise(step):
-        return torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(step + 1))
-
-    plain = sample(mixture_denoiser, x, karras_sigmas(32), None)
-    churned = sample(mixture_denoiser, x, karras_sigmas(32), None, churn=8.0, noise=noise)
-    assert float((plain - churned).abs().mean()) > 0.1
-    assert float(churned.mean()) == pytest.approx(float(plain.mean()), abs=0.07)
-    assert float(churned.var()) == pytest.approx(float(plain.var()), abs=0.1)
-
-
 @pytest.mark.parametrize("name", ["rectified_flow", "vp_cosine"])
 def test_an_euler_step_is_a_ddim_step_in_the_schedule_s_own_frame(name):
     schedule = make_schedule(name)
@@ -117,25 +104,19 @@ def test_every_step_is_reported_once():
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_wrong_levels_and_churn_without_noise_are_refused():
+def test_wrong_levels_and_steps_without_their_noise_are_refused():
     x = start(2, 80.0)
     with pytest.raises(ValueError, match="falling levels"):
         sample(mixture_denoiser, x, torch.tensor([1.0, 2.0]), None)
     with pytest.raises(ValueError, match="needs `noise`"):
-        sample(mixture_denoiser, x, karras_sigmas(4), None, churn=1.0)
-    with pytest.raises(ValueError, match="needs `noise`"):
         sample(mixture_denoiser, x, karras_sigmas(4), None, method="ddpm")
-    with pytest.raises(ValueError, match="churn is"):
-        sample(mixture_denoiser, x, karras_sigmas(4), None, method="unipc", churn=1.0)
-    with pytest.raises(ValueError, match="eta is"):
-        sample(mixture_denoiser, x, karras_sigmas(4), None, eta=0.5)
     with pytest.raises(ValueError, match="shift > 0"):
         flow_shift_sigmas(4, shift=0.0)
     with pytest.raises(ValueError, match="sigma_min"):
         karras_sigmas(4, sigma_min=2.0, sigma_max=1.0)
 
 
-def gaussian_variance(method: str, steps: int, eta: float = 0.0) -> float:
+def gaussian_variance(method: str, steps: int) -> float:
     """Variance that a sampler gives a Gaussian of standard deviation 0.6, without drawing a number.
 
     Its denoiser is linear, so the sampler is linear in the start and each step's noise: row 0 carries the
@@ -154,15 +135,13 @@ def gaussian_variance(method: str, steps: int, eta: float = 0.0) -> float:
 
     x = torch.zeros(steps + 1, 1, dtype=torch.float64)
     x[0] = math.sqrt(gain + float(sigmas[0]) ** 2)
-    return float(sample(denoise, x, sigmas, None, method=method, eta=eta, noise=noise).square().sum())
+    return float(sample(denoise, x, sigmas, None, method=method, noise=noise).square().sum())
 
 
-@pytest.mark.parametrize(
-    ("method", "eta", "order"), [("ddpm", 0.0, 1), ("ddim", 0.5, 1), ("dpmpp_2m_sde", 0.0, 2)]
-)
-def test_variance_of_a_stochastic_sampler_converges_with_its_weak_order(method, eta, order):
+@pytest.mark.parametrize(("method", "order"), [("ddpm", 1), ("dpmpp_2m_sde", 2)])
+def test_variance_of_a_stochastic_sampler_converges_with_its_weak_order(method, order):
     truth = 0.36 + float(levels(4)[-1]) ** 2
-    errors = [abs(gaussian_variance(method, n, eta) - truth) for n in (64, 256)]
+    errors = [abs(gaussian_variance(method, n) - truth) for n in (64, 256)]
     # 0.25: the asymptotic rate is only approached at these numbers of steps.
     assert math.log(errors[0] / errors[1], 4) == pytest.approx(order, abs=0.25)
 
@@ -201,17 +180,10 @@ def test_every_sampler_runs_with_every_schedule_and_step_choice(method, schedule
         assert float(result.var()) == pytest.approx(variance, abs=0.2)
 
 
-def test_ddpm_is_ddim_at_eta_one_and_ddim_at_zero_is_euler():
-    x = start(16, 80.0)
-
-    def noise(step):
-        return torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-
-    def run(method, **options):
-        return sample(mixture_denoiser, x, karras_sigmas(8), None, method=method, noise=noise, **options)
-
-    torch.testing.assert_close(run("ddpm"), run("ddim", eta=1.0))
-    torch.testing.assert_close(run("ddim"), run("euler"))
+def test_ddim_is_euler():
+    x, sigmas = start(16, 80.0), karras_sigmas(8)
+    ends = [sample(mixture_denoiser, x, sigmas, None, method=method) for method in ("ddim", "euler")]
+    torch.testing.assert_close(*ends)
 
 
 def test_step_choices_fall_between_their_ends_and_are_even_where_they_say():
