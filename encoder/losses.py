@@ -13,6 +13,7 @@ from pydantic import Field as Key
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from shapeloom.box import HIGH, LOW
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder
 from shapeloom.fields.projection import FieldWeights
@@ -103,7 +104,7 @@ def _see_in_chunks(
 
 def _ray_points(batch: dict[str, Tensor], t: Float[Tensor, "batch rays samples"]) -> Tensor:
     points = batch["ray_origins"][:, :, None] + t[..., None] * batch["ray_directions"][:, :, None]
-    return points.flatten(1, 2).clamp(-1, 1)
+    return points.flatten(1, 2).clamp(LOW, HIGH)
 
 
 def ray_losses(

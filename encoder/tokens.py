@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shapeloom.box import LOW, SIDE
+
 COARSE = 4  # cells a side of the grid that tokens stand for
 CELL_NUMBERS = 32  # of a cell: count 1, any 1, place 3, rgb 3, normal 3, their products 6 + 6 + 9
 PIXEL_NUMBERS = 13  # premultiplied rgb 3, alpha 1, surface point 3, ray direction 3, moment 3
@@ -64,7 +66,7 @@ def cell_moments(
     thin part cancel in the mean of n, while u n^T says how far apart they are.
     """
     batch = points.shape[0]
-    place = (points + 1) * (0.5 * resolution)
+    place = (points - LOW) * (resolution / SIDE)
     cell = place.floor().long().clamp(0, resolution - 1)
     asset = torch.arange(batch, device=points.device)[:, None]
     index = ((asset * resolution + cell[..., 2]) * resolution + cell[..., 1]) * resolution + cell[..., 0]

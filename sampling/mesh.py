@@ -25,6 +25,7 @@ from sampling.topology import (
     simplify,
     split_creases,
 )
+from shapeloom.box import HIGH, LOW, SIDE
 from shapeloom.config import Config
 from shapeloom.rendering.isosurface import Field, Gradient, extract_surface
 from shapeloom.rendering.sharpen import sharpen
@@ -88,7 +89,7 @@ def field_to_mesh(
     sharp = config.normals == "sharp"
     if sharp:
         vertices, faces = split_creases(vertices, faces, degrees=CREASE_DEGREES)
-    normals = _normals(sdf, vertices, faces, step=2 / config.resolution, sharp=sharp, device=device)
+    normals = _normals(sdf, vertices, faces, step=SIDE / config.resolution, sharp=sharp, device=device)
     return Mesh(vertices, faces, normals, sample_colours(texture, vertices, device=device), *facts)
 
 
@@ -100,7 +101,7 @@ def clean_surface(
     surface = look_at(vertices, faces, min_share=config.min_component)
     vertices, faces = kept_parts(vertices, faces, config)
     if config.sharpen:
-        slope = gradient or _by_differences(sdf, DIFFERENCE_CELLS * 2 / config.resolution)
+        slope = gradient or _by_differences(sdf, DIFFERENCE_CELLS * SIDE / config.resolution)
         vertices = sharpen(sdf, slope, vertices, faces, resolution=config.resolution, device=device)
     return vertices, faces, surface
 
@@ -121,7 +122,7 @@ def _by_differences(sdf: Field, step: float) -> Gradient:
     def gradient(points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         offsets = torch.eye(3, device=points.device) * step
         probes = torch.cat([points + sign * offset for offset in offsets for sign in (1, -1)])
-        values = sdf(probes.clamp(-1, 1)).detach().float().reshape(3, 2, -1)
+        values = sdf(probes.clamp(LOW, HIGH)).detach().float().reshape(3, 2, -1)
         return (values[:, 0] - values[:, 1]).T / (2 * step)
 
     return gradient

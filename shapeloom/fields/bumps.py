@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from shapeloom.box import LOW, SIDE
+
 
 def bumps_at(
     points: Float[Tensor, "batch points 3"], num: int
@@ -29,7 +31,7 @@ def bump_slopes(points: Float[Tensor, "batch points 3"], num: int) -> Float[Tens
     """Returns the derivatives of the values of `bumps_at` by x, y and z."""
     _, share = _cells(points, num)
     # Beyond the outermost centres nothing changes.
-    slope = 0.5 * num * ((share > 0) & (share < 1)).to(share)
+    slope = num / SIDE * ((share > 0) & (share < 1)).to(share)
     values, slopes = torch.stack([1 - share, share], dim=-1), torch.stack([-slope, slope], dim=-1)
     turn = torch.eye(3, dtype=torch.bool, device=points.device)[:, :, None]
     return _products(torch.where(turn, slopes[..., None, :, :], values[..., None, :, :]))
@@ -56,7 +58,7 @@ def weigh_columns(
 
 def _cells(points: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Along each axis: the last centre before a point, and what share of the way to the next one it is."""
-    place = (0.5 * num * (points.float() + 1) - 0.5).clamp(0, num - 1)
+    place = (num / SIDE * (points.float() - LOW) - 0.5).clamp(0, num - 1)
     low = place.detach().floor().clamp(max=max(0, num - 2))
     return low, place - low
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shapeloom.box import ASSET_HALF_SIZE
 from shapeloom.seed import torch_generator
 
 NEAR = 1e-3
@@ -112,5 +113,5 @@ def spread(num: int, low: float, high: float, *, seed: int, stride: float) -> Fl
 
 
 def fitting_distance(fov_y: float) -> float:
-    """Returns the camera distance at which the sphere around [-0.95, 0.95]^3 fills a square picture."""
-    return 0.95 * math.sqrt(3) / math.sin(0.5 * fov_y)
+    """Returns the camera distance at which the sphere around an asset's cube fills a square picture."""
+    return ASSET_HALF_SIZE * math.sqrt(3) / math.sin(0.5 * fov_y)

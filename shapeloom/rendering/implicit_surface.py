@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shapeloom.box import HIGH, LOW, SIDE
 from shapeloom.rendering.isosurface import WALL, Field, extract_surface
 
 
@@ -57,15 +58,15 @@ def _on_edges(
     field: Field, vertices: Float[Tensor, "vertices 3"], resolution: int
 ) -> Float[Tensor, "vertices 3"]:
     """Returns marching cubes' vertices as a function of the field at the ends of their edges."""
-    place = (vertices + 1) * (0.5 * resolution)
+    place = (vertices - LOW) * (resolution / SIDE)
     # Vertices lie on grid edges: all coordinates but one are whole.
     axis = (place - place.round()).abs().argmax(dim=1, keepdim=True)
     step = torch.zeros_like(place, dtype=torch.long).scatter_(1, axis, 1)
     low = torch.where(step == 1, place.floor(), place.round()).long()
     low = torch.minimum(low, resolution - step)  # a vertex on the box's far face
     nodes, ends = torch.cat([low, low + step]).unique(dim=0, return_inverse=True)
-    points = nodes * (2.0 / resolution) - 1
-    wall = points.abs().amax(dim=-1) - (1 - WALL * 2 / resolution)
+    points = nodes * (SIDE / resolution) + LOW
+    wall = points.abs().amax(dim=-1) - (HIGH - WALL * SIDE / resolution)
     values = torch.maximum(field(points), wall)
     (p, q), (a, b) = points[ends].chunk(2), values[ends].chunk(2)
     return p + (q - p) * _share(a, b)[:, None]

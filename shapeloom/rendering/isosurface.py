@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 from skimage.measure import marching_cubes
 from torch import Tensor
 
+from shapeloom.box import HIGH, LOW, SIDE
+
 Field = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
 Gradient = Callable[[Float[Tensor, "points 3"]], Float[Tensor, "points 3"]]
 
@@ -79,7 +81,7 @@ def triangulate(
     vertices, faces, _, _ = marching_cubes(
         closed.cpu().numpy(), 0.0, gradient_direction="descent", allow_degenerate=False
     )
-    return (vertices * (2 / (len(values) - 1)) - 1).astype(np.float32), faces.astype(np.int64)
+    return (vertices * (SIDE / (len(values) - 1)) + LOW).astype(np.float32), faces.astype(np.int64)
 
 
 def surface_cells(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x-1 y-1 z-1"]:
@@ -102,7 +104,7 @@ def _nodes(size: int, device: torch.device | str) -> Int[Tensor, "nodes 3"]:
 
 def _evaluate(sdf: Field, nodes: Int[Tensor, "nodes 3"], size: int) -> Float[Tensor, " nodes"]:
     """Returns the field at grid nodes; exact zeros become the least positive step that float32 can tell."""
-    values = sdf(nodes.float() * (2 / size) - 1).detach().float()
+    values = sdf(nodes.float() * (SIDE / size) + LOW).detach().float()
     if values.shape != nodes.shape[:1]:
         raise ValueError(
             f"sdf must return [{len(nodes)}] values for as many points, not {list(values.shape)}."
@@ -172,14 +174,14 @@ def _local_slope(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x-1 y-1 z-1"]
     inner = values[:-1, :-1, :-1]
     squares = (values[1:, :-1, :-1] - inner) ** 2
     squares = squares + (values[:-1, 1:, :-1] - inner) ** 2 + (values[:-1, :-1, 1:] - inner) ** 2
-    return _pool(squares, 3, 3, 3, padding=1).sqrt() * (0.5 * (len(values) - 1))
+    return _pool(squares, 3, 3, 3, padding=1).sqrt() * ((len(values) - 1) / SIDE)
 
 
 def _near_surface(
     values: Float[Tensor, "x y z"], slope: Float[Tensor, "x-1 y-1 z-1"]
 ) -> Bool[Tensor, "x-1 y-1 z-1"]:
     """Returns which cells may hold a zero of a field whose gradient is nowhere longer than `slope`."""
-    side = 2 / (len(values) - 1)
+    side = SIDE / (len(values) - 1)
     size, cell = values.abs()[None, None], values[None, None]
     mean = torch.nn.functional.avg_pool3d(size, 2, 1)[0, 0]
     # Edges of a cell along each axis, averaged.
@@ -209,6 +211,6 @@ def _pool(values: Float[Tensor, "x y z"], *widths: int, padding: int = 0) -> Ten
 def _close(values: Float[Tensor, "x y z"]) -> Float[Tensor, "x y z"]:
     """Returns the intersection with the box: max(sdf, sdf of the box)."""
     size = values.shape[0] - 1
-    line = torch.linspace(-1, 1, size + 1, device=values.device).abs() - (1 - WALL * 2 / size)
+    line = torch.linspace(LOW, HIGH, size + 1, device=values.device).abs() - (HIGH - WALL * SIDE / size)
     wall = torch.maximum(torch.maximum(line[:, None, None], line[None, :, None]), line[None, None, :])
     return torch.maximum(values, wall)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from shapeloom.box import LOW, SIDE
 from shapeloom.rendering.isosurface import grid_values, may_hold_zero
 
 # Optical depth over a cell's diagonal below which it counts as empty.
@@ -33,7 +34,7 @@ def occupied_cells(
     The logarithm of density falls off evenly outside a surface, so that the bound by its slope that finds
     surfaces (see isosurface) also finds where it crosses what can be seen; coarse to fine.
     """
-    diagonal = 3**0.5 * 2 / resolution
+    diagonal = 3**0.5 * SIDE / resolution
 
     def faintness(points: Tensor) -> Tensor:
         depth = density(points).float() * (diagonal / EMPTY)
@@ -49,6 +50,6 @@ def in_occupied(
 ) -> Bool[Tensor, "batch points"]:
     """Returns whether each asset's points lie in its occupied cells."""
     size = occupied.shape[1]
-    cell = ((points + 1) * (0.5 * size)).long().clamp(0, size - 1)
+    cell = ((points - LOW) * (size / SIDE)).long().clamp(0, size - 1)
     flat = (cell[..., 0] * size + cell[..., 1]) * size + cell[..., 2]
     return occupied.flatten(1).gather(1, flat)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-BOX_HALF_SIZE = 1.0
+from shapeloom.box import HIGH, LOW
 
 
 def pixel_rays(
@@ -59,8 +59,8 @@ def intersect_box(
     """
     # A zero component would give 0/0 on the slab's plane; 1e-9 is far below a pixel's angle.
     safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    t0 = (-BOX_HALF_SIZE - origins) / safe
-    t1 = (BOX_HALF_SIZE - origins) / safe
+    t0 = (LOW - origins) / safe
+    t1 = (HIGH - origins) / safe
     t_near = torch.minimum(t0, t1).amax(dim=-1).clamp(min=0)
     t_far = torch.maximum(t0, t1).amin(dim=-1)
     hit = t_far > t_near

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from shapeloom.box import SIDE
 from shapeloom.rendering.isosurface import WALL, Field, Gradient
 
 # Directions in which the planes around a vertex agree to this share of the largest eigenvalue are left alone:
@@ -39,7 +40,7 @@ def sharpen(
     """
     if not len(faces):
         return vertices
-    cell = 2 / resolution
+    cell = SIDE / resolution
     start = vertices.astype(np.float64)
     asked = _bent(start, faces)[faces].any(axis=1)
     places = start

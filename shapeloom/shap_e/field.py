@@ -1,8 +1,9 @@
 """Shap-E's field and its projection from latents, under the names of its published checkpoints.
 
 The official frame is the box [-1, 1]^3, which an asset touches, +Z up; signed distance is positive inside and
-goes through a tanh. Ours keeps assets within 0.95 and has it negative inside: `geometry` and `color`, which
-the decoder calls, speak our frame, `raw` the official one. This is the border; nothing else converts fields.
+goes through a tanh. Ours keeps assets within 0.95 (ours = 0.95 official) and has it negative inside:
+`geometry` and `color`, which the decoder calls, speak our frame, `raw` the official one. This is the border;
+nothing else converts fields.
 
 raw's 12 outputs: signed distance; density coarse, fine; texture rgb; NeRF rgb coarse, fine.
 Jun & Nichol 2023, "Shap-E", sections 3.1, 4.2.
@@ -16,12 +17,11 @@ from jaxtyping import Float
 from pydantic import Field as Key
 from torch import Tensor, nn
 
+from shapeloom.box import ASSET_HALF_SIZE
 from shapeloom.config import Config
 from shapeloom.fields.heads import Color, Directions, Geometry
 from shapeloom.fields.projection import FieldWeights, LatentLayout
 
-ASSET_HALF_SIZE = 0.95
-"""Our coordinates of the official box's faces: ours = 0.95 official."""
 POINT_OCTAVES, DIRECTION_OCTAVES = 15, 8
 POINT_NUMBERS, DIRECTION_NUMBERS = 3 + 6 * POINT_OCTAVES, 3 + 6 * DIRECTION_OCTAVES
 OWN_LAYERS, DIRECTION_LAYER, NUM_LAYERS = 4, 4, 7

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field as Key
 from torch import Tensor
 
+from shapeloom.box import ASSET_HALF_SIZE
 from shapeloom.config import Config
-from shapeloom.shap_e.field import ASSET_HALF_SIZE, POINT_OCTAVES, encode_octaves
+from shapeloom.shap_e.field import POINT_OCTAVES, encode_octaves
 from shapeloom.shap_e.rendering import official_rays
 from shapeloom.shards import AssetSample
 
