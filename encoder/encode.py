@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import yaml
 from pydantic import Field as Key
+from torch import Tensor
 
 from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
-from shapeloom.clip import Clip, load_clip
+from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, RenderConfig, load_decoder
 from shapeloom.executors import run_tasks
@@ -107,33 +108,36 @@ def encode_batch(
     text = clip.text([caption for per_asset in captions for caption in per_asset])
     out, first = [], 0
     for number, asset in enumerate(seen):
-        part = slice(first, first + len(captions[number]))
+        row, part = asset.row, slice(first, first + len(captions[number]))
         first = part.stop
-        row = asset.row
-        out.append(
-            {
-                "__key__": row.key,
-                "json": {
-                    "captions": row.captions,
-                    "split": row.split,
-                    "group": row.group,
-                    "category": row.category,
-                    "attributes": row.attributes,
-                    "fidelity": fidelity[number],
-                },
-                "latent.npy": latents[number].cpu().numpy().astype(np.float16),
-                "text_pooled.npy": text.pooled[part].cpu().numpy().astype(np.float16),
-                "text_tokens.npy": text.tokens[part].cpu().numpy().astype(np.float16),
-                "text_mask.npy": text.mask[part].cpu().numpy(),
-                "image_pooled.npy": image_pooled[number].cpu().numpy().astype(np.float16),
-            }
-        )
+        facts = {
+            "captions": row.captions, "split": row.split, "group": row.group, "category": row.category,
+            "attributes": row.attributes, "fidelity": fidelity[number],
+        }  # fmt: skip
+        out.append(latent_sample(row.key, facts, latents[number], text, part, image_pooled[number]))
         if copies:
-            moved = torch.stack([copy[number] for copy in copies])
-            out[-1]["latent_copies.npy"] = moved.cpu().numpy().astype(np.float16)
+            out[-1]["latent_copies.npy"] = _half(torch.stack([copy[number] for copy in copies]))
         if grids is not None:
-            out[-1]["image_grid.npy"] = grids[number].cpu().numpy().astype(np.float16)
+            out[-1]["image_grid.npy"] = _half(grids[number])
     return out
+
+
+def latent_sample(
+    key: str, facts: dict[str, Any], latent: Tensor, text: TextEmbedding, part: slice, image_pooled: Tensor
+) -> dict[str, Any]:
+    """Returns a sample of a latent shard, as `LatentShards` reads it, numbers in 16 bits.
+
+    part: the rows of `text` that are the asset's captions.
+    """
+    return {
+        "__key__": key, "json": facts, "latent.npy": _half(latent),
+        "text_pooled.npy": _half(text.pooled[part]), "text_tokens.npy": _half(text.tokens[part]),
+        "text_mask.npy": text.mask[part].cpu().numpy(), "image_pooled.npy": _half(image_pooled),
+    }  # fmt: skip
+
+
+def _half(numbers: Tensor) -> np.ndarray:
+    return numbers.cpu().numpy().astype(np.float16)
 
 
 def _symmetries(config: EncodeConfig) -> list[np.ndarray]:
@@ -170,7 +174,7 @@ def _check_symmetries(config: EncodeConfig) -> None:
 
 
 def _fidelity(
-    model: AnyAutoencoder, latents: torch.Tensor, shards: AssetShards, indices: Sequence[int], size: int
+    model: AnyAutoencoder, latents: Tensor, shards: AssetShards, indices: Sequence[int], size: int
 ) -> list[dict[str, float]]:
     """Returns PSNR (dB, on white) and mask IoU of each asset's first view, at `size` pixels squared."""
     truth = [read_views(shards, index, [0], size=size) for index in indices]

@@ -65,12 +65,7 @@ class Latents:
         check_finite(data["text_pooled"], keys, "caption embeddings", "The CLIP that made them")
         check_finite(data["image_pooled"], keys, "view embeddings", "The CLIP that made them")
         self.num_captions = data["num_captions"]
-        blank = [sum(bool(text.strip()) for text in row.captions) < len(row.captions) for row in shards.rows]
-        if any(blank):
-            raise UserError(
-                f"{sum(blank)} assets have an empty caption ({_names(keys, blank)}). Prepare the data again: "
-                "data_prep leaves empty captions out."
-            )
+        _check_captions(shards)
         self.num_captionless = int((self.num_captions == 0).sum())
         if self.num_captionless:
             log.warning("%d of %d assets have no caption: shown by picture", self.num_captionless, len(keys))
@@ -171,6 +166,16 @@ def check_finite(values: Float[Tensor, " assets *shape"], keys: Sequence[str], w
         raise UserError(
             f"{sum(bad)} of {len(keys)} {what} hold NaN or infinity ({_names(keys, bad)}). {maker} "
             "has diverged: train it again with a lower learning rate, then encode again."
+        )
+
+
+def _check_captions(shards: LatentShards) -> None:
+    blank = [not all(text.strip() for text in row.captions) for row in shards.rows]
+    if any(blank):
+        names = _names([row.key for row in shards.rows], blank)
+        raise UserError(
+            f"{sum(blank)} assets have an empty caption ({names}). Prepare the data again: data_prep leaves "
+            "empty captions out."
         )
 
 

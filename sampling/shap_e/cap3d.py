@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from encoder.encode import latent_sample
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import load_decoder
@@ -93,17 +93,8 @@ def make_samples(
         first = part.stop
         is_held_out = derive_seed("cap3d", path.stem) < held_out * 2**63
         facts = {"captions": own, "split": "val" if is_held_out else "train", "group": path.stem}
-        samples.append(
-            {
-                "__key__": path.stem,
-                "json": facts,
-                "latent.npy": read_latent(path, shape).numpy().astype(np.float16),
-                "text_pooled.npy": text.pooled[part].cpu().numpy().astype(np.float16),
-                "text_tokens.npy": text.tokens[part].cpu().numpy().astype(np.float16),
-                "text_mask.npy": text.mask[part].cpu().numpy(),
-                "image_pooled.npy": np.zeros((0, clip.embed_dim), np.float16),
-            }
-        )
+        latent = read_latent(path, shape)
+        samples.append(latent_sample(path.stem, facts, latent, text, part, torch.zeros(0, clip.embed_dim)))
     return samples
 
 
