@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.failures import from_jsonl
+from shapeloom.box import ASSET_HALF_SIZE
 from shapeloom.config import UserError
 from shapeloom.pictures import on_white
 from shapeloom.shards import AssetSample, AssetShards, decode_member, read_manifest
@@ -67,7 +68,9 @@ def check_sample(sample: AssetSample, resolution: int) -> list[str]:
         "views have another size": rgba.shape[1:] == (resolution, resolution, 4),
         "depth where there is no colour": not (depth[rgba[..., 3] == 0] > 0).any(),
         "no view shows anything": bool(rgba[..., 3].any()),
-        "points leave the cube": bool((np.abs(points) <= 0.95 + 1e-5).all()),  # float32 of the scaled extent
+        "points leave the cube": bool(
+            (np.abs(points) <= ASSET_HALF_SIZE + 1e-5).all()
+        ),  # float32 of the scaled extent
         "normals are not unit vectors": bool((np.abs(normals - 1) < 0.02).all()),  # 8-bit rounding
         "SDF samples leave the box": bool((np.abs(sample.sdf_points) <= 1).all()),
         "it has no caption": any(sample.row.captions),
@@ -87,7 +90,7 @@ def check_cameras(sample: AssetSample, resolution: int) -> list[str]:
         "a pose or intrinsic matrix has another last row": bool(
             (poses[:, 3] == last_rows[0]).all() and (matrices[:, 2] == last_rows[1]).all()
         ),
-        "a camera stands within the cube": bool((np.abs(eye).max(axis=1) > 0.95).all()),
+        "a camera stands within the cube": bool((np.abs(eye).max(axis=1) > ASSET_HALF_SIZE).all()),
         "a camera looks away from the cube": bool((np.einsum("vi,vi->v", rotation[:, :, 2], -eye) > 0).all()),
         "a focal length is not positive": bool((focal > 0).all()),
         "a principal point lies off its picture": bool(((centre >= 0) & (centre <= resolution)).all()),

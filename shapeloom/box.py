@@ -6,4 +6,4 @@ Grids have cells of SIDE / num along each axis, and (points - LOW) * (num / SIDE
 LOW, HIGH = -1.0, 1.0
 SIDE = HIGH - LOW
 ASSET_HALF_SIZE = 0.95
-"""An asset is centred, and scaled to touch [-0.95, 0.95]^3 along its largest extent."""
+"""An asset is centred, and scaled to touch [-0.95, 0.95]^3 along its largest extent: off the box's walls."""

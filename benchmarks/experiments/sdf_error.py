@@ -16,11 +16,12 @@ import trimesh
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import load_mesh
-from data_prep.geometry.normalize import HALF_SIZE, normalize
+from data_prep.geometry.normalize import normalize
 from data_prep.geometry.sdf import SignedDistance, sdf_samples, signed_distance
 from data_prep.mesh import Mesh
 from data_prep.procedural.dataset import make_asset
 from data_prep.sources.find import SplitFractions, find_sources
+from shapeloom.box import ASSET_HALF_SIZE
 
 THICKNESS = 0.02
 FAMILIES = ("chair", "mug", "car", "house", "tree", "table", "lamp", "bottle")
@@ -58,7 +59,7 @@ def patches(mesh: Mesh, share: float, rng: Rng) -> np.ndarray:
     chosen = np.zeros(len(middle), bool)
     while chosen.mean() < share:
         centre = middle[rng.integers(len(middle))]
-        chosen |= np.linalg.norm(middle - centre, axis=1) < 0.08 * HALF_SIZE
+        chosen |= np.linalg.norm(middle - centre, axis=1) < 0.08 * ASSET_HALF_SIZE
     return chosen
 
 

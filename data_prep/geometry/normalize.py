@@ -8,9 +8,7 @@ from numpy import ndarray
 
 from data_prep.failures import AssetError
 from data_prep.mesh import Mesh
-
-HALF_SIZE = 0.95
-"""The field's box is [-1, 1]^3; the margin keeps surfaces off its walls."""
+from shapeloom.box import ASSET_HALF_SIZE
 
 
 @dataclass(frozen=True)
@@ -32,5 +30,5 @@ def normalize(mesh: Mesh) -> tuple[Mesh, Placement]:
     # Below this ratio positions differ by a few steps of float32, the precision files store.
     if not 1e-30 < extent < 1e30 or extent < 1e-6 * np.abs(corners).max():
         raise AssetError("degenerate", f"its extent of {extent:.3g} is too small or large to be scaled")
-    scale = 2 * HALF_SIZE / extent
+    scale = 2 * ASSET_HALF_SIZE / extent
     return replace(mesh, vertices=(mesh.vertices - centre) * scale), Placement(centre, scale)
