@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from prior.fine_tune import check_conditions
 from prior.latents import Latents, MixtureConfig
 from prior.model import Prior, load_prior
 from prior.task import PriorConfig, PriorTask, read_latents
 from prior.train import main, new_model
+from sampling.guidance import prior_sigmas
 from shapeloom.clip import TextEmbedding
-from shapeloom.config import UserError
+from shapeloom.config import Config, UserError
+from shapeloom.denoising import Condition, DenoisingNetwork, Shapes
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
@@ -142,6 +145,63 @@ def test_latents_are_learnt_at_unit_spread_and_brought_back_to_their_own(tmp_pat
     shown = prior.standardise(batch["latent"])
     assert float((silent.seen[0] - shown).square().mean().sqrt()) < 0.05
     torch.testing.assert_close(prior.unstandardise(shown), batch["latent"], atol=1e-5, rtol=0)
+
+
+class Points(DenoisingNetwork):
+    """A network of another kind: its tokens are no latents, and lie anywhere."""
+
+    reads, standardises, clamps = "text", False, "nothing"
+    sigma_range = (0.05, 20.0)
+
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__()
+        self.shapes, self.config, self.checkpointing = shapes, Config(), False
+        size = shapes.tokens * shapes.channels
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(size + shapes.clip_dim + 1, 64)])
+        self.out = torch.nn.Linear(64, size)
+        self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels))
+        self.register_buffer("standard_std", torch.ones(shapes.tokens, shapes.channels))
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
+        words = condition.text_pooled * condition.has_text[:, None]
+        seen = torch.cat([x.flatten(1) / (1 + sigma[:, None]), sigma.log()[:, None], 3 * words], dim=1)
+        return self.out(torch.nn.functional.silu(self.blocks[0](seen))).view_as(x)
+
+    def parts(self) -> tuple[torch.nn.ModuleList, list[torch.nn.Module]]:
+        return self.blocks, [self.out]
+
+
+def test_a_network_of_another_kind_is_trained_and_sampled_as_it_says_of_itself(tmp_path: Path):
+    def change(i: int, sample: dict) -> None:
+        sample["latent.npy"] = 3 * sample["latent.npy"]
+
+    folder = write_latents(tmp_path / "latents", change=change)
+    captions = MixtureConfig(no_condition=0.1, image_only=0, text_and_image=0)
+    config = PriorConfig(latents=folder, mixture=captions, diffusion={"target": "x0"})
+    latents = read_latents(folder, "train", config)
+    torch.manual_seed(0)
+    model = Points(latents.shapes)
+    check_conditions(model, captions, [latents])
+    with pytest.raises(UserError, match="captions alone"):
+        check_conditions(model, MixtureConfig(), [latents])
+    task = PriorTask(model, latents, config, Run.open(tmp_path / "run", config, stage="prior"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(150):
+        loss, _ = task.loss(model, task.batch(range(32 * step, 32 * step + 32)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    prior = Prior(model, latents.shapes, config.diffusion, {"digest": "", "encoder": "", "clip": ""})
+    vectors = torch.from_numpy(WORDS).float()
+    text = TextEmbedding(vectors, vectors[:, None, :5], torch.ones(4, 1, dtype=torch.bool))
+    sigmas = prior_sigmas(prior, 12)
+    assert (float(sigmas[0]), float(sigmas[-2])) == pytest.approx((20, 0.05))
+    noise = initial_noise(torch.randn(4, *prior.shape), sigmas)
+    made = prior.unstandardise(sample(prior.denoise, noise, sigmas, prior.condition(text)))
+    centres = 3 * torch.tensor(np.stack([centre(k) for k in range(4)]), dtype=torch.float32)
+    # Centres are 1.5 and more apart, and reach to 2.1: nothing is clamped.
+    assert float((made - centres).square().mean((1, 2)).sqrt().max()) < 0.6
+    assert float(made.abs().max()) > 1.5
 
 
 def test_a_variance_is_learnt_that_fits_better_than_the_untrained_one(latents: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
 from shapeloom.fields.encoding import EncodingConfig
-from shapeloom.fields.heads import Color, Geometry
+from shapeloom.fields.heads import Color, Directions, Field, Geometry
 from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
@@ -29,6 +29,41 @@ class Ball(Decoder):
     def color(self, weights: FieldWeights, points: torch.Tensor, directions: object = None) -> Color:
         rgb = (0.5 + 0.5 * points).clamp(0, 1)
         return Color(rgb=rgb, texture=rgb)
+
+
+class Slab(torch.nn.Module):
+    """A field of another kind: solid where z is below what an asset says, and green."""
+
+    def forward(
+        self, weights: FieldWeights, points: torch.Tensor, directions: Directions = None
+    ) -> tuple[Geometry, Color]:
+        return self.geometry(weights, points), self.color(weights, points, directions)
+
+    def geometry(self, weights: FieldWeights, points: torch.Tensor) -> Geometry:
+        sdf = points[..., 2] - weights[0][:, :1, 0]
+        return Geometry(density=200 * torch.sigmoid(-200 * sdf), sdf=sdf)
+
+    def color(self, weights: FieldWeights, points: torch.Tensor, directions: Directions = None) -> Color:
+        rgb = torch.tensor([0.0, 1.0, 0.0]).expand_as(points)
+        return Color(rgb=rgb, texture=rgb)
+
+    def sdf_and_gradient(
+        self, weights: FieldWeights, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.geometry(weights, points).sdf, torch.tensor([0.0, 0.0, 1.0]).expand_as(points)
+
+
+def test_a_field_of_another_kind_is_decoded_like_ours() -> None:
+    decoder, weights = Decoder(SMALL), [torch.full((1, 1, 1), 0.25)]
+    decoder.field = Slab()
+    assert isinstance(decoder.field, Field)
+    points = torch.tensor([[0.1, 0.2, 0.5], [0.0, 0.0, -0.5]])
+    torch.testing.assert_close(decoder.sdf(weights, points), torch.tensor([0.25, -0.75]))
+    torch.testing.assert_close(decoder.gradient(weights, points), torch.tensor([[0.0, 0, 1], [0, 0, 1]]))
+    poses, matrices = cameras(1, 24)
+    picture = decoder.render(weights, poses, matrices, 24, 24)
+    torch.testing.assert_close(picture.rgb[0, 0, 14, 12], torch.tensor([0.0, 1, 0]), atol=0.02, rtol=0)
+    assert float(picture.alpha[0, 0, 0, 0]) == 0
 
 
 def cameras(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
