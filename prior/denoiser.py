@@ -8,6 +8,10 @@ for data of unit variance). It is told noise levels alone, so any sampler's step
     pooled CLIP vectors of text and views, the class -> adaptive layer norms too, or tokens of their own
     CLIP's text tokens and grids, one learned token  -> cross-attention, or tokens of their own
 
+With `components` the answer is x_0: the best linear guess, component by component of the training latents'
+principal axes (Wiener's lambda / (lambda + sigma^2)), plus the network's, scaled as EDM's c_out. So a short
+training starts from what the latents' spectrum alone tells, and answers never leave those axes' span.
+
 Conditions may be missing: each has a learned stand-in, and a latent without any is the unconditional model.
 Tokens of their own stand before the latent's in every self-attention (Shap-E's way).
 """
@@ -40,6 +44,11 @@ class NetworkConfig(Config):
     group: int = Field(
         default=1, ge=1, le=4096, description="neighbouring latent tokens that the network joins to one"
     )
+    components: int = Field(
+        default=0, ge=0, le=MAX_SIZE,
+        description="principal components of the latents, shared out among the field's layers, whose best "
+        "linear denoiser the network corrects; 0: no such start. Needs diffusion.target=x0",
+    )  # fmt: skip
     activation: Activation = "gelu"
     pooled: Literal["adaptive", "token"] = Field(
         "adaptive",
@@ -64,6 +73,10 @@ class Denoiser(DenoisingNetwork):
 
     config: NetworkConfig
     frequencies: Tensor
+    basis: Tensor
+    """Buffer [components, tokens * channels] of orthonormal rows, of standardised latents."""
+    variance: Tensor
+    """Buffer [components]: the training latents' along each."""
     layer_of: Tensor
 
     def __init__(self, shapes: Shapes, config: NetworkConfig, *, learned_variance: bool = False) -> None:
@@ -97,6 +110,9 @@ class Denoiser(DenoisingNetwork):
             nn.init.zeros_(layer.bias)
         self.register_buffer("standard_mean", torch.zeros(shapes.tokens, shapes.channels))
         self.register_buffer("standard_std", torch.ones(shapes.tokens, shapes.channels))
+        if config.components:
+            self.register_buffer("basis", torch.zeros(config.components, shapes.tokens * shapes.channels))
+            self.register_buffer("variance", torch.ones(config.components))
         self._make_optional_parts(shapes, config)
 
     def _make_optional_parts(self, shapes: Shapes, config: NetworkConfig) -> None:
@@ -144,7 +160,22 @@ class Denoiser(DenoisingNetwork):
         hidden = hidden[:, num_before:]
         shift, gain = self.out_modulate(F.silu(modulation))[:, None].chunk(2, dim=-1)
         answer = self.out(F.layer_norm(hidden, hidden.shape[-1:]) * (1 + gain) + shift)
-        return answer.unflatten(2, (self.group, -1)).flatten(1, 2)
+        answer = answer.unflatten(2, (self.group, -1)).flatten(1, 2)
+        return self._corrected(x, sigma, answer) if self.config.components else answer
+
+    def _corrected(
+        self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"],
+        answer: Float[Tensor, "batch tokens channels"],
+    ) -> Float[Tensor, "batch tokens channels"]:  # fmt: skip
+        """x_0 within the components' span: the linear denoiser's, and the network's answer on top."""
+        with torch.autocast(x.device.type, enabled=False):
+            level = sigma.to(x.dtype)[:, None]
+            basis, variance = self.basis.to(x.dtype), self.variance.to(x.dtype)
+            linear = x.flatten(1) @ basis.T * (variance / (variance + level**2))
+            correction = (
+                answer.to(x.dtype).flatten(1) @ basis.T * (level / torch.hypot(level, torch.ones_like(level)))
+            )
+            return ((linear + correction) @ basis).view_as(x)
 
     def parts(self) -> tuple[nn.ModuleList, list[nn.Module]]:
         """See `DenoisingNetwork`."""

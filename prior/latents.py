@@ -208,3 +208,34 @@ def standardisation(
         shrunk = overall.expand_as(variance)
     # 1e-4: about the rounding of stored 16-bit latents, for sets whose assets are all alike.
     return mean, shrunk.clamp_min(max(float(floor**2 * overall), 1e-4**2)).sqrt()
+
+
+def principal_components(
+    latents: Float[Tensor, "assets tokens channels"], layers: Sequence[int], num: int
+) -> tuple[Float[Tensor, "num numbers"], Float[Tensor, " num"]]:
+    """Orthonormal axes of standardised latents along which they vary most, and the variance along each.
+
+    layers: tokens of each of the field's layers, which get axes of their own, so that one layer's tokens say
+    nothing of another's. num: as `num_components` gives it.
+    """
+    _, tokens, channels = latents.shape
+    layers = list(layers) or [tokens]
+    each = num // len(layers)
+    axes, variances = torch.zeros(len(layers), each, tokens, channels), []
+    first = 0
+    for layer, size in enumerate(layers):
+        own = latents[:, first : first + size].flatten(1).float()
+        found = torch.linalg.svd(own, full_matrices=False)[2][:each]
+        axes[layer, :, first : first + size] = found.unflatten(1, (size, channels))
+        variances.append((own @ found.T).var(dim=0))
+        first += size
+    return axes.flatten(0, 1).flatten(1), torch.cat(variances)
+
+
+def num_components(
+    latents: Float[Tensor, "assets tokens channels"], layers: Sequence[int], wanted: int
+) -> int:
+    """How many of the `wanted` axes there are: as many for each layer, no more than latents or numbers."""
+    count, tokens, channels = latents.shape
+    layers = list(layers) or [tokens]
+    return len(layers) * min(-(-wanted // len(layers)), count, min(layers) * channels)

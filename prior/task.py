@@ -85,6 +85,20 @@ class PriorConfig(Config):
             raise ValueError("a prior of views makes no shapes to show: leave encoder out")
         return self
 
+    @model_validator(mode="after")
+    def _components_say_x0(self) -> "PriorConfig":
+        if self.network.components and (
+            self.network.kind != "shapeloom"
+            or self.diffusion.target != "x0"
+            or self.diffusion.learned_variance
+        ):
+            raise ValueError(
+                "network.components starts from the best linear guess of x_0: it needs "
+                "network.kind=shapeloom and diffusion.target=x0 without learned_variance, got "
+                f"{self.network.kind} and {self.diffusion.target}"
+            )
+        return self
+
 
 def read_latents(folder: Path, split: str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents:
     """What the config says to learn, of a split."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prior.description import Description
 from prior.fine_tune import check_conditions, start_from, warn_of_forgetting
-from prior.latents import Latents, standardisation
+from prior.latents import Latents, num_components, principal_components, standardisation
 from prior.lora import merge_lora
 from prior.model import Prior, load_prior
 from prior.task import PriorConfig, PriorTask, read_held_out, read_latents
@@ -36,19 +36,27 @@ log = get_logger("prior")
 
 def describe(latents: Latents, config: PriorConfig) -> Description:
     """What prior.json says of a fresh prior."""
-    return Description(latents.shapes, config.network, config.diffusion, config.predict)
+    num = num_components(latents.latent, latents.shapes.layers, config.network.components)
+    network = config.network.model_copy(update={"components": num})
+    return Description(latents.shapes, network, config.diffusion, config.predict)
 
 
 def new_model(latents: Latents, config: PriorConfig) -> DenoisingNetwork:
     """A fresh network that knows the latents' statistics, or of zero mean and unit variance without them."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("prior", config.train.seed))
-        model = describe(latents, config).make()
+        described = describe(latents, config)
+        model = described.make()
+    known = [latents.latent, *([] if latents.copies is None else [latents.copies.flatten(0, 1)])]
     if config.standardise != "none" and model.standardises:
-        known = [latents.latent, *([] if latents.copies is None else [latents.copies.flatten(0, 1)])]
         mean, std = standardisation(torch.cat(known), common=config.standardise == "common")
         model.standard_mean.copy_(mean)
         model.standard_std.copy_(std)
+    if num := described.network.components:
+        learnt = (torch.cat(known) - model.standard_mean) / model.standard_std
+        basis, variance = principal_components(learnt, latents.shapes.layers, num)
+        model.get_buffer("basis").copy_(basis)
+        model.get_buffer("variance").copy_(variance)
     return model
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prior.denoiser import Denoiser, NetworkConfig
-from prior.latents import check_finite, standardisation
+from prior.latents import check_finite, num_components, principal_components, standardisation
 from prior.model import Prior
 from prior.task import PriorConfig
 from shapeloom.clip import TextEmbedding
@@ -275,3 +275,55 @@ def test_presets_have_the_sizes_that_they_promise(name: str, shapes: tuple, low:
     with torch.device("meta"):
         model = Denoiser(Shapes(*shapes), config.network)
     assert low < sum(p.numel() for p in model.parameters()) / 1e6 < high
+
+
+def with_components(num: int = 6) -> tuple[Prior, torch.Tensor]:
+    """A prior fresh from principal components, and the standardised latents that they are of."""
+    generator = torch.Generator().manual_seed(3)
+    mixed = torch.randn(40, 5, generator=generator) @ torch.randn(5, 32, generator=generator)
+    latents = (mixed / mixed.std(0)).unflatten(1, (8, 4)) - mixed.mean(0).view(8, 4)
+    latents = latents - latents.mean(0)
+    torch.manual_seed(0)
+    network = Denoiser(SHAPES, NetworkConfig(width=16, depth=2, heads=2, components=num)).double()
+    basis, variance = principal_components(latents, (), num)
+    network.basis.copy_(basis)
+    network.variance.copy_(variance)
+    return Prior(
+        network, SHAPES, DiffusionConfig(target="x0"), {"digest": "", "encoder": "", "clip": ""}
+    ), latents
+
+
+def test_an_untrained_network_with_components_is_the_best_linear_denoiser():
+    """Wiener's: C (C + sigma^2)^-1 x, C the latents' covariance, which five axes span here."""
+    prior, latents = with_components()
+    flat = latents.flatten(1).double()
+    covariance = flat.T @ flat / (len(flat) - 1)
+    x, sigma = some_noise(3)
+    for row in range(3):
+        shrink = covariance @ torch.linalg.inv(
+            covariance + sigma[row] ** 2 * torch.eye(32, dtype=torch.float64)
+        )
+        expected = (shrink @ x[row].flatten()).view(8, 4)
+        found = prior.denoise(x, sigma, prior.condition(batch=3))[row]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_stay_within_the_components_and_layers_have_their_own():
+    prior, latents = with_components()
+    for parameter in prior.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, sigma = some_noise(3)
+    answer = prior.denoise(x, sigma, prior.condition(batch=3)).flatten(1)
+    basis = prior.network.get_buffer("basis")
+    torch.testing.assert_close(answer @ basis.T @ basis, answer, rtol=1e-5, atol=1e-5)
+    own = principal_components(latents, (2, 6), 4)[0].view(2, 2, 8, 4)
+    assert not own[0, :, 2:].any() and not own[1, :, :2].any()
+    assert num_components(latents, (2, 6), 1000) == 2 * 8  # numbers of the smaller layer
+    assert num_components(latents[:3], (2, 6), 1000) == 2 * 3
+    assert num_components(latents, (), 0) == 0
+
+
+@pytest.mark.parametrize("said", ["diffusion.target=v", "network.kind=shap_e_text"])
+def test_components_need_a_network_of_ours_that_says_x0(said: str):
+    with pytest.raises(UserError, match=r"network\.components starts from"):
+        load_config(PriorConfig, None, ["network.components=4", "diffusion.target=x0", said])
