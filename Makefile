@@ -8,6 +8,7 @@ RUN    ?= runs/demo-$(CONFIG)
 ASSETS ?=
 PROMPT ?=
 NUM    ?= 1
+FILES  ?=
 SEED   ?= 0
 NPROC  ?=
 VENV   ?= .venv
@@ -25,11 +26,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench mutants config-docs overfit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench mutants config-docs overfit clean"
 
 setup: $(STAMP)
 
@@ -94,6 +95,16 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.speed
+
+# Small changes of the code that figures rest on, which its tests should notice: NUM of them, resumable.
+mutants: NUM = 60
+mutants: $(STAMP)
+	@$(PY) -c "import cosmic_ray" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	$(PY) scripts/mutants.py --num $(NUM) --seed $(SEED) $(FILES)
+
+# docs/config.md, every key of every stage, from the configs themselves.
+config-docs: $(STAMP)
+	$(PY) -m scripts.config_docs
 
 # Eight assets by heart in five minutes of two cores: the gate before any longer training.
 overfit: RUN = runs/overfit

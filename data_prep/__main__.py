@@ -8,10 +8,10 @@ from typing import get_args
 from data_prep.build import prepare
 from data_prep.checks import inspect_asset, inspect_dataset, verify
 from data_prep.pipeline import DataConfig
-from shapeloom.config import UserError, load_config, parse_stage, run_main
+from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.executors import Executor
 from shapeloom.log import start_logging
-from shapeloom.storage import parse_path
+from shapeloom.storage import AnyPath, parse_path
 from shapeloom.verify import verify_run
 
 _DESCRIPTION = """Raw 3D assets with captions -> views, coloured points and signed distances in WebDataset
@@ -34,15 +34,20 @@ def main() -> None:
 def _prepare() -> None:
     config, _, arguments = parse_stage(
         DataConfig, stage="data_prep", description=_DESCRIPTION, add_arguments=_add_arguments,
-        out_may_be_url=True,
+        preset=_preset, out_may_be_url=True,
     )  # fmt: skip
     out = parse_path(arguments.out)
-    if arguments.retry_quarantined and not (out / "config.yaml").is_file():
-        raise UserError(f"{out} holds no data_prep run whose quarantined assets could be tried again.")
-    if arguments.retry_quarantined and arguments.config is None:
-        overrides = [item for group in arguments.set for item in group]
-        config = load_config(DataConfig, out / "config.yaml", overrides)
     prepare(config, out, executor=arguments.executor, retry_quarantined=arguments.retry_quarantined)
+
+
+def _preset(arguments: argparse.Namespace) -> AnyPath | None:
+    """The run's own config, where its quarantined assets are to be tried again."""
+    if not arguments.retry_quarantined:
+        return None
+    own = parse_path(arguments.out or ".") / "config.yaml"
+    if not own.is_file():
+        raise UserError(f"{own.parent} holds no data_prep run whose quarantined assets could be tried again.")
+    return own
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

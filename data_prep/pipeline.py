@@ -49,7 +49,7 @@ TRIES = 3
 class Limits(Config):
     """What one asset may cost before it is quarantined."""
 
-    max_faces: int = Field(default=2_000_000, ge=1)
+    max_faces: int = Field(2_000_000, ge=1, description="triangles, after loading")
     max_megabytes: int = Field(default=1024, ge=1, description="of any one file")
     max_texture: int = Field(
         default=1024, ge=1, description="larger textures are shrunk to this many pixels a side"
@@ -77,10 +77,12 @@ class DataConfig(ViewConfig):
         default="auto",
         description="the files' up axis; auto: y for glTF and OBJ, z for PLY, STL and OFF, DAE says itself",
     )
-    num_points: int = Field(default=16384, ge=1)
+    num_points: int = Field(16384, ge=1, description="points with colours and normals on the surface")
     num_edge_points: int = Field(default=0, ge=0, description="further points, on sharp edges")
     num_view_points: int = Field(default=0, ge=0, description="further points, only of what the views see")
-    num_sdf: int = Field(default=16384, ge=1)
+    num_sdf: int = Field(
+        16384, ge=1, description="points with signed distances, most of them near the surface"
+    )
     max_mesh_faces: int = Field(
         default=100_000, ge=0, description="meshes up to this size are stored too, as truth for measures"
     )
@@ -89,7 +91,7 @@ class DataConfig(ViewConfig):
     )
     shard_size: int = Field(default=64, ge=1, description="assets a shard: the unit of work and of restarts")
     splits: SplitFractions = SplitFractions()
-    seed: int = 0
+    seed: int = Field(0, description="of every draw: cameras, lights, points")
     workers: int | None = Field(
         None, ge=0, description="processes; none: one a core; 0: this process, unguarded"
     )

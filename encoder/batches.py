@@ -28,11 +28,15 @@ SILHOUETTE_SHARE = 0.5  # of those: at silhouettes, where thin parts get their t
 class AugmentConfig(Config):
     """Symmetries of the training data; each asset keeps its own look half of the time."""
 
-    mirror: bool = True  # x -> -x
-    turn: bool = True  # quarter turns about +Z
-    colors: bool = True  # permuted colour channels
-    # By up to this fraction an axis grows against another; the asset is fitted to its cube again.
-    stretch: float = Key(0.0, ge=0, le=1)
+    mirror: bool = Key(True, description="x -> -x")
+    turn: bool = Key(True, description="quarter turns about +Z")
+    colors: bool = Key(True, description="permuted colour channels")
+    stretch: float = Key(
+        0.0,
+        ge=0,
+        le=1,
+        description="by up to this fraction an axis grows against another; the asset still fits its cube",
+    )
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,25 @@ log = get_logger("encode")
 class EncodeConfig(Config):
     """What to encode and with what."""
 
-    data: Location  # a data_prep run: a folder or a URL
-    encoder: Path  # an encoder run
-    clip: str  # a train-clip run, or an open_clip model as MODEL/PRETRAINED
-    splits: tuple[str, ...] = ("train", "val", "test")
-    clip_views: int = Key(4, ge=1)  # views embedded an asset
-    clip_grid: bool = False  # keep the views' grids of tokens too, for priors that look at them
-    batch_size: int = Key(16, ge=1)
-    fidelity_size: int = Key(32, ge=8)  # pixels a side that fidelity is measured at; divides the data's
-    mirrored: bool = False  # latents of mirror images (x -> -x) too, as `latent_copies`
-    turned: bool = False  # and of quarter turns about +Z; captions must hold for them all the same
-    workers: int | None = Key(None, ge=0)  # processes; none: one a GPU, or one a core. 0: in this process
+    data: Location = Key(description="a data_prep run: a folder or a URL")
+    encoder: Path = Key(description="an encoder run")
+    clip: str = Key(description="a train-clip run, or an open_clip model as MODEL/PRETRAINED")
+    splits: tuple[str, ...] = Key(("train", "val", "test"), description="which splits to encode")
+    clip_views: int = Key(4, ge=1, description="views of an asset that CLIP embeds")
+    clip_grid: bool = Key(
+        False, description="keep the views' grids of tokens too, for priors that look at them"
+    )
+    batch_size: int = Key(16, ge=1, description="assets encoded at once")
+    fidelity_size: int = Key(
+        32, ge=8, description="side of the pictures that fidelity is measured at, pixels; divides the data's"
+    )
+    mirrored: bool = Key(False, description="latents of mirror images (x -> -x) too, as `latent_copies`")
+    turned: bool = Key(
+        False, description="and of quarter turns about +Z; captions must hold for them all the same"
+    )
+    workers: int | None = Key(
+        None, ge=0, description="processes; none: one per GPU, or one per core; 0: in this process"
+    )
 
 
 @dataclass(frozen=True)

@@ -24,24 +24,38 @@ from shapeloom.rendering.volume import composite, importance_samples, ray_weight
 class LossConfig(Config):
     """Weights of the losses and how many rays and points an asset they take."""
 
-    rays_from: float = Key(0.0, ge=0, lt=1)  # fraction of the steps after which rays are learnt from too
-    num_rays: int = Key(128, ge=1)
-    rays_at_once: int = Key(0, ge=0)  # an asset's; rays are computed again in the backward pass; 0: all, once
-    free_samples: int = Key(8, ge=2)  # stratified, along the whole ray
-    surface_samples: int = Key(8, ge=2)  # by importance
-    num_surface_points: int = Key(256, ge=1)
-    num_sdf_points: int = Key(512, ge=1)
-    color: float = Key(1.0, ge=0)
-    squared_share: float = Key(0.5, ge=0, le=1)  # of the colour's error that is L2 (times 4), not L1
-    alpha: float = Key(0.5, ge=0)
-    texture: float = Key(0.5, ge=0)
-    sdf: float = Key(2.0, ge=0)
-    normal: float = Key(0.3, ge=0)  # the distance's gradient against the surface's normal
-    occupancy: float = Key(1.0, ge=0)
+    rays_from: float = Key(
+        0.0, ge=0, lt=1, description="fraction of the steps after which rays are learnt from too"
+    )
+    num_rays: int = Key(128, ge=1, description="rays per asset")
+    rays_at_once: int = Key(
+        0,
+        ge=0,
+        description="rays of an asset in one go, computed again in the backward pass; 0: all, once",
+    )
+    free_samples: int = Key(8, ge=2, description="samples of a ray, stratified along the whole of it")
+    surface_samples: int = Key(8, ge=2, description="further samples of a ray, by importance")
+    num_surface_points: int = Key(256, ge=1, description="points on the surface per asset")
+    num_sdf_points: int = Key(512, ge=1, description="points with signed distances per asset")
+    color: float = Key(1.0, ge=0, description="weight of rays' colours")
+    squared_share: float = Key(
+        0.5, ge=0, le=1, description="fraction of the colour's error that is L2 (times 4); the rest is L1"
+    )
+    alpha: float = Key(0.5, ge=0, description="weight of rays' silhouettes")
+    texture: float = Key(0.5, ge=0, description="weight of colours on the surface")
+    sdf: float = Key(2.0, ge=0, description="weight of signed distances")
+    normal: float = Key(
+        0.3, ge=0, description="weight of the distance's gradient against the surface's normal"
+    )
+    occupancy: float = Key(1.0, ge=0, description="weight of density against inside and outside")
     eikonal: float = Key(
-        0.0, ge=0
-    )  # distances' slope of one (Gropp et al. 2020), at the points off the surface
-    occupancy_softness: float = Key(0.03, gt=0)  # distance at which a point is nearly surely in or out
+        0.0,
+        ge=0,
+        description="weight of the distance's slope of one (Gropp et al. 2020), off the surface",
+    )
+    occupancy_softness: float = Key(
+        0.03, gt=0, description="distance at which a point is nearly surely inside or outside"
+    )
 
     def draws_rays(self, step: int, steps: int) -> bool:
         """Returns whether step `step` of `steps` learns from rays."""

@@ -21,12 +21,14 @@ from shapeloom.rendering.raster import antialias, rasterize
 class MeshLossConfig(Config):
     """When and how finely meshes are rendered in training."""
 
-    from_step: int | None = Key(None, ge=0)  # none: never
-    every: int = Key(12, ge=1)  # of so many assets one is drawn: it costs as much as several others' rays
-    num_views: int = Key(2, ge=1, le=4)  # of the views that rays come from
-    resolution: int = Key(32, ge=8)  # cells a side of the isosurface grid
-    weight: float = Key(1.0, ge=0)
-    alpha: float = Key(0.5, ge=0)  # beside the colour's 1
+    from_step: int | None = Key(None, ge=0, description="first step that renders meshes; none: never")
+    every: int = Key(
+        12, ge=1, description="one asset in so many is drawn: it costs as much as several others' rays"
+    )
+    num_views: int = Key(2, ge=1, le=4, description="of the views that rays come from")
+    resolution: int = Key(32, ge=8, description="cells a side of the isosurface grid")
+    weight: float = Key(1.0, ge=0, description="of this loss in the whole")
+    alpha: float = Key(0.5, ge=0, description="weight of silhouettes, beside the colour's 1")
 
 
 def mesh_loss(

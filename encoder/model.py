@@ -31,16 +31,20 @@ from shapeloom.weights import read_tensors
 class EncoderConfig(Config):
     """The encoder network's size and what it reads of an asset."""
 
-    width: int = Key(192, ge=8, le=16384)
-    heads: int = Key(4, ge=1, le=512)
-    num_layers: int = Key(4, ge=1, le=512)
-    num_points: int = Key(2048, ge=16, le=1 << 20)
-    grid: Literal[8, 16, 32, 64] = 16  # cells a side that points are gathered in
-    grid_hidden: int = Key(192, ge=4, le=16384)  # of the layer that reads a token's cells
-    num_views: int = Key(0, ge=0, le=1024)  # 0: points alone
-    patch: int = Key(8, ge=1, le=1024)
-    variational: bool = False  # a spread of each latent number's own (Kingma & Welling 2014)
-    checkpointing: bool = False  # computes blocks again in the backward pass: less memory, more time
+    width: int = Key(192, ge=8, le=16384, description="channels of a token")
+    heads: int = Key(4, ge=1, le=512, description="attention heads")
+    num_layers: int = Key(4, ge=1, le=512, description="transformer blocks")
+    num_points: int = Key(2048, ge=16, le=1 << 20, description="surface points that are read")
+    grid: Literal[8, 16, 32, 64] = Key(16, description="cells a side that points are gathered in")
+    grid_hidden: int = Key(
+        192, ge=4, le=16384, description="channels of the layer that reads a token's cells"
+    )
+    num_views: int = Key(0, ge=0, le=1024, description="views that are read; 0: points alone")
+    patch: int = Key(8, ge=1, le=1024, description="side of a view's patch, pixels")
+    variational: bool = Key(False, description="a spread of each latent number's own (Kingma & Welling 2014)")
+    checkpointing: bool = Key(
+        False, description="compute blocks again in the backward pass: less memory, more time"
+    )
 
 
 @dataclass(frozen=True)

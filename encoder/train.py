@@ -37,16 +37,22 @@ MEASURED = 4  # held-out assets whose surfaces are measured whenever there are p
 class EncoderTrainConfig(Config):
     """Everything that decides an encoder run."""
 
-    data: Location  # a data_prep run: a folder or a URL
+    data: Location = Key(description="a data_prep run: a folder or a URL")
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    start: Path | None = None  # a finished encoder run of the same sizes, whose weights training starts from
+    start: Path | None = Key(
+        None, description="a finished encoder run of the same sizes, whose weights training starts from"
+    )
     losses: LossConfig = LossConfig()
     meshes: MeshLossConfig = MeshLossConfig()
     augment: AugmentConfig = AugmentConfig()
-    bottleneck_noise: float = Key(0.05, ge=0)  # standard deviation, for latents in [-1, 1]
-    kl: float = Key(1e-3, ge=0)  # weight of a variational encoder's divergence, which takes the noise's place
-    view_dropout: float = Key(0.3, ge=0, le=1)  # assets that must do with points alone
+    bottleneck_noise: float = Key(0.05, ge=0, description="standard deviation, for latents in [-1, 1]")
+    kl: float = Key(
+        1e-3, ge=0, description="weight of a variational encoder's divergence, which takes the noise's place"
+    )
+    view_dropout: float = Key(
+        0.3, ge=0, le=1, description="fraction of assets that must do with points alone"
+    )
     train: TrainConfig = TrainConfig()
 
 

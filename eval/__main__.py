@@ -37,12 +37,12 @@ class EvalConfig(Config):
     """What is measured. A folder that isn't named is looked for in `run` under its usual name."""
 
     run: Path = Field(description="folder of the run; metrics.json and report.html go there")
-    data: Path | None = None
-    clip: Path | None = None
-    encoder: Path | None = None
-    latents: Path | None = None
-    prior: Path | None = None
-    samples: Path | None = None
+    data: Path | None = Field(None, description="folder of data_prep")
+    clip: Path | None = Field(None, description="folder of prior.train_clip")
+    encoder: Path | None = Field(None, description="folder of encoder.train")
+    latents: Path | None = Field(None, description="folder of encoder.encode")
+    prior: Path | None = Field(None, description="folder of prior.train")
+    samples: Path | None = Field(None, description="folder of sampling")
     setup_seconds_file: Path | None = Field(None, description="text file with the seconds that setup took")
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -46,18 +46,18 @@ class GenerationConfig(Config):
     """What is sampled, and how it is looked at."""
 
     num_prompts: int = Field(100, ge=2, description="mutually exclusive; chance is one in this many")
-    samples_per_prompt: int = Field(1, ge=1)
+    samples_per_prompt: int = Field(1, ge=1, description="objects per prompt")
     least_assets: int = Field(
         1, ge=1, description="that answer to a prompt; more: names of frequent things alone"
     )
     steps: int = Field(64, ge=1, description="sampling steps")
-    guidance_scale: float = Field(3.0, ge=0)
-    batch_size: int = Field(25, ge=1)
-    views: int = Field(4, ge=1)
+    guidance_scale: float = Field(3.0, ge=0, description="of classifier-free guidance; 1: none")
+    batch_size: int = Field(25, ge=1, description="objects sampled at once")
+    views: int = Field(4, ge=1, description="of a sample that the judge sees")
     size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
     samples: RenderConfig = RenderConfig(coarse=40, fine=24)
     beside: int = Field(8, ge=0, description="samples drawn large beside the training assets nearest to them")
-    seed: int = 0
+    seed: int = Field(0, description="of the prompts' choice and of the samples")
     sets: SetsConfig = SetsConfig()
 
 

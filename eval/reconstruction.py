@@ -62,7 +62,7 @@ class ReconstructionConfig(Config):
     mesh: MeshConfig = MeshConfig(resolution=96, max_faces=20_000)
     surface_points: int = Field(NUM_POINTS, ge=100, description="sampled on each surface to measure it")
     surface_resolution: int = Field(RESOLUTION, ge=16, le=512, description="cells a side of its grid")
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="assets encoded at once")
     pictures: int = Field(12, ge=0, description="assets that the report shows")
     sheet: int = Field(24, ge=0, description="assets on the sheet of shapes")
 

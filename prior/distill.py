@@ -60,7 +60,9 @@ class DistillConfig(Config):
     teacher: Path | None = Field(default=None, description="folder of the finished prior to distil")
     latents: Path | None = Field(default=None, description="latents that the teacher was trained on")
     split: str = Field(default="train", description="which assets to learn from")
-    method: Method = "progressive"
+    method: Method = Field(
+        "progressive", description="progressive distillation (Salimans & Ho 2022), or consistency"
+    )
     steps: int = Field(default=4, ge=1, le=64, description="network calls of a sample afterwards")
     substeps: int = Field(default=4, ge=2, le=64, description="the teacher's steps for each of these")
     guidance_scale: float = Field(default=3.0, ge=0, description="of the teacher, baked into the student")

@@ -47,7 +47,7 @@ class DualEncoderConfig(Config):
         None, description='"MODEL/TAG" or "MODEL/FILE" of open_clip, instead of training'
     )
     num_views: int = Field(default=12, ge=1, description="views of an asset to learn from, at most")
-    embed_dim: int = Field(default=128, ge=8)
+    embed_dim: int = Field(128, ge=8, description="channels of the common embedding")
     image_size: int = Field(
         default=64, ge=16, description="side of the picture that the network sees, pixels"
     )
@@ -63,8 +63,8 @@ class DualEncoderConfig(Config):
         description="minilm: a pretrained sentence encoder, kept as it is (see docs/prior.md)",
     )
     context_length: int = Field(default=32, ge=4, description="BPE tokens of a caption; longer ones are cut")
-    text_width: int = Field(default=128, ge=32, multiple_of=32)
-    text_layers: int = Field(default=2, ge=1)
+    text_width: int = Field(128, ge=32, multiple_of=32, description="channels of a text token")
+    text_layers: int = Field(2, ge=1, description="transformer blocks of the text tower")
     word_dropout: float = Field(
         default=0.05, ge=0, lt=1, description="share of words shown as unknown in training"
     )

@@ -26,7 +26,7 @@ from sampling.making import look_at, save_sample
 from sampling.pictures import png
 from sampling.pipeline import MAX_SEED, ShapePipeline
 from sampling.shape import ShapeSample
-from shapeloom.config import UserError, load_config, parse_stage, run_main
+from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.storage import file_digest, write_atomic
@@ -37,11 +37,13 @@ log = get_logger("edits")
 class EditConfig(SamplingConfig):
     """An edit; `num` is of variations, or of the steps of a walk with both ends."""
 
-    edit: Literal["vary", "between", "morph"] = "vary"
+    edit: Literal["vary", "between", "morph"] = Key(
+        "vary", description="variations of a shape, a walk between two shapes, or one between two prompts"
+    )
     shapes: list[Path] = Key(
         [], description="latents (.safetensors), 3D files or pictures: vary 1, between 2"
     )
-    num: int = Key(5, ge=1, le=64)
+    num: int = Key(5, ge=1, le=64, description="variations, or steps of a walk with both ends")
     strength: float = Key(0.6, gt=0, le=1, description="of vary: the share of the noise that is walked again")
     layers: Layers = Key("all", description="of vary: what changes")
     to_seed: int | None = Key(
@@ -62,6 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, help="variations, or steps of a walk")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--to-seed", type=int, help="of the other end of morph")
+
+
+def shortcuts(arguments: argparse.Namespace) -> list[str]:
+    """Returns them as overrides of the config."""
+    given: dict[str, Any] = {
+        "edit": arguments.edit, "model": arguments.model, "strength": arguments.strength,
+        "layers": arguments.layers, "num": arguments.num, "seed": arguments.seed,
+        "to_seed": arguments.to_seed, "shapes": arguments.shape or None,
+    }  # fmt: skip
+    given = {key: value for key, value in given.items() if value is not None}
+    # A preset's prompts are of objects to make. JSON is YAML, whatever words and paths hold.
+    given["prompts"] = arguments.prompt
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in given.items()]
 
 
 def check(config: EditConfig) -> None:
@@ -124,20 +139,10 @@ def save(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    _, out, arguments = parse_stage(
-        EditConfig, stage="sampling.edits", description=__doc__ or "", argv=argv, add_arguments=add_arguments
-    )
-    given: dict[str, Any] = {
-        "edit": arguments.edit, "model": arguments.model, "strength": arguments.strength,
-        "layers": arguments.layers, "num": arguments.num, "seed": arguments.seed,
-        "to_seed": arguments.to_seed, "shapes": arguments.shape or None,
-    }  # fmt: skip
-    given = {key: value for key, value in given.items() if value is not None}
-    # A preset's prompts are of objects to make. JSON is YAML, whatever words and paths hold.
-    given["prompts"] = arguments.prompt
-    overrides = [item for group in arguments.set for item in group]
-    overrides += [f"{key}={json.dumps(value, default=str)}" for key, value in given.items()]
-    config = load_config(EditConfig, arguments.config, overrides)
+    config, out, _ = parse_stage(
+        EditConfig, stage="sampling.edits", description=__doc__ or "", argv=argv, add_arguments=add_arguments,
+        shortcuts=shortcuts,
+    )  # fmt: skip
     check(config)
     start_logging()
     pipe = load_pipeline(config)

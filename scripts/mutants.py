@@ -1,10 +1,10 @@
 """Changes the code a little and sees whether its own tests notice: `make mutants`, outside CI.
 
-Mutants are cosmic-ray's (https://cosmic-ray.readthedocs.io), of the files on which figures rest: FILES below. Each
-is tried against the test file that mirrors the changed one and no other, in a process forked after torch's
+Mutants are cosmic-ray's (https://cosmic-ray.readthedocs.io), of the files on which figures rest. Each is
+tried against the test file that mirrors the changed one and no other, in a process forked after torch's
 import, in a copy of the tree: the checkout is never touched. Results collect in build/mutants.jsonl, so the
 same command resumes; a killed mutant is tried again when its file changes, a survivor when its tests do too.
-Prints the share killed of each file, and every survivor as a diff.
+Prints each file's killed fraction, and every survivor as a diff.
 
     make mutants                            60 mutants, drawn from all files
     make mutants NUM=300 SEED=1             more of them, others
@@ -37,24 +37,29 @@ TREE = ROOT / "build" / "mutants"
 RESULTS = ROOT / "build" / "mutants.jsonl"
 ROOMS = ("encoder", "prior", "shapeloom/diffusion", "shapeloom/fields", "shapeloom/rendering")
 GEOMETRY = {
-    "edges", "faces", "lighting", "mesh", "normalize", "points", "polygons", "raster", "raycast", "sdf", "solids",
-    "views",
+    "edges", "faces", "lighting", "mesh", "normalize", "points", "polygons", "raster", "raycast", "sdf",
+    "solids", "views",
 }  # fmt: skip
 MIRRORS = {
     "conditions": "test_denoiser", "encoding": "test_mlp", "faces": "test_mesh", "heads": "test_mlp",
-    "latents": "test_train", "lighting": "test_views", "normalize": "test_geometry", "occupancy": "test_volume",
-    "points": "test_geometry", "raycast": "test_views", "rays": "test_cameras", "sdf": "test_geometry",
+    "latents": "test_train", "lighting": "test_views", "normalize": "test_geometry",
+    "occupancy": "test_volume", "points": "test_geometry", "raycast": "test_views", "rays": "test_cameras",
+    "sdf": "test_geometry",
     "solids": "test_mesh", "steps": "test_samplers",
 }  # fmt: skip
 """Test files of those that have none of their own name."""
 # The change nearest in meaning for each operator: adding for shifting, say, is an error that any test finds.
-_BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "FloorDiv_Mul", "Mod_Add", "BitOr_BitAnd", "BitAnd_BitOr")
+_BINARY = (
+    "Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "FloorDiv_Mul", "Mod_Add", "BitOr_BitAnd",
+    "BitAnd_BitOr",
+)  # fmt: skip
 _COMPARISONS = ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")
 OPERATORS = (
     *(f"core/ReplaceBinaryOperator_{name}" for name in _BINARY),
     *(f"core/ReplaceComparisonOperator_{name}" for name in _COMPARISONS),
     "core/ReplaceUnaryOperator_Delete_USub", "core/ReplaceUnaryOperator_Delete_Not",
-    "core/ReplaceUnaryOperator_Delete_Invert", "core/AddNot", "core/ReplaceTrueWithFalse", "core/ReplaceFalseWithTrue",
+    "core/ReplaceUnaryOperator_Delete_Invert", "core/AddNot", "core/ReplaceTrueWithFalse",
+    "core/ReplaceFalseWithTrue",
     "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd", "core/NumberReplacer", "core/ZeroIterationForLoop",
 )  # fmt: skip
 MEGABYTES = 6000
@@ -74,7 +79,9 @@ class Mutant:
 def files() -> list[Path]:
     """The files on which figures rest, relative to the root."""
     found = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    found += [path for path in (ROOT / "shapeloom").rglob("*.py") if "training" in path.relative_to(ROOT).parts[1]]
+    found += [
+        path for path in (ROOT / "shapeloom").rglob("*.py") if "training" in path.relative_to(ROOT).parts[1]
+    ]
     found += [path for path in (ROOT / "data_prep").rglob("*.py") if path.stem in GEOMETRY]
     return sorted(path.relative_to(ROOT) for path in found if path.name != "__init__.py")
 
@@ -88,7 +95,9 @@ def tests_of(file: Path) -> Path:
     for path in [*beside, *anywhere]:
         if path.is_file():
             return path.relative_to(ROOT)
-    raise SystemExit(f"error: {file} has no test file of its name; name one in MIRRORS in scripts/mutants.py.")
+    raise SystemExit(
+        f"error: {file} has no test file of its name; name one in MIRRORS in scripts/mutants.py."
+    )
 
 
 def mutants_of(file: Path) -> list[Mutant]:
@@ -99,23 +108,27 @@ def mutants_of(file: Path) -> list[Mutant]:
     for name in OPERATORS:
         operator = get_operator(name)()
         places = [start for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node)]
-        found += [Mutant(str(file), name, i, line) for i, (line, _) in enumerate(places) if line not in left_out]
+        found += [
+            Mutant(str(file), name, i, line) for i, (line, _) in enumerate(places) if line not in left_out
+        ]
     return found
 
 
 def _lines_left_out(tree: ast.Module) -> Iterator[int]:
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Config") for base in node.bases):
+        if isinstance(node, ast.ClassDef) and any(
+            ast.unparse(base).endswith("Config") for base in node.bases
+        ):
             parts += [each for each in node.body if isinstance(each, ast.AnnAssign)]
         elif isinstance(node, ast.FunctionDef):
             parts += [node.returns, *node.decorator_list, *(each.annotation for each in node.args.args)]
             parts += [each.annotation for each in node.args.kwonlyargs]
         elif isinstance(node, ast.AnnAssign):
             parts.append(node.annotation)
-        elif isinstance(node, ast.Raise):
-            parts.append(node)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+        elif isinstance(node, ast.Raise) or (
+            isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.")
+        ):
             parts.append(node)
         for part in parts:
             if part is not None:
@@ -125,7 +138,9 @@ def _lines_left_out(tree: ast.Module) -> Iterator[int]:
 def copy_tree() -> None:
     """Copies what git tracks, as it lies in the checkout."""
     shutil.rmtree(TREE, ignore_errors=True)
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +202,9 @@ def try_out(mutant: Mutant, cpu_seconds: int) -> dict:
     code = (ROOT / file).read_text()
     changed = mutate_code(code, get_operator(mutant.operator)(), mutant.occurrence)
     assert changed is not None and changed != code
-    diff = difflib.unified_diff(code.splitlines(), changed.splitlines(), mutant.file, mutant.file, "", "", 0, "")
+    diff = difflib.unified_diff(
+        code.splitlines(), changed.splitlines(), mutant.file, mutant.file, "", "", 0, ""
+    )
     start = time.monotonic()
     try:
         copy.write_text(changed)
@@ -214,7 +231,9 @@ def report(results: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path, help="of these files; by default of all")
     parser.add_argument("--num", type=int, default=60, help="how many mutants, results at hand included")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
@@ -239,7 +258,9 @@ def main() -> None:
             if not passes(tests, 900):
                 raise SystemExit(f"error: {tests} fails without any change; mend that first.")
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            budgets[tests] = 20 + int(4 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+            budgets[tests] = 20 + int(
+                4 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            )
             print(f"{tests}: {(budgets[tests] - 20) / 4:.0f} CPU seconds", flush=True)
         known[mutant] = try_out(mutant, budgets[tests])
         with RESULTS.open("a") as lines:

@@ -20,7 +20,7 @@ from sampling.config import SamplingConfig, captions_of, load_pipeline
 from serving.offline import stay_offline
 from serving.stage import CSS, head
 from serving.studio import MAX_UPLOAD_BYTES, Studio
-from shapeloom.config import UserError, load_config, run_main
+from shapeloom.config import UserError, add_config_options, resolved, run_main
 from shapeloom.log import get_logger, start_logging
 
 log = get_logger("app")
@@ -104,13 +104,11 @@ def ending_on_signals() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
-    parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/sampling/tiny.yaml")
-    parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
+    add_config_options(parser)
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--host", default=LOCAL[0], help="another address lets others in: there is no login")
     arguments = parser.parse_args(argv)
-    overrides = [item for group in arguments.set for item in group]
-    config = load_config(SamplingConfig, arguments.config, overrides)
+    config = resolved(SamplingConfig, arguments)
     if not 0 < arguments.port < 65536:
         raise UserError(f"--port is a number from 1 to 65535, got {arguments.port}.")
     start_logging()

@@ -121,6 +121,33 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return sorted(cls.model_fields)
 
 
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config F [--set a.b=v ...] [--print-config]`, which every command with a config has."""
+    parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/<stage>/tiny.yaml")
+    parser.add_argument(
+        "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change one config key"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved config as YAML, and stop"
+    )
+
+
+def resolved(
+    cls: type[ConfigT], arguments: argparse.Namespace, shortcuts: Sequence[str] = (),
+    *, preset: Path | UPath | None = None,
+) -> ConfigT:  # fmt: skip
+    """Returns the config that `add_config_options` describes; with --print-config prints it and exits.
+
+    shortcuts: overrides from a command's own options; they win. preset: stands in for a missing --config.
+    """
+    overrides = [item for group in arguments.set for item in group]
+    config = load_config(cls, arguments.config or preset, [*overrides, *shortcuts])
+    if arguments.print_config:
+        sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        raise SystemExit(0)
+    return config
+
+
 def parse_stage(
     cls: type[ConfigT],
     *,
@@ -128,26 +155,28 @@ def parse_stage(
     description: str,
     argv: Sequence[str] | None = None,
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    shortcuts: Callable[[argparse.Namespace], Sequence[str]] = lambda arguments: (),
+    preset: Callable[[argparse.Namespace], Path | UPath | None] = lambda arguments: None,
     out_may_be_url: bool = False,
 ) -> tuple[ConfigT, Path, argparse.Namespace]:
-    """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...]`.
+    """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...] [--print-config]`.
 
-    `add_arguments` adds a stage's few shortcuts. Returns the config, the output folder and the namespace, in
-    which `out` is as typed: a URL, where the stage takes one, is no Path.
+    `add_arguments` adds a stage's few options, `shortcuts` turns them into overrides, `preset` stands in for
+    a missing --config. Returns the config, the output folder and the namespace, in which `out` is as typed:
+    a URL, where the stage takes one, is no Path.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
-    parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/<stage>/tiny.yaml")
-    parser.add_argument("--out", required=True, help="folder to write; re-running resumes in it")
-    parser.add_argument(
-        "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change one config key"
-    )
+    parser.add_argument("--out", help="folder to write; re-running resumes in it")
+    add_config_options(parser)
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args(argv)
-    if "://" in arguments.out and not out_may_be_url:
-        raise UserError(f"{stage} writes to local folders alone, so --out can't be {arguments.out}.")
-    overrides = [item for group in arguments.set for item in group]
-    return load_config(cls, arguments.config, overrides), Path(arguments.out), arguments
+    if arguments.out is None and not arguments.print_config:
+        parser.error("the following arguments are required: --out")
+    out = arguments.out or "."
+    if "://" in out and not out_may_be_url:
+        raise UserError(f"{stage} writes to local folders alone, so --out can't be {out}.")
+    return resolved(cls, arguments, shortcuts(arguments), preset=preset(arguments)), Path(out), arguments
 
 
 def _end_of_thread(end: threading.ExceptHookArgs) -> None:

@@ -45,7 +45,7 @@ class DecoderConfig(Config):
 
     projection: ProjectionConfig = ProjectionConfig()
     field: FieldConfig = FieldConfig()
-    shap_e: ShapEFieldConfig | None = None  # Shap-E's published field, in place of both
+    shap_e: ShapEFieldConfig | None = Key(None, description="Shap-E's published field, instead of both")
 
     @property
     def layout(self) -> LatentLayout:
@@ -69,8 +69,8 @@ def make_field(config: DecoderConfig) -> tuple[Projection, Field]:
 class RenderConfig(Config):
     """Samples a ray: `coarse` even ones and `fine` ones where the coarse found density."""
 
-    coarse: int = Key(48, ge=4)
-    fine: int = Key(32, ge=0)
+    coarse: int = Key(48, ge=4, description="even samples along a ray")
+    fine: int = Key(32, ge=0, description="further ones where the coarse found density")
 
 
 DEFAULT_SAMPLES = RenderConfig()

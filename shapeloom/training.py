@@ -41,25 +41,31 @@ MAX_BAD_STEPS = 10
 class TrainConfig(Config):
     """Settings that every trainer has."""
 
-    steps: int = Key(1000, ge=1)
-    batch_size: int = Key(16, ge=1)  # global: over all processes
-    accumulation: int = Key(1, ge=1)  # parts that each process's share of the batch is split into
-    learning_rate: float = Key(5e-4, gt=0)
-    min_learning_rate: float = Key(1e-5, ge=0)  # where the cosine ends
-    warmup_steps: int = Key(50, ge=0)
-    weight_decay: float = Key(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    grad_clip: float = Key(1.0, gt=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    ema_decay: float = Key(0.998, ge=0, lt=1)
-    ema_extra: tuple[float, ...] = ()  # further decays, each kept as weights_emaDECAY.safetensors
-    offload: bool = False  # ZeRO 1-3: optimizer states in the CPU's memory, stepped there
-    checkpoint_every: int = Key(100, ge=1)
-    log_every: int = Key(10, ge=1)
-    picture_every: int = Key(500, ge=1)
-    seed: int = 0
+    steps: int = Key(1000, ge=1, description="optimizer steps")
+    batch_size: int = Key(16, ge=1, description="global: over all processes")
+    accumulation: int = Key(1, ge=1, description="parts that each process's batch is split into")
+    learning_rate: float = Key(5e-4, gt=0, description="after the warm-up")
+    min_learning_rate: float = Key(1e-5, ge=0, description="where the cosine ends")
+    warmup_steps: int = Key(50, ge=0, description="linear, from 0")
+    weight_decay: float = Key(0.01, ge=0, description="of matrices; vectors have none")
+    betas: tuple[float, float] = Key((0.9, 0.98), description="of the optimizer's moments")
+    grad_clip: float = Key(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "bf16", "fp32"] = Key("auto", description="auto: bf16 where it is faster")
+    optimizer: Literal["adamw", "muon"] = Key(
+        "adamw", description="muon: for the matrices, AdamW for the rest"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Key(
+        0, description="of ZeRO: 1 splits optimizer states among processes, 2 gradients too, 3 weights too"
+    )
+    ema_decay: float = Key(0.998, ge=0, lt=1, description="of the average of the weights that is written")
+    ema_extra: tuple[float, ...] = Key(
+        (), description="further decays, each kept as weights_emaDECAY.safetensors"
+    )
+    offload: bool = Key(False, description="ZeRO 1-3: optimizer states in the CPU's memory, stepped there")
+    checkpoint_every: int = Key(100, ge=1, description="steps")
+    log_every: int = Key(10, ge=1, description="steps")
+    picture_every: int = Key(500, ge=1, description="steps")
+    seed: int = Key(0, description="of initial weights and every draw")
 
 
 @runtime_checkable

@@ -91,7 +91,7 @@ class ProceduralConfig(Config):
     num_val: int = Field(60, ge=0, description="further assets of seen pairs")
     num_test: int = Field(66, ge=0, description="assets of held-out pairs")
     num_judge: int = Field(260, ge=0, description="assets of all pairs, for the evaluation's judge alone")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every object's colours and sizes")
     held_out_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs that is held out")
 
     @model_validator(mode="after")

@@ -22,9 +22,9 @@ _VERSION = re.compile(r"\b(v ?\d+|final|export(ed)?|copy|untitled)\b")
 class SplitFractions(Config):
     """Shares of the name groups, for assets whose split no captions file names; their sum is 1."""
 
-    train: float = Field(default=0.8, ge=0, le=1)
-    val: float = Field(default=0.05, ge=0, le=1)
-    test: float = Field(default=0.05, ge=0, le=1)
+    train: float = Field(0.8, ge=0, le=1, description="what models learn from")
+    val: float = Field(0.05, ge=0, le=1, description="held out, to choose by")
+    test: float = Field(0.05, ge=0, le=1, description="held out, to report")
     judge: float = Field(
         default=0.1, ge=0, le=1, description="assets that train the evaluation's own judge alone"
     )

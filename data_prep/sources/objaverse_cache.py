@@ -37,7 +37,7 @@ class ObjaverseConfig(Config):
         default=Path("~/.objaverse"), description="where the `objaverse` package keeps its files"
     )
     xl: bool = Field(default=False, description="Objaverse-XL instead of 1.0")
-    download_processes: int = Field(default=4, ge=1)
+    download_processes: int = Field(4, ge=1, description="downloads at the same time")
 
     @property
     def root(self) -> Path:

@@ -41,14 +41,16 @@ OFFICIAL_CLIP = "ViT-L-14/openai"
 class ConvertConfig(Config):
     """What to convert."""
 
-    source: Path
+    source: Path = Field(
+        description="a folder of published files, a pipeline of ours or one in diffusers' layout"
+    )
     model: Literal["text300M", "image300M"] = Field(
         "text300M", description="which of the two, where the source is a folder of published files"
     )
     prior: Path | None = Field(
         None, description="to diffusers: a fine-tuned prior's folder, in place of the source's own"
     )
-    to: Literal["shapeloom", "diffusers"] = "shapeloom"
+    to: Literal["shapeloom", "diffusers"] = Field("shapeloom", description="the layout to write")
     allow_other: bool = Field(
         False, description="take .pt files that aren't the published ones, such as fine-tuned models"
     )

@@ -59,12 +59,12 @@ class ReferenceConfig(Config):
     """What the reference is to make."""
 
     model: Path = Field(description="a converted pipeline")
-    prompt: str | None = None
-    image: Path | None = None
+    prompt: str | None = Field(None, description="text to make an object of")
+    image: Path | None = Field(None, description="picture to make an object of")
     latent: Path | None = Field(None, description="one that was saved, to decode alone")
     clip: str | None = Field(None, description="in place of the pipeline's, as in `python -m sampling`")
-    seed: int = Field(0, ge=0)
-    steps: int = Field(STEPS, ge=1)
+    seed: int = Field(0, ge=0, description="of the sample")
+    steps: int = Field(STEPS, ge=1, description="sampling steps")
     size: int = Field(64, ge=8, description="side of the turntable in pixels")
     resolution: int = Field(RESOLUTION, ge=8, description="signed distances a side of the mesh's grid")
 

@@ -20,10 +20,12 @@ from shapeloom.config import Config
 class EncodingConfig(Config):
     """Which frequencies."""
 
-    axes: Literal["cartesian", "icosahedron"] = "icosahedron"
-    num_octaves: int = Key(4, ge=0, le=15)  # along each axis
-    num_random: int = Key(64, ge=0, le=4096)
-    random_scale: float = Key(4.0, gt=0)  # their standard deviation, radians a unit
+    axes: Literal["cartesian", "icosahedron"] = Key(
+        "icosahedron", description="directions along which frequencies lie: 3 or 6"
+    )
+    num_octaves: int = Key(4, ge=0, le=15, description="octaves along each axis")
+    num_random: int = Key(64, ge=0, le=4096, description="random frequencies")
+    random_scale: float = Key(4.0, gt=0, description="their standard deviation, radians per unit")
 
     @property
     def width(self) -> int:

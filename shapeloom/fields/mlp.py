@@ -26,17 +26,23 @@ from shapeloom.fields.projection import FieldWeights
 class TrunkConfig(Config):
     """Hidden layers of one trunk."""
 
-    width: int = Key(64, ge=4, le=4096)
-    num_layers: int = Key(4, ge=1, le=128)
-    own_layers: int = Key(1, ge=1)  # how many of them, from the first, have matrices of each asset's own
-    # Along each axis of a grid over the box: the places that the first layer has a column for.
-    bumps: int = Key(0, ge=0, le=64)
+    width: int = Key(64, ge=4, le=4096, description="channels of a hidden layer")
+    num_layers: int = Key(4, ge=1, le=128, description="hidden layers")
+    own_layers: int = Key(
+        1, ge=1, description="how many of them, from the first, have matrices of each asset's own"
+    )
+    bumps: int = Key(
+        0,
+        ge=0,
+        le=64,
+        description="cells a side of the feature grid over the box that the first layer reads too; 0: none",
+    )
 
 
 class ColorTrunkConfig(TrunkConfig):
     """The colour's, which is the simpler one."""
 
-    num_layers: int = Key(3, ge=1, le=128)
+    num_layers: int = Key(3, ge=1, le=128, description="hidden layers")
 
 
 class FieldConfig(Config):
@@ -45,7 +51,9 @@ class FieldConfig(Config):
     encoding: EncodingConfig = EncodingConfig()
     geometry: TrunkConfig = TrunkConfig()
     color: ColorTrunkConfig = ColorTrunkConfig()
-    directional: bool = False  # NeRF colours depend on the direction of view; textures never do
+    directional: bool = Key(
+        False, description="NeRF colours depend on the direction of view; textures never do"
+    )
 
 
 def own_shapes(config: FieldConfig) -> list[tuple[int, int]]:

@@ -53,12 +53,24 @@ class Projection(Protocol):
 class ProjectionConfig(Config):
     """How a latent becomes weights."""
 
-    kind: Literal["rows", "columns", "low_rank"] = "low_rank"
-    # rows: those of all matrices; columns: a layer's grid, times layers; low_rank: a multiple of the layers.
-    num_tokens: int = Key(64, ge=1, le=16384)
-    channels: int = Key(16, ge=1, le=16384)
-    # coefficients a layer (low_rank); 0: the numbers of the layer's tokens
-    rank: int = Key(0, ge=0, le=16384)
+    kind: Literal["rows", "columns", "low_rank"] = Key(
+        "low_rank",
+        description="what a token makes: rows or columns of a layer's matrix, or coefficients of bases",
+    )
+    num_tokens: int = Key(
+        64,
+        ge=1,
+        le=16384,
+        description="latent tokens. rows: those of all matrices; columns: a layer's grid times "
+        "layers; low_rank: a multiple of the layers",
+    )
+    channels: int = Key(16, ge=1, le=16384, description="of a latent token")
+    rank: int = Key(
+        0,
+        ge=0,
+        le=16384,
+        description="coefficients per layer (low_rank); 0: as many as the layer's tokens have channels",
+    )
 
 
 def layer_tokens(config: ProjectionConfig, shapes: list[tuple[int, int]]) -> list[int]:

@@ -33,8 +33,8 @@ POINTS_IN_CACHE = 1 << 11
 class ShapEFieldConfig(Config):
     """Sizes of the field and of the latents that it comes from; the defaults are the published ones."""
 
-    width: int = Key(256, ge=4, le=4096)
-    channels: int = Key(1024, ge=1, le=16384)
+    width: int = Key(256, ge=4, le=4096, description="channels of a hidden layer")
+    channels: int = Key(1024, ge=1, le=16384, description="of a latent token")
 
     @property
     def layout(self) -> LatentLayout:
