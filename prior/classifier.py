@@ -49,9 +49,9 @@ HELD_OUT_SIGMAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 class ClassifierSize(Config):
     """Size of the classifier."""
 
-    width: int = Field(default=128, ge=8, le=MAX_SIZE)
-    depth: int = Field(default=2, ge=1, le=512)
-    heads: int = Field(default=4, ge=1, le=512)
+    width: int = Field(128, ge=8, le=MAX_SIZE, description="channels of a token")
+    depth: int = Field(2, ge=1, le=512, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=512, description="attention heads")
     group: int = Field(
         default=1, ge=1, le=4096, description="neighbouring latent tokens that are joined to one"
     )

@@ -38,9 +38,9 @@ class NetworkConfig(Config):
         "shapeloom", description="ours, or Shap-E's published networks, of which width, depth, heads and "
         "checkpointing alone can be chosen"
     )  # fmt: skip
-    width: int = Field(default=256, ge=8, le=MAX_SIZE)
-    depth: int = Field(default=6, ge=1, le=512)
-    heads: int = Field(default=4, ge=1, le=512)
+    width: int = Field(256, ge=8, le=MAX_SIZE, description="channels of a token")
+    depth: int = Field(6, ge=1, le=512, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=512, description="attention heads")
     group: int = Field(
         default=1, ge=1, le=4096, description="neighbouring latent tokens that the network joins to one"
     )
@@ -49,7 +49,7 @@ class NetworkConfig(Config):
         description="principal components of the latents, shared out among the field's layers, whose best "
         "linear denoiser the network corrects; 0: no such start. Needs diffusion.target=x0",
     )  # fmt: skip
-    activation: Activation = "gelu"
+    activation: Activation = Field("gelu", description="of the feed-forward layers")
     pooled: Literal["adaptive", "token"] = Field(
         "adaptive",
         description="pooled CLIP vectors and the class: by adaptive norms, or a token each",

@@ -21,7 +21,7 @@ from sampling.making import make
 from sampling.pictures import load_image
 from sampling.pipeline import MAX_SEED, Picture, check_prompt
 from sampling.prompts import read_prompts
-from shapeloom.config import UserError, load_config, parse_stage, run_main
+from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.storage import file_digest
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th object, from I on")
     parser.add_argument("--num", type=int, help="objects a prompt")
     parser.add_argument("--seed", type=int, help="the first object's seed")
+
+
+def shortcuts(arguments: argparse.Namespace) -> list[str]:
+    """Returns what of these are keys of the config, as overrides."""
+    given = {key: getattr(arguments, key) for key in ("num", "seed", "model")}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -83,14 +89,9 @@ def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[
 def parse(argv: Sequence[str] | None) -> tuple[SamplingConfig, Path, argparse.Namespace]:
     """Returns the config with the shortcuts in it, the folder, and what else was typed."""
     config, out, arguments = parse_stage(
-        SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv, add_arguments=add_arguments
-    )
-    shortcuts = [
-        f"{key}={value}" for key in ("num", "seed", "model") if (value := getattr(arguments, key)) is not None
-    ]
-    if shortcuts:
-        overrides = [item for group in arguments.set for item in group]
-        config = load_config(SamplingConfig, arguments.config, [*overrides, *shortcuts])
+        SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv, add_arguments=add_arguments,
+        shortcuts=shortcuts,
+    )  # fmt: skip
     if arguments.shard is not None:
         out /= "shard_{:03d}_of_{:03d}".format(*arguments.shard)
     return config, out, arguments

@@ -22,7 +22,7 @@ Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png"
 class TurntableConfig(Config):
     """The turntable of each object, as GIF, MP4 or APNG; a PNG is its first frame."""
 
-    frames: int = Key(24, ge=1, le=720)
+    frames: int = Key(24, ge=1, le=720, description="pictures of one turn")
     size: int = Key(128, ge=16, le=2048, description="side in pixels")
     samples: RenderConfig = RenderConfig()
 
@@ -43,7 +43,7 @@ class SamplingConfig(SampleSettings):
         8, ge=1, description="without `prompts` either: so many captions that the prior was trained on"
     )
     num: int = Key(1, ge=1, description="objects a prompt; they get the seeds seed, seed + 1, ...")
-    seed: int = Key(0, ge=0, le=MAX_SEED)
+    seed: int = Key(0, ge=0, le=MAX_SEED, description="of the first object of each prompt")
     weaker: Path | None = Key(None, description="folder of a worse prior to guide away from (autoguidance)")
     classifier: Path | None = Key(
         None, description="folder of a prior.classifier, for guidance.classifier_scale"
@@ -58,7 +58,7 @@ class SamplingConfig(SampleSettings):
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
     turntable: TurntableConfig = TurntableConfig()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Key("auto", description="auto: a GPU where there is one")
     precision: Literal["auto", "bf16", "fp32"] = Key(
         "auto", description="of the priors' networks; auto: bf16 on GPUs that have it"
     )

@@ -65,11 +65,16 @@ class GuidanceConfig(Config):
 class SampleSettings(Config):
     """How a prior is sampled, wherever that is done; the defaults are these everywhere."""
 
-    steps: int = Key(32, ge=1, le=4096)
-    guidance_scale: float = Key(3.0, ge=0)
-    sampler: SamplerName = "heun"
-    step_choice: StepChoice = "karras"
-    negative_prompt: str = ""
+    steps: int = Key(
+        32,
+        ge=1,
+        le=4096,
+        description="sampling steps; a second-order sampler calls the network twice in each",
+    )
+    guidance_scale: float = Key(3.0, ge=0, description="of classifier-free guidance; 1: none")
+    sampler: SamplerName = Key("heun", description="the solver")
+    step_choice: StepChoice = Key("karras", description="where the steps lie on the noise scale")
+    negative_prompt: str = Key("", description="what to guide away from")
     guidance: GuidanceConfig = GuidanceConfig()
 
 

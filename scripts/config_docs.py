@@ -19,7 +19,7 @@ STAGES = {
     "prior.train": "prior.train:PriorConfig",
     "prior.distill": "prior.distill:DistillConfig",
     "prior.classifier": "prior.classifier:ClassifierConfig",
-    "sampling": "sampling.__main__:SamplingConfig",
+    "sampling": "sampling.config:SamplingConfig",
     "sampling.edits": "sampling.edits:EditConfig",
     "eval": "eval.__main__:EvalConfig",
 }

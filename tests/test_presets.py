@@ -104,7 +104,7 @@ def test_every_stage_runs_on_its_preset(tmp_path: Path, size: str, monkeypatch: 
     classifier.main(arguments("prior.classifier", "classifier", f"prior={run}/prior", *made))
     sampling.main(arguments("sampling", "samples", f"prior={run}/prior", *models))
     evaluation.main(arguments("eval", "eval", f"run={run}"))
-    # Two steps teach nothing, so objects may be empty; that each was made and looked at is recorded all the same.
+    # Two steps teach nothing, so objects may be empty, but each was made and looked at.
     assert (run / "report.html").is_file()
     assert len(json.loads((run / "samples/metadata.json").read_text())["objects"]) == 1
 

@@ -33,12 +33,12 @@ C = TypeVar("C")
 class DiffusionConfig(Config):
     """What the denoiser learns to predict, and at which noise levels."""
 
-    schedule: ScheduleName = "rectified_flow"
-    target: Target = "v"
-    times: TimeSampling = "logit_normal"
+    schedule: ScheduleName = Field("rectified_flow", description="how data turns to noise")
+    target: Target = Field("v", description="what the network predicts")
+    times: TimeSampling = Field("logit_normal", description="how training's noise levels are drawn")
     times_mean: float = Field(default=0.0, description="of logit(t): larger means noisier training samples")
-    times_std: float = Field(default=1.0, gt=0)
-    weighting: Weighting = "uniform"
+    times_std: float = Field(1.0, gt=0, description="of logit(t)")
+    weighting: Weighting = Field("uniform", description="of the noise levels in the loss")
     learned_variance: bool = Field(
         default=False,
         description="learn the variance of DDPM's steps too, for sampler=ddpm; schedule: a vp one",

@@ -23,13 +23,15 @@ MIN_ALPHA = 0.999
 class ShapEEncoderConfig(Config):
     """Sizes of the encoder; the defaults are the published ones."""
 
-    width: int = Key(1024, ge=8, le=16384)
-    heads: int = Key(8, ge=1, le=512)
-    num_layers: int = Key(11, ge=1, le=512)  # self-attention blocks
-    num_points: int = Key(16384, ge=16, le=1 << 20)
-    num_centres: int = Key(1024, ge=1, le=16384)  # points that gather their neighbours: the first ones
-    num_views: int = Key(20, ge=1, le=1024)
-    size: int = Key(256, ge=8, le=4096)  # of a view, pixels
+    width: int = Key(1024, ge=8, le=16384, description="channels of a token")
+    heads: int = Key(8, ge=1, le=512, description="attention heads")
+    num_layers: int = Key(11, ge=1, le=512, description="self-attention blocks")
+    num_points: int = Key(16384, ge=16, le=1 << 20, description="points that are read")
+    num_centres: int = Key(
+        1024, ge=1, le=16384, description="the first points, which gather their neighbours"
+    )
+    num_views: int = Key(20, ge=1, le=1024, description="views that are read")
+    size: int = Key(256, ge=8, le=4096, description="side of a view, pixels")
 
 
 @dataclass(frozen=True)
