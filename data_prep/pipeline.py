@@ -71,7 +71,7 @@ class DataConfig(ViewConfig):
         description="folder of 3D files, manifest (.csv, .parquet) or archive (.zip, .sh3f); none: "
         "`objaverse`, or else the procedural set",
     )
-    objaverse: ObjaverseConfig | None = Field(default=None, description="in place of `assets`")
+    objaverse: ObjaverseConfig | None = Field(default=None, description="instead of `assets`")
     procedural: ProceduralConfig = ProceduralConfig()
     up: Up = Field(
         default="auto",

@@ -41,7 +41,7 @@ GEOMETRY = {
     "solids", "views",
 }  # fmt: skip
 MIRRORS = {
-    "conditions": "test_denoiser", "encoding": "test_mlp", "faces": "test_mesh", "heads": "test_mlp",
+    "conditions": "test_denoiser", "encoding": "test_mlp", "faces": "test_polygons", "heads": "test_mlp",
     "latents": "test_train", "lighting": "test_views", "normalize": "test_geometry",
     "occupancy": "test_volume", "points": "test_geometry", "raycast": "test_views", "rays": "test_cameras",
     "sdf": "test_geometry",

@@ -106,7 +106,7 @@ def test_every_stage_runs_on_its_preset(tmp_path: Path, size: str, monkeypatch: 
     evaluation.main(arguments("eval", "eval", f"run={run}"))
     # Two steps teach nothing, so objects may be empty, but each was made and looked at.
     assert (run / "report.html").is_file()
-    assert len(json.loads((run / "samples/metadata.json").read_text())["objects"]) == 1
+    assert len(json.loads((run / "samples/metadata.json").read_text())["samples"]) == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)

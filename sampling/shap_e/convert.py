@@ -48,7 +48,7 @@ class ConvertConfig(Config):
         "text300M", description="which of the two, where the source is a folder of published files"
     )
     prior: Path | None = Field(
-        None, description="to diffusers: a fine-tuned prior's folder, in place of the source's own"
+        None, description="to diffusers: a fine-tuned prior's folder, instead of the source's own"
     )
     to: Literal["shapeloom", "diffusers"] = Field("shapeloom", description="the layout to write")
     allow_other: bool = Field(

@@ -62,7 +62,7 @@ class ReferenceConfig(Config):
     prompt: str | None = Field(None, description="text to make an object of")
     image: Path | None = Field(None, description="picture to make an object of")
     latent: Path | None = Field(None, description="one that was saved, to decode alone")
-    clip: str | None = Field(None, description="in place of the pipeline's, as in `python -m sampling`")
+    clip: str | None = Field(None, description="instead of the pipeline's, as in `python -m sampling`")
     seed: int = Field(0, ge=0, description="of the sample")
     steps: int = Field(STEPS, ge=1, description="sampling steps")
     size: int = Field(64, ge=8, description="side of the turntable in pixels")

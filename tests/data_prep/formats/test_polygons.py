@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_prep.formats.faces import to_triangles
 from data_prep.formats.polygons import join_holes, triangulate
 
 SHAPES = {
@@ -91,3 +92,9 @@ def test_holes_stay_open(way):
     triangles, _ = triangulate(points, np.array([len(points)]))
     assert set(order) == set(range(16))
     assert np.linalg.norm(areas(points, triangles), axis=1).sum() == pytest.approx(27 - 3)
+
+
+def test_the_index_after_the_last_vertex_names_none_and_loses_its_polygon():
+    warnings: list[str] = []
+    made = to_triangles(np.eye(3), np.array([0, 1, 2, 1, 2, 3]), np.array([3, 3]), warnings, max_faces=9)
+    assert made.faces.tolist() == [[0, 1, 2]] and len(warnings) == 1

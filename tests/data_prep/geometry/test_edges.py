@@ -110,3 +110,8 @@ def test_a_thin_thing_that_few_pixels_see_gets_its_view_points(seen):
     assert len(points) == 40 and len(np.unique(points, axis=0)) == min(seen, 40)
     with pytest.raises(AssetError, match="none of its views"):
         view_points(replace(views, depth=np.zeros_like(depth)), np.eye(4)[None], matrix, 40)
+
+
+def test_both_normals_of_an_edge_are_unit_however_its_faces_are_wound(box):
+    _, sides = sharp_edges(box.flip(np.arange(12) % 3 == 0))
+    np.testing.assert_allclose(np.linalg.norm(sides, axis=-1), 1, atol=1e-12)

@@ -145,3 +145,14 @@ def test_a_score_s_gradient_goes_through_the_denoiser():
     expected = x0 + torch.where(SIGMA < 0.4, 0, 0.5 * SIGMA**2)[:, None] * slope
     torch.testing.assert_close(guided, expected)
     assert not guided.requires_grad
+
+
+def test_a_classifier_guides_from_the_interval_s_low_end_to_just_below_its_high_one():
+    x, sigma = torch.zeros(4, 1), torch.tensor([0.5, 1.0, 1.9, 2.0])
+    guided = classifier_guided(
+        lambda x, sigma, condition: x,
+        lambda x, sigma, condition: x.sum(dim=1),
+        scale=1.0,
+        interval=(1.0, 2.0),
+    )
+    torch.testing.assert_close(guided(x, sigma, None)[:, 0], torch.tensor([0, 1, 1.9**2, 0]))

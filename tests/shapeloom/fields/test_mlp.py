@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig, select
-from shapeloom.fields.heads import ColorHead, harmonics
+from shapeloom.fields.encoding import EncodingConfig, encoding_matrix
+from shapeloom.fields.heads import ColorHead, GeometryHead, harmonics
 from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig
 from shapeloom.fields.projection import ProjectionConfig
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
@@ -131,3 +132,26 @@ def test_the_gradient_can_be_trained_on():
     (made.sdf_gradient(weights, torch.rand(1, 20, 3)).norm(dim=-1) - 1).square().mean().backward()
     assert all(p.grad.isfinite().all() for p in made.field.geometry_trunk.parameters() if p.grad is not None)
     assert made.field.geometry_head.linear.weight.grad[1].abs().sum() > 0
+
+
+@torch.no_grad()
+def test_the_offset_moves_density_and_leaves_the_signed_distance():
+    head = GeometryHead(4)
+    features = torch.randn(1, 50, 4, generator=torch.Generator().manual_seed(0))
+    before = head(features)
+    head.linear.bias[0] += 0.5
+    after = head(features)
+    assert torch.equal(after.sdf, before.sdf) and bool((after.density >= before.density).all())
+    assert float((after.density - before.density).max()) > 1
+    # An offset of 0.1 * 0.5 is a surface that lies 0.05 further out.
+    head.linear.bias[0] -= 0.5
+    head.linear.bias[1] -= 0.05
+    torch.testing.assert_close(head(features).density, after.density, rtol=1e-3, atol=1e-5)
+
+
+def test_icosahedral_frequencies_lie_along_axes_that_are_equally_far_from_one_another():
+    matrix = encoding_matrix(EncodingConfig(axes="icosahedron", num_octaves=1, num_random=0))
+    axes = torch.nn.functional.normalize(matrix, dim=-1)
+    assert len(axes) == 6
+    cosines = (axes @ axes.T).abs()[~torch.eye(6, dtype=torch.bool)]
+    torch.testing.assert_close(cosines, torch.full((30,), 5**-0.5), atol=1e-5, rtol=0)

@@ -128,3 +128,11 @@ def test_density_and_signed_distance_agree_where_the_surface_is() -> None:
         values = field.geometry(projection(torch.randn(1, 9, 6)), torch.rand(1, 500, 3) * 2 - 1)
     assert 0 < (values.sdf < 0).float().mean() < 1
     assert ((values.density > 0.5 / head.log_beta.exp()) == (values.sdf < 0)).all()
+
+
+def test_low_rank_coefficients_start_at_order_one_for_latents_of_half_their_range() -> None:
+    torch.manual_seed(0)
+    projection = projection_of(KINDS[1])
+    numbers = projection.layers[0] * KINDS[1].channels
+    made = torch.cat([layer(0.5 * torch.randn(4000, numbers)) for layer in projection.coefficients])
+    assert 0.8 < float(made.detach().std()) < 1.25

@@ -9,7 +9,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from shapeloom.rendering.isosurface import extract_surface, grid_values, surface_cells
+from shapeloom.rendering.isosurface import _local_slope, extract_surface, grid_values, surface_cells
 
 
 def sphere(radius: float, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)):
@@ -144,3 +144,10 @@ def test_bad_fields_and_sizes_are_refused():
         extract_surface(lambda p: p[:, :1], resolution=8)
     with pytest.raises(ValueError, match="at least 2"):
         extract_surface(sphere(0.5), resolution=1)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_plane_has_the_same_slope_in_a_grid_whichever_way_it_faces(axis):
+    position = torch.linspace(-1, 1, 9)
+    values = (0.7 * position).reshape([-1 if i == axis else 1 for i in range(3)]).expand(9, 9, 9)
+    torch.testing.assert_close(_local_slope(values), torch.full((8, 8, 8), 0.7))

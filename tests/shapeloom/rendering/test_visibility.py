@@ -138,3 +138,17 @@ def test_tensors_on_the_cpu_never_ask_for_pytorch3d(monkeypatch) -> None:
     monkeypatch.setattr(visibility, "faces_by_pytorch3d", None)
     meshes, seen = assets(), cameras(16, 16, batch=3)
     assert torch.equal(visible_faces(meshes, seen), faces_by_embree(meshes, seen))
+
+
+def test_points_close_to_a_camera_are_projected_by_their_own_depth() -> None:
+    view = cameras(8, 12)
+    near = torch.tensor([[0.1, -0.2, 0.4], [0.2, 0.3, 0.9], [0.2, 0.3, 2.0]])  # in the first camera's frame
+    pose = view.cam_to_world[0, 0]
+    world = near @ pose[:3, :3].T + pose[:3, 3]
+    screen = visibility._ndc(world, view, 0)[0]
+    torch.testing.assert_close(screen[:, 2], near[:, 2])
+    matrix = view.intrinsics[0, 0]
+    pixels = (near / near[:, 2:]) @ matrix[:2].T
+    # pytorch3d: +x left, +y up, from the middle, in halves of the shorter side.
+    expected = (torch.tensor([6.0, 4.0]) - pixels) / 4
+    torch.testing.assert_close(screen[:, :2], expected)
