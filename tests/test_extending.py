@@ -27,13 +27,11 @@ def test_an_example_runs_from_its_text_alone(
 
 @pytest.mark.parametrize("page", ["docs/extending.md", "docs/code_tour.md", "CONTRIBUTING.md", "README.md"])
 def test_the_files_that_a_page_names_are_there(page: str) -> None:
-    text = (ROOT / page).read_text()
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     rooms = (
         r"(?:data_prep|encoder|prior|sampling|serving|eval|shapeloom|tests|docs|configs|benchmarks|launch)"
     )
-    named = set(re.findall(rf"`({rooms}/[\w/.]+?)/?`", text)) - {
-        "data_prep/formats/NAME.py",
-        "data_prep/sources/NAME.py",
-    }
-    assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    named = {ROOT / path for path in re.findall(rf"`({rooms}/[\w/.]+?)/?`", text) if "NAME" not in path}
+    named |= {folder / path for path in re.findall(r"\]\(([\w./]+)\)", text)}
+    assert len(named) > 3
+    assert [path for path in sorted(named) if not path.exists()] == []
