@@ -8,9 +8,10 @@ for data of unit variance). It is told noise levels alone, so any sampler's step
     pooled CLIP vectors of text and views, the class -> adaptive layer norms too, or tokens of their own
     CLIP's text tokens and grids, one learned token  -> cross-attention, or tokens of their own
 
-With `components` the answer is x_0: the best linear guess, component by component of the training latents'
-principal axes (Wiener's lambda / (lambda + sigma^2)), plus the network's, scaled as EDM's c_out. So a short
-training starts from what the latents' spectrum alone tells, and answers never leave those axes' span.
+With `components` the answer is x_0 in the span of the training latents' principal axes: the network's, scaled
+as EDM's c_out, plus a skip of the input, EDM's c_skip = 1 / (1 + sigma^2) times Wiener's lambda / (lambda +
+sigma^2) along each axis. Where noise is low the skip hands on what the input says along axes that latents use
+and drops the rest, which a short training doesn't learn to; where it is high the network is on its own.
 
 Conditions may be missing: each has a learned stand-in, and a latent without any is the unconditional model.
 Tokens of their own stand before the latent's in every self-attention (Shap-E's way).
@@ -46,8 +47,8 @@ class NetworkConfig(Config):
     )
     components: int = Field(
         default=0, ge=0, le=MAX_SIZE,
-        description="principal components of the latents, shared out among the field's layers, whose best "
-        "linear denoiser the network corrects; 0: no such start. Needs diffusion.target=x0",
+        description="principal components of the latents, at most, shared out among the field's layers, "
+        "that answers keep to and along which the input skips the network; 0: no skip. For target=x0",
     )  # fmt: skip
     activation: Activation = Field("gelu", description="of the feed-forward layers")
     pooled: Literal["adaptive", "token"] = Field(
@@ -161,21 +162,20 @@ class Denoiser(DenoisingNetwork):
         shift, gain = self.out_modulate(F.silu(modulation))[:, None].chunk(2, dim=-1)
         answer = self.out(F.layer_norm(hidden, hidden.shape[-1:]) * (1 + gain) + shift)
         answer = answer.unflatten(2, (self.group, -1)).flatten(1, 2)
-        return self._corrected(x, sigma, answer) if self.config.components else answer
+        return self._with_skip(x, sigma, answer) if self.config.components else answer
 
-    def _corrected(
+    def _with_skip(
         self, x: Float[Tensor, "batch tokens channels"], sigma: Float[Tensor, " batch"],
         answer: Float[Tensor, "batch tokens channels"],
     ) -> Float[Tensor, "batch tokens channels"]:  # fmt: skip
-        """x_0 within the components' span: the linear denoiser's, and the network's answer on top."""
+        """x_0 within the components' span: the network's answer and the skip."""
         with torch.autocast(x.device.type, enabled=False):
             level = sigma.to(x.dtype)[:, None]
             basis, variance = self.basis.to(x.dtype), self.variance.to(x.dtype)
-            linear = x.flatten(1) @ basis.T * (variance / (variance + level**2))
-            correction = (
-                answer.to(x.dtype).flatten(1) @ basis.T * (level / torch.hypot(level, torch.ones_like(level)))
-            )
-            return ((linear + correction) @ basis).view_as(x)
+            skip = variance / (variance + level**2) / (1 + level**2)
+            own = level / torch.hypot(level, torch.ones_like(level))
+            kept = skip * (x.flatten(1) @ basis.T) + own * (answer.to(x.dtype).flatten(1) @ basis.T)
+            return (kept @ basis).view_as(x)
 
     def parts(self) -> tuple[nn.ModuleList, list[nn.Module]]:
         """See `DenoisingNetwork`."""

@@ -93,9 +93,9 @@ class PriorConfig(Config):
             or self.diffusion.learned_variance
         ):
             raise ValueError(
-                "network.components starts from the best linear guess of x_0: it needs "
-                "network.kind=shapeloom and diffusion.target=x0 without learned_variance, got "
-                f"{self.network.kind} and {self.diffusion.target}"
+                "network.components adds the input to a guess of x_0: it needs network.kind=shapeloom and "
+                f"diffusion.target=x0 without learned_variance, got {self.network.kind} and "
+                f"{self.diffusion.target}"
             )
         return self
 

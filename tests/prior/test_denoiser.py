@@ -293,8 +293,8 @@ def with_components(num: int = 6) -> tuple[Prior, torch.Tensor]:
     ), latents
 
 
-def test_an_untrained_network_with_components_is_the_best_linear_denoiser():
-    """Wiener's: C (C + sigma^2)^-1 x, C the latents' covariance, which five axes span here."""
+def test_the_skip_is_the_best_linear_denoiser_where_noise_is_low_and_fades_where_it_is_high():
+    """C (C + sigma^2)^-1 x / (1 + sigma^2), C the latents' covariance, which five axes span here."""
     prior, latents = with_components()
     flat = latents.flatten(1).double()
     covariance = flat.T @ flat / (len(flat) - 1)
@@ -303,7 +303,7 @@ def test_an_untrained_network_with_components_is_the_best_linear_denoiser():
         shrink = covariance @ torch.linalg.inv(
             covariance + sigma[row] ** 2 * torch.eye(32, dtype=torch.float64)
         )
-        expected = (shrink @ x[row].flatten()).view(8, 4)
+        expected = (shrink @ x[row].flatten()).view(8, 4) / (1 + sigma[row] ** 2)
         found = prior.denoise(x, sigma, prior.condition(batch=3))[row]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -325,5 +325,5 @@ def test_answers_stay_within_the_components_and_layers_have_their_own():
 
 @pytest.mark.parametrize("said", ["diffusion.target=v", "network.kind=shap_e_text"])
 def test_components_need_a_network_of_ours_that_says_x0(said: str):
-    with pytest.raises(UserError, match=r"network\.components starts from"):
+    with pytest.raises(UserError, match=r"network\.components adds the input"):
         load_config(PriorConfig, None, ["network.components=4", "diffusion.target=x0", said])
