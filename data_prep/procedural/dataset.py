@@ -26,11 +26,11 @@ import trimesh
 from pydantic import Field, model_validator
 from trimesh.visual.material import PBRMaterial
 
-from data_prep.mesh import srgb_to_linear
 from data_prep.procedural import furniture, handheld, outdoor, vehicles
 from data_prep.procedural.draft import Builder, Draft
 from data_prep.procedural.solids import Solid, join
 from data_prep.procedural.wording import captions
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.seed import numpy_rng
@@ -121,11 +121,6 @@ def _pair_order(seed: int) -> list[Pair]:
 def held_out_pairs(config: ProceduralConfig) -> set[Pair]:
     """Returns the (colour, family) pairs that only the splits test and judge show."""
     return set(_pair_order(config.seed)[: _num_held_out(config.held_out_fraction)])
-
-
-def seen_pairs(config: ProceduralConfig) -> set[Pair]:
-    """Returns the (colour, family) pairs of train and val."""
-    return set(_pair_order(config.seed)) - held_out_pairs(config)
 
 
 def _plan(config: ProceduralConfig) -> Iterator[tuple[Split, int, Pair]]:
