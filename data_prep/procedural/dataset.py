@@ -118,20 +118,20 @@ def _pair_order(seed: int) -> list[Pair]:
     ]
 
 
-def held_out_pairs(config: ProceduralConfig) -> set[Pair]:
-    """Returns the (colour, family) pairs that only the splits test and judge show."""
-    return set(_pair_order(config.seed)[: _num_held_out(config.held_out_fraction)])
+def split_pairs(config: ProceduralConfig) -> tuple[list[Pair], list[Pair]]:
+    """Returns the (colour, family) pairs of the splits train and val, and those of test; judge shows both."""
+    order, cut = _pair_order(config.seed), _num_held_out(config.held_out_fraction)
+    return order[cut:], order[:cut]
 
 
 def _plan(config: ProceduralConfig) -> Iterator[tuple[Split, int, Pair]]:
     """Yields split, number within the split and pair of every asset."""
-    order = _pair_order(config.seed)
-    cut = _num_held_out(config.held_out_fraction)
+    seen, held_out = split_pairs(config)
     pools: dict[Split, tuple[int, list[Pair]]] = {
-        "train": (config.num_train, order[cut:]),
-        "val": (config.num_val, order[cut:]),
-        "test": (config.num_test, order[:cut]),
-        "judge": (config.num_judge, order),
+        "train": (config.num_train, seen),
+        "val": (config.num_val, seen),
+        "test": (config.num_test, held_out),
+        "judge": (config.num_judge, held_out + seen),
     }
     for split, (count, pairs) in pools.items():
         for number in range(count):
