@@ -12,23 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from numpy import ndarray
 
-
-def srgb_to_linear(srgb: ndarray) -> ndarray:
-    """Linear light of sRGB-encoded values in [0, 1] (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(linear: ndarray) -> ndarray:
-    """sRGB encoding of linear values; inverse of `srgb_to_linear` on [0, 1]."""
-    # The power sees values above the toe alone, so that it has no negative or subnormal input.
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
-    )
-
-
-SRGB_DECODE = srgb_to_linear(np.arange(256) / 255).astype(np.float32)
-"""Linear light of each 8-bit sRGB value."""
-
+from shapeloom.color import SRGB_DECODE
 
 BLEND = -1.0
 """In place of a cutoff: the material's alpha is its coverage."""

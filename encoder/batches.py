@@ -15,6 +15,7 @@ from encoder.losses import LossConfig, stratified_samples
 from encoder.mesh_losses import MeshLossConfig
 from encoder.model import EncoderConfig
 from encoder.tokens import pixel_features
+from shapeloom.box import MIRROR, TURNS
 from shapeloom.config import Config
 from shapeloom.rendering.rays import camera_rays, intersect_box, pixel_rays
 from shapeloom.seed import derive_seed, numpy_rng
@@ -74,10 +75,9 @@ def random_change(rng: np.random.Generator, config: AugmentConfig, extents: Floa
         scales = np.exp(math.log1p(config.stretch) * rng.uniform(-0.5, 0.5, 3))
         scales *= extents.max() / (scales * extents).max()
     if config.turn and rng.random() < 0.5:
-        quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-        matrix = np.linalg.matrix_power(quarter, int(rng.integers(1, 4)))
+        matrix = TURNS[int(rng.integers(1, 4))]
     if config.mirror and rng.random() < 0.5:
-        matrix = matrix @ np.diag([-1, 1, 1])
+        matrix = matrix @ MIRROR
     if config.colors and rng.random() < 0.5:
         channels = [int(i) for i in rng.permutation(3)]
     changed = torch.from_numpy((matrix * scales).astype(np.float32))

@@ -19,6 +19,7 @@ from pydantic import Field as Key
 from torch import Tensor
 
 from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
+from shapeloom.box import symmetries
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, RenderConfig, load_decoder
@@ -105,7 +106,8 @@ def encode_batch(
     """Returns one latent-shard sample an asset."""
     samples = [read_for_encoding(shards, i, model) for i in indices]
     latents = model.encode(samples)
-    copies = [model.encode([_moved(sample, matrix) for sample in samples]) for matrix in _symmetries(config)]
+    moves = symmetries(mirrored=config.mirrored, turned=config.turned)[1:]
+    copies = [model.encode([_moved(sample, matrix) for sample in samples]) for matrix in moves]
     num_views = min(config.clip_views, shards.num_views)
     seen = [shards.read(i, views=range(num_views)) for i in indices]
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
@@ -146,15 +148,6 @@ def latent_sample(
 
 def _half(numbers: Tensor) -> np.ndarray:
     return numbers.cpu().numpy().astype(np.float16)
-
-
-def _symmetries(config: EncodeConfig) -> list[np.ndarray]:
-    """The orthogonal matrices of the copies that are wanted, without the identity."""
-    mirror = np.diag(np.array([-1, 1, 1], np.float32))
-    quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
-    turns = [np.linalg.matrix_power(quarter, k) for k in range(4 if config.turned else 1)]
-    mirrored = [mirror @ turn for turn in turns] if config.mirrored else []
-    return [*turns, *mirrored][1:]
 
 
 def _moved(sample: AssetSample, matrix: np.ndarray) -> AssetSample:

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_prep.mesh import Mesh
 from eval.pictures import surfels
 from shapeloom.log import progress
+from shapeloom.metrics import chamfer_l1
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.surface_metrics import surface_scores
 from shapeloom.surfaces import Surface, read_surface, spacing
@@ -67,7 +68,7 @@ def _chamfer(
     query: Float[Tensor, "points 3"], assets: Float[Tensor, "assets others 3"]
 ) -> Float[Tensor, " assets"]:
     distances = torch.cdist(query.expand(len(assets), -1, -1), assets)
-    return (distances.amin(dim=2).mean(dim=1) + distances.amin(dim=1).mean(dim=1)) / 2
+    return chamfer_l1(distances.amin(dim=2), distances.amin(dim=1))
 
 
 def drawn_points(sample: AssetSample) -> Mesh:

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Float32, Int, UInt8
 from numpy import ndarray
 
-from data_prep.mesh import Mesh, srgb_to_linear
+from data_prep.mesh import Mesh
 from data_prep.render.views import render_views
+from shapeloom.color import srgb_to_linear
 from shapeloom.pictures import on_white
 from shapeloom.surfaces import surfel_triangles
 

@@ -1,7 +1,6 @@
 """Samples as a set: are they like held-out assets, as varied as those, and not copies of training assets?
 
-Surfaces are compared as point clouds by the Chamfer distance of Achlioptas et al. 2018 (section 2), here with
-means: d(X, Y) = mean_x min_y |x - y|^2 + mean_y min_x |x - y|^2, in the units of the box [-1, 1]^3. Of as
+Surfaces are compared as point clouds by `chamfer_l2`, d(X, Y), in the units of the box [-1, 1]^3. Of as
 many samples as held-out assets:
 
     mmd_cd      mean over held-out assets of the distance to the nearest sample (less is better)
@@ -38,7 +37,7 @@ from sampling.mesh import DEFAULT_MESH, drop_crumbs
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, select
 from shapeloom.log import progress
-from shapeloom.metrics import share_interval
+from shapeloom.metrics import chamfer_l2, share_interval
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import AssetShards
@@ -89,8 +88,7 @@ def chamfer_matrix(first: Sequence[Cloud], second: Sequence[Cloud]) -> Distances
     for i, cloud in enumerate(first):
         tree = cKDTree(cloud)
         for j, other in enumerate(trees):
-            forward, backward = other.query(cloud)[0], tree.query(second[j])[0]
-            out[i, j] = (forward**2).mean() + (backward**2).mean()
+            out[i, j] = chamfer_l2(other.query(cloud)[0], tree.query(second[j])[0])
     return out
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from pydantic import Field as Key
 
+from sampling.formats import Format
 from sampling.guidance import SampleSettings
 from sampling.hub import fetch_package
 from sampling.mesh import MeshConfig
@@ -16,7 +17,6 @@ from shapeloom.decoder import RenderConfig
 from shapeloom.log import get_logger
 
 log = get_logger("sampling")
-Format = Literal["glb", "obj", "ply", "stl", "usdz", "gif", "mp4", "apng", "png", "safetensors"]
 
 
 class TurntableConfig(Config):

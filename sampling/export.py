@@ -18,16 +18,17 @@ from jaxtyping import UInt8
 from PIL import Image
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
+from sampling.formats import MESH_FORMATS, listed
 from sampling.mesh import Mesh
 from sampling.texture import Atlas
 from sampling.usd import save_usdz
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import UserError
 from shapeloom.storage import write_atomic
 
 # Rows are glTF's x, y, z in our axes: (x, y, z) -> (x, z, -y).
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 ROUGHNESS = 0.8
-MESH_SUFFIXES = (".glb", ".ply", ".obj", ".stl", ".usdz")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class TexturedMesh:
         Raises UserError for another one, or for an empty mesh.
         """
         path = Path(path)
-        if path.suffix not in MESH_SUFFIXES:
-            raise UserError(f"A mesh can be saved as {', '.join(MESH_SUFFIXES)}, not as {path.name}.")
+        if path.suffix[1:] not in MESH_FORMATS:
+            raise UserError(f"A mesh can be saved as {listed(MESH_FORMATS)}, not as {path.name}.")
         if not self.num_faces:
             raise UserError(
                 f"There is no surface to write to {path.name}: the field keeps one sign in its whole box. "
@@ -141,8 +142,3 @@ class TexturedMesh:
 
 def _glb(mesh: trimesh.Trimesh) -> bytes:
     return trimesh.exchange.gltf.export_glb(trimesh.Scene(mesh), include_normals=True)
-
-
-def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Returns linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

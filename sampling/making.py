@@ -7,15 +7,15 @@ from pathlib import Path
 
 from sampling.album import PORTRAIT_SIZE, Album, Record, Wish
 from sampling.config import SamplingConfig, TurntableConfig
-from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.export import TexturedMesh
 from sampling.faults import FAULTS, Surface
+from sampling.formats import MESH_FORMATS, PICTURE_FORMATS
 from sampling.guidance import SampleSettings
-from sampling.pictures import apng, gif, png, save_mp4
+from sampling.pictures import png, save_frames
 from sampling.pipeline import Picture, ShapePipeline
 from sampling.portraits import portrait
 from sampling.shape import ShapeSample
 from shapeloom.log import get_logger, progress
-from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.storage import write_atomic
@@ -41,7 +41,7 @@ def save_sample(
     save_pictures(shape, {kind: folder / file for kind, file in files.items()}, config.turntable)
     if mesh is None:
         return {"files": files}
-    for kind in [kind for kind in files if f".{kind}" in MESH_SUFFIXES]:
+    for kind in [kind for kind in files if kind in MESH_FORMATS]:
         if mesh.num_faces:
             mesh.save(folder / files[kind])
         else:
@@ -60,18 +60,13 @@ def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableCo
     """Writes those of `paths` (by kind) that are pictures, or the latent; each frame is rendered once."""
     if "safetensors" in paths:
         shape.save(paths["safetensors"])
-    if not paths.keys() & {"gif", "mp4", "apng", "png"}:
+    pictures = [kind for kind in paths if kind in PICTURE_FORMATS]
+    if not pictures:
         return
-    number = table.frames if paths.keys() & {"gif", "mp4", "apng"} else 1
+    number = 1 if pictures == ["png"] else table.frames
     frames = shape.turntable(number, table.size, samples=table.samples, alpha=True)
-    if "png" in paths:
-        write_atomic(paths["png"], png(frames[0]))
-    if "apng" in paths:
-        write_atomic(paths["apng"], apng(frames))
-    if "gif" in paths:
-        write_atomic(paths["gif"], gif(on_white(frames)))
-    if "mp4" in paths:
-        save_mp4(paths["mp4"], on_white(frames))
+    for kind in pictures:
+        save_frames(paths[kind], frames)
 
 
 def make(

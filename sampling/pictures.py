@@ -12,7 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from sampling.formats import PICTURE_FORMATS, listed
 from shapeloom.config import UserError
+from shapeloom.pictures import on_white
+from shapeloom.storage import write_atomic
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64_000_000
@@ -111,6 +114,22 @@ def save_mp4(path: Path, frames: UInt8[np.ndarray, "frames height width 3"]) -> 
         writer.send(np.ascontiguousarray(frame))
     writer.close()
     temporary.replace(path)
+
+
+def save_frames(path: Path, frames: UInt8[np.ndarray, "frames height width channels"]) -> None:
+    """Writes .gif or .mp4 (both on white), .apng, or the first frame as .png, by the suffix."""
+    opaque = on_white(frames) if frames.shape[-1] == 4 else frames
+    match path.suffix:
+        case ".gif":
+            write_atomic(path, gif(opaque))
+        case ".mp4":
+            save_mp4(path, opaque)
+        case ".apng":
+            write_atomic(path, apng(frames))
+        case ".png":
+            write_atomic(path, png(frames[0]))
+        case _:
+            raise ValueError(f"frames can be saved as {listed(PICTURE_FORMATS)}, not as {path.name}")
 
 
 def contact_sheet(

@@ -12,8 +12,9 @@ from torch import Tensor
 from data_prep.mesh import Mesh as Soup
 from data_prep.mesh import Sampler
 from data_prep.render.views import render_views
-from sampling.export import TexturedMesh, srgb_to_linear
+from sampling.export import TexturedMesh
 from sampling.shape import FOV, ShapeSample
+from shapeloom.color import srgb_to_linear
 from shapeloom.decoder import DEFAULT_SAMPLES, RenderConfig
 from shapeloom.pictures import on_white
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from sampling.export import MESH_SUFFIXES, TexturedMesh
+from sampling.export import TexturedMesh
 from sampling.faults import Surface, look_at
+from sampling.formats import FORMATS, MESH_FORMATS, listed
 from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
-from sampling.pictures import apng, gif, png, save_mp4
+from sampling.pictures import save_frames
 from sampling.texture import bake, unwrap
 from shapeloom.config import UserError
 from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig
@@ -27,8 +28,8 @@ from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.storage import write_atomic
 
 FOV = math.radians(40)
-PICTURE_SUFFIXES = (".gif", ".mp4", ".png", ".apng")
-LATENT_SUFFIX = ".safetensors"
+PREVIEWS = {"gif": (24, 128), "mp4": (48, 256), "apng": (24, 128), "png": (1, 256)}
+"""Frames, and side in pixels, of what `save` writes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +106,16 @@ class ShapeSample:
         Raises UserError for another suffix, or for a mesh of a shape that has no surface.
         """
         path = Path(path)
-        if path.suffix in MESH_SUFFIXES:
+        kind = path.suffix[1:]
+        if kind in MESH_FORMATS:
             self.mesh(mesh).save(path)
-            return
-        match path.suffix:
-            case ".gif":
-                write_atomic(path, gif(self.turntable()))
-            case ".mp4":
-                save_mp4(path, self.turntable(48, 256))
-            case ".png":
-                write_atomic(path, png(self.turntable(1, 256, alpha=True)[0]))
-            case ".apng":
-                write_atomic(path, apng(self.turntable(alpha=True)))
-            case ".safetensors":
-                write_atomic(path, self.latent_bytes())
-            case _:
-                known = ", ".join((*MESH_SUFFIXES, *PICTURE_SUFFIXES, LATENT_SUFFIX))
-                raise UserError(f"A shape can be saved as {known}, not as {path.name}.")
+        elif kind in PREVIEWS:
+            frames, size = PREVIEWS[kind]
+            save_frames(path, self.turntable(frames, size, alpha=kind in ("png", "apng")))
+        elif kind == "safetensors":
+            write_atomic(path, self.latent_bytes())
+        else:
+            raise UserError(f"A shape can be saved as {listed(FORMATS)}, not as {path.name}.")
 
     def latent_bytes(self) -> bytes:
         """Returns a safetensors file of the latent, with the digest of its encoder, its prompt and seed.

@@ -24,7 +24,8 @@ from sampling.config import SamplingConfig
 from sampling.edit import Layers, vary
 from sampling.export import TexturedMesh
 from sampling.faults import Fault
-from sampling.pictures import gif, load_image
+from sampling.formats import MESH_FORMATS
+from sampling.pictures import load_image, save_frames
 from sampling.pipeline import Picture, ShapePipeline, check_prompt
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError
@@ -37,7 +38,9 @@ MAX_GUIDANCE = 20.0
 MAX_SEED = 2**53 - 1
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 16_000_000
-MODELS = ("glb", "obj.zip", "ply", "stl", *(("usdz",) if find_spec("pxr") else ()))
+MODELS = tuple(
+    "obj.zip" if kind == "obj" else kind for kind in MESH_FORMATS if kind != "usdz" or find_spec("pxr")
+)
 KINDS = (*MODELS, "gif", "safetensors")
 """Suffixes of an object's files; USDZ where OpenUSD is installed."""
 
@@ -220,7 +223,7 @@ class Studio:
             mesh = shape.mesh(self.config.mesh)
             kinds = KINDS if mesh.num_faces else ("gif", "safetensors")
             files = {kind: folder / f"{stem}.{kind}" for kind in kinds}
-            write_atomic(files["gif"], gif(frames))
+            save_frames(files["gif"], frames)
             shape.save(files["safetensors"])
             for kind in kinds:
                 if kind == "obj.zip":

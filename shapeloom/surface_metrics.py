@@ -4,7 +4,7 @@ Both are triangles in the field's box [-1, 1]^3 (2 wide) with points on them. Di
 points to the nearest place on the other's triangles (not to its nearest point), so that equal surfaces score
 exactly 0, however few points there are. Normals count up to their sign: assets of sheets have no outside.
 
-    chamfer             mean of both directions' mean distances, unsquared, world units
+    chamfer             `chamfer_l1` in world units, of points to the other's triangles
     fscore_0.01         harmonic mean of the shares of either's points within 0.01 of the other (Knapitsch et
     fscore_0.02         al. 2017, "Tanks and Temples"); likewise within 0.02 and 0.05
     fscore_0.05
@@ -35,7 +35,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapeloom.decoder import Decoder
-from shapeloom.metrics import psnr
+from shapeloom.metrics import chamfer_l1, psnr
 from shapeloom.rendering.cameras import Cameras, intrinsics, sphere
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.isosurface import Field, extract_surface
@@ -76,7 +76,7 @@ def surface_scores(predicted: Surface, truth: Surface) -> dict[str, float]:
     to_truth, cosine = _look(predicted, truth)
     to_predicted, other_cosine = _look(truth, predicted)
     limit = math.cos(math.radians(OFF_DEGREES))
-    scores = {"chamfer": chamfer_distance(to_truth, to_predicted)}
+    scores = {"chamfer": float(chamfer_l1(to_truth, to_predicted))}
     for threshold in THRESHOLDS:
         scores[f"fscore_{threshold}"] = fscore(to_truth, to_predicted, threshold=threshold)
     scores["normal_consistency"] = float(cosine.mean() + other_cosine.mean()) / 2
@@ -90,15 +90,6 @@ def _look(own: Surface, other: Surface) -> tuple[Float[ndarray, " points"], Floa
     squared, nearest, _ = igl.point_mesh_squared_distance(own.points, other.vertices, other.faces)
     cosine = np.abs((own.normals * other.face_normals[nearest]).sum(axis=1))
     return np.sqrt(squared), cosine
-
-
-def chamfer_distance(to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"]) -> float:
-    """Returns the mean of both directions' mean distances, unsquared, in world units.
-
-    to_truth: distance of each predicted point to the truth; to_predicted: of each true point to the predicted
-    surface. Two parallel planes at a distance d give d.
-    """
-    return float(to_truth.mean() + to_predicted.mean()) / 2
 
 
 def fscore(to_truth: Float[ndarray, " n"], to_predicted: Float[ndarray, " m"], *, threshold: float) -> float:

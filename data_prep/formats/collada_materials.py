@@ -16,7 +16,8 @@ from data_prep.formats.collada import Document, Node, floats
 from data_prep.formats.faces import plain_look
 from data_prep.formats.parts import Look
 from data_prep.formats.textures import Pictures
-from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
+from data_prep.mesh import BLEND, Sampler, Wrap
+from shapeloom.color import srgb_to_linear
 
 _SAME = 1e-3
 """Linear light: less than a step of 8 bits where it is bright."""

@@ -13,7 +13,7 @@ from numpy import ndarray
 from data_prep.failures import AssetError
 from data_prep.formats.parts import DEFAULT_GREY, Look
 from data_prep.formats.polygons import triangulate
-from data_prep.mesh import srgb_to_linear
+from shapeloom.color import srgb_to_linear
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from data_prep.failures import AssetError
 from data_prep.formats.gltf import TECHNIQUES, Gltf
 from data_prep.formats.parts import Look
 from data_prep.formats.textures import decode_texture
-from data_prep.mesh import BLEND, SRGB_DECODE, Sampler, Wrap, linear_to_srgb
+from data_prep.mesh import BLEND, Sampler, Wrap
+from shapeloom.color import SRGB_DECODE, linear_to_srgb
 
 _WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
 _NEAREST = 9728

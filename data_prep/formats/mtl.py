@@ -19,7 +19,8 @@ from data_prep.formats.files import Files
 from data_prep.formats.obj_text import decode
 from data_prep.formats.parts import DEFAULT_GREY, Look
 from data_prep.formats.textures import Pictures
-from data_prep.mesh import BLEND, Sampler, Wrap, srgb_to_linear
+from data_prep.mesh import BLEND, Sampler, Wrap
+from shapeloom.color import srgb_to_linear
 
 STRAIGHT = np.array([[1.0, 1], [0, 0]])
 """Scale and offset of texture coordinates that are used as they are."""

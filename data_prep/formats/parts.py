@@ -10,7 +10,8 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
-from data_prep.mesh import Mesh, Sampler, srgb_to_linear
+from data_prep.mesh import Mesh, Sampler
+from shapeloom.color import srgb_to_linear
 from shapeloom.surfaces import face_normals
 
 DEFAULT_GREY = float(srgb_to_linear(np.array(0.8)))

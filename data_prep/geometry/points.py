@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int64, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
-from data_prep.mesh import Mesh, base_color, linear_to_srgb
+from data_prep.mesh import Mesh, base_color
 from data_prep.render.views import Views
+from shapeloom.color import linear_to_srgb
 from shapeloom.surfaces import face_normals, sample_triangles
 
 OVERSAMPLE = 3

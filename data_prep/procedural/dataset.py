@@ -26,11 +26,11 @@ import trimesh
 from pydantic import Field, model_validator
 from trimesh.visual.material import PBRMaterial
 
-from data_prep.mesh import srgb_to_linear
 from data_prep.procedural import furniture, handheld, outdoor, vehicles
 from data_prep.procedural.draft import Builder, Draft
 from data_prep.procedural.solids import Solid, join
 from data_prep.procedural.wording import captions
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger, progress
 from shapeloom.seed import numpy_rng
@@ -118,25 +118,20 @@ def _pair_order(seed: int) -> list[Pair]:
     ]
 
 
-def held_out_pairs(config: ProceduralConfig) -> set[Pair]:
-    """Returns the (colour, family) pairs that only the splits test and judge show."""
-    return set(_pair_order(config.seed)[: _num_held_out(config.held_out_fraction)])
-
-
-def seen_pairs(config: ProceduralConfig) -> set[Pair]:
-    """Returns the (colour, family) pairs of train and val."""
-    return set(_pair_order(config.seed)) - held_out_pairs(config)
+def split_pairs(config: ProceduralConfig) -> tuple[list[Pair], list[Pair]]:
+    """Returns the (colour, family) pairs of the splits train and val, and those of test; judge shows both."""
+    order, cut = _pair_order(config.seed), _num_held_out(config.held_out_fraction)
+    return order[cut:], order[:cut]
 
 
 def _plan(config: ProceduralConfig) -> Iterator[tuple[Split, int, Pair]]:
     """Yields split, number within the split and pair of every asset."""
-    order = _pair_order(config.seed)
-    cut = _num_held_out(config.held_out_fraction)
+    seen, held_out = split_pairs(config)
     pools: dict[Split, tuple[int, list[Pair]]] = {
-        "train": (config.num_train, order[cut:]),
-        "val": (config.num_val, order[cut:]),
-        "test": (config.num_test, order[:cut]),
-        "judge": (config.num_judge, order),
+        "train": (config.num_train, seen),
+        "val": (config.num_val, seen),
+        "test": (config.num_test, held_out),
+        "judge": (config.num_judge, held_out + seen),
     }
     for split, (count, pairs) in pools.items():
         for number in range(count):

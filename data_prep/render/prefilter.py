@@ -11,7 +11,8 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from data_prep.mesh import SRGB_DECODE, Mesh
+from data_prep.mesh import Mesh
+from shapeloom.color import SRGB_DECODE
 from shapeloom.surfaces import face_crosses
 
 _SHARP_SHARE = 0.25

@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from data_prep.mesh import Mesh, linear_to_srgb
+from data_prep.mesh import Mesh
 from data_prep.render.lighting import STUDIO, Lighting
 from data_prep.render.prefilter import match_textures
 from data_prep.render.raster import Rasterizer, can_draw
 from data_prep.render.raycast import Painter, Samples
+from shapeloom.color import linear_to_srgb
 
 Backend = Literal["embree", "gl"]
 

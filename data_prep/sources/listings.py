@@ -48,6 +48,29 @@ class Listed:
             self.captions.append(caption)
 
 
+def read_cap3d(file: Path) -> dict[str, list[str]]:
+    """Returns the captions of each UID of Objaverse, from Cap3D's lines UID,caption without a header.
+
+    Raises UserError that names the first line of anything else. Luo et al. 2023, "Scalable 3D Captioning with
+    Pretrained Models".
+    """
+    captions: dict[str, list[str]] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            for row in reader:
+                if len(row) != 2 or not row[0].strip():
+                    raise UserError(
+                        f"{file}, line {reader.line_num}: expected UID,caption, got {row!r}; quote captions "
+                        "that hold commas."
+                    )
+                if text := " ".join(row[1].split()):
+                    captions.setdefault(row[0].strip(), []).append(text)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a UTF-8 CSV file of captions that can be read: {error}") from error
+    return captions
+
+
 def read_captions(file: Path, paths: set[str]) -> tuple[dict[str, Listed], list[Failure]]:
     """A folder's captions file over the folder's `paths`; rows that name no file are failures."""
     if not file.is_file():

@@ -4,7 +4,6 @@ A cache that is filled already is used as it is, without a network; what is miss
 are Cap3D's (a CSV file `uid,caption` without a header) where there are any, else an object's name and tags.
 """
 
-import csv
 import functools
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from data_prep.failures import Failure
 from data_prep.formats.load import SUFFIXES
 from data_prep.sources.find import Source, make_sources
 from data_prep.sources.layouts import names_of, tells
-from data_prep.sources.listings import Listed
+from data_prep.sources.listings import Listed, read_cap3d
 from data_prep.sources.naming import SplitFractions, group_of_name
 from shapeloom.config import Config, UserError
 from shapeloom.log import get_logger
@@ -59,7 +58,7 @@ def find_objaverse(config: ObjaverseConfig, fractions: SplitFractions) -> tuple[
         raise UserError(
             "objaverse.categories are of Objaverse 1.0; for XL name the objects by objaverse.uids."
         )
-    captions = read_cap3d(config.captions)
+    captions = read_cap3d(config.captions) if config.captions else {}
     try:
         listed, failures = _xl(config, wanted) if config.xl else _version_1(config, wanted)
     except OSError as error:  # urllib's and requests' errors are among them
@@ -73,28 +72,6 @@ def find_objaverse(config: ObjaverseConfig, fractions: SplitFractions) -> tuple[
             entry.add_caption(text)
         entry.captions = entry.captions or own
     return make_sources(config.root, listed, failures, fractions)
-
-
-def read_cap3d(file: Path | None) -> dict[str, list[str]]:
-    """Captions by uid. Raises UserError that names the line of a row without two fields."""
-    if file is None:
-        return {}
-    captions: dict[str, list[str]] = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            for row in reader:
-                if len(row) != 2:
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: {len(row)} fields in place of uid,caption; "
-                        "quote captions that hold commas."
-                    )
-                captions.setdefault(row[0].strip(), []).append(row[1])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"objaverse.captions: {file} is not a UTF-8 CSV file that can be read: {error}"
-        ) from error
-    return captions
 
 
 def _read_uids(file: Path | None) -> list[str]:

@@ -9,7 +9,6 @@ caption, and no header. There are no pictures, so priors learn from captions alo
 Luo et al. 2023, "Scalable 3D Captioning with Pretrained Models".
 """
 
-import csv
 import hashlib
 import pickle
 import zipfile
@@ -21,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from data_prep.sources.listings import read_cap3d
 from encoder.encode import latent_sample
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
@@ -43,21 +43,6 @@ class Cap3dConfig(Config):
     clip: str = Field("ViT-L-14/openai", description="open_clip MODEL/TAG or MODEL/FILE")
     shard_size: int = Field(128, ge=1, description="latents a shard; 2 MB each")
     held_out: float = Field(0.02, ge=0, lt=1, description="share of the objects in split val")
-
-
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Returns the captions of each UID; raises UserError that names the first bad line."""
-    captions: dict[str, list[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for number, line in enumerate(csv.reader(file), 1):
-                if len(line) != 2 or not line[0].strip():
-                    raise UserError(f"{path}, line {number}: expected UID,caption, got {line!r}.")
-                if text := " ".join(line[1].split()):
-                    captions.setdefault(line[0].strip(), []).append(text)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a CSV file of captions ({error}).") from error
-    return captions
 
 
 def read_latent(path: Path, shape: tuple[int, int]) -> Tensor:
@@ -104,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Cap3dConfig, stage="sampling.shap_e.cap3d", description=__doc__ or "", argv=argv
     )
     start_logging()
-    captions = read_captions(config.captions)
+    captions = read_cap3d(config.captions)
     found = sorted(config.latents.rglob(f"*{SUFFIX}"), key=lambda path: path.stem)
     paths = [path for path in found if path.stem in captions]
     if not paths:

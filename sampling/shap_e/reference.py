@@ -21,11 +21,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prior.model import Prior
-from sampling.export import srgb_to_linear
 from sampling.hub import fetch_package
-from sampling.pictures import gif, load_image
+from sampling.pictures import load_image, save_frames
 from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample, read_latent
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.denoising import Condition
@@ -200,7 +200,7 @@ def _make(config: ReferenceConfig, out: Path) -> None:
     write_atomic(out / "latent.safetensors", shape.latent_bytes())
     generator = torch.Generator().manual_seed(config.seed)
     frames = reference_views(shape.decoder, shape.weights, size=config.size, generator=generator)
-    write_atomic(out / "turntable.gif", gif(frames))
+    save_frames(out / "turntable.gif", frames)
     mesh = reference_mesh(shape.decoder, shape.weights, resolution=config.resolution)
     write_atomic(out / "mesh.ply", mesh.ply())
 

@@ -16,6 +16,9 @@ from shapeloom.seed import torch_generator
 
 NEAR = 1e-3
 """What comes nearer than this to the camera's plane has no place on a picture."""
+RING_START_DEGREES = 30.0
+BAND_DEGREES = (-35.0, 75.0)
+"""Elevations between which `sphere` puts cameras."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,17 @@ def spherical(
     return look_at(eye, torch.zeros_like(eye))
 
 
-def ring(
-    num: int, *, elevation_degrees: float = 20.0, distance: float, start_degrees: float = 30.0
-) -> Float[Tensor, "num 4 4"]:
+def ring(num: int, *, elevation_degrees: float = 20.0, distance: float) -> Float[Tensor, "num 4 4"]:
     """Returns `num` cameras at even azimuths around +Z: turntables and fixed evaluation views."""
-    azimuth = math.radians(start_degrees) + torch.arange(num) * (2 * math.pi / num)
+    azimuth = math.radians(RING_START_DEGREES) + torch.arange(num) * (2 * math.pi / num)
     elevation = torch.full((num,), math.radians(elevation_degrees))
     return spherical(azimuth, elevation, distance)
 
 
-def sphere(
-    num: int,
-    *,
-    seed: int,
-    distance: Float[Tensor, " num"] | float,
-    min_elevation_degrees: float = -35.0,
-    max_elevation_degrees: float = 75.0,
-) -> Float[Tensor, "num 4 4"]:
+def sphere(num: int, *, seed: int, distance: Float[Tensor, " num"] | float) -> Float[Tensor, "num 4 4"]:
     """Returns `num` cameras spread evenly over a band of the sphere (Fibonacci lattice, turned by `seed`)."""
     offset = torch.rand(2, generator=torch_generator("cameras", seed)).tolist()
-    low, high = (math.sin(math.radians(angle)) for angle in (min_elevation_degrees, max_elevation_degrees))
+    low, high = (math.sin(math.radians(angle)) for angle in BAND_DEGREES)
     index = torch.arange(num, dtype=torch.float64)
     height = low + (high - low) * ((index + offset[0]) / num)
     golden_angle = math.pi * (3 - math.sqrt(5))

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapeloom.diffusion.discrete import bottleneck_process
 from shapeloom.shap_e.blocks import CrossTransformer, SelfTransformer, initialise
 from shapeloom.shap_e.field import POINT_OCTAVES, ShapEFieldConfig, ShapEProjection, encode_octaves
 from shapeloom.shap_e.inputs import ShapEEncoderConfig, ShapEInputs, pixel_numbers
@@ -152,14 +151,6 @@ class ShapEEncoder(nn.Module):
 
         permutations: the reference's two shuffles (`random_permutations`); None: none.
         """
-        return torch.tanh(self.before_tanh(inputs, permutations).float())
-
-    def before_tanh(
-        self,
-        inputs: ShapEInputs,
-        permutations: Sequence[Int[Tensor, "batch _ _"]] | None = None,
-    ) -> Float[Tensor, "batch tokens channels"]:
-        """What the tanh takes; for `with_bottleneck_noise`."""
         points = self.input_proj(encode_octaves(inputs.points, POINT_OCTAVES))
         gathered = self.point_conv(inputs.points[..., :3], points, self.config.num_centres, permutations)
         learned = self.output_tokens.expand(len(points), -1, -1)
@@ -167,7 +158,7 @@ class ShapEEncoder(nn.Module):
         x = self.encoder[0](x, points.float())
         x = self.encoder[1](x, self.view_tokens(inputs).float())
         x = self.processor(x)
-        return self.output_proj(self.ln_post(x)[:, -learned.shape[1] :])
+        return torch.tanh(self.output_proj(self.ln_post(x)[:, -learned.shape[1] :]).float())
 
     def view_tokens(self, inputs: ShapEInputs) -> Float[Tensor, "batch patches width"]:
         """Returns a token for each patch of 8x8 pixels, row by row, view after view.
@@ -254,12 +245,3 @@ def random_permutations(
         torch.rand(batch, channels, samples, generator=generator).argsort(dim=-1)
         for channels, samples in sizes
     ]
-
-
-def with_bottleneck_noise(
-    before_tanh: Float[Tensor, " batch *shape"],
-    noise: Float[Tensor, " batch *shape"],
-    step: Int[Tensor, " batch"],
-) -> Float[Tensor, " batch *shape"]:
-    """Returns the latent as its decoder was trained with it: step 0 for 9 of 10, else any of 0 to 1023."""
-    return bottleneck_process().add_noise(torch.tanh(before_tanh), noise, step)

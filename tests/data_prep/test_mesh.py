@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.mesh import Sampler, base_color, linear_to_srgb, sample_texture, srgb_to_linear
+from data_prep.mesh import Sampler, base_color, sample_texture
+from shapeloom.color import linear_to_srgb, srgb_to_linear
 
 
 def test_srgb_encoding_inverts_decoding():

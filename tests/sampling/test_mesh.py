@@ -11,10 +11,11 @@ import trimesh
 from PIL import Image
 from torch import Tensor
 
-from sampling.export import Z_UP_TO_Y_UP, TexturedMesh, srgb_to_linear
+from sampling.export import Z_UP_TO_Y_UP, TexturedMesh
 from sampling.mesh import Mesh, MeshConfig, field_to_mesh
 from sampling.texture import Atlas, bake, rasterize, unwrap
 from sampling.topology import drop_crumbs, simplify, split_creases
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import UserError
 
 SIZE = 256

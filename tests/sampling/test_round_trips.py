@@ -7,10 +7,12 @@ import pytest
 import trimesh
 
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import base_color, linear_to_srgb
-from sampling.export import MESH_SUFFIXES, Z_UP_TO_Y_UP, TexturedMesh
+from data_prep.mesh import base_color
+from sampling.export import Z_UP_TO_Y_UP, TexturedMesh
+from sampling.formats import MESH_FORMATS
 from sampling.mesh import Mesh
 from sampling.texture import Atlas
+from shapeloom.color import linear_to_srgb
 
 COLOURS = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 30], [30, 200, 120], [120, 30, 200]])
 
@@ -57,7 +59,7 @@ def read_usdz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 @pytest.mark.parametrize("textured", [True, False])
-@pytest.mark.parametrize("suffix", MESH_SUFFIXES)
+@pytest.mark.parametrize("suffix", [f".{kind}" for kind in MESH_FORMATS])
 def test_what_we_write_we_read_back_in_place_and_colour(tmp_path, suffix, textured):
     shape = slab(textured=textured)
     path = tmp_path / f"slab{suffix}"

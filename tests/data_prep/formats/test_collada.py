@@ -6,7 +6,8 @@ from PIL import Image
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import base_color, linear_to_srgb
+from data_prep.mesh import base_color
+from shapeloom.color import linear_to_srgb
 
 BOX = (12, 22.0, [1, 2, 3])
 SCHEMA = "http://www.collada.org/2005/11/COLLADASchema"

@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import base_color, linear_to_srgb
+from data_prep.mesh import base_color
+from shapeloom.color import linear_to_srgb
 
 TALL = (1.0, 2.0, 3.0)
 """Extents x, y, z of the test box in its file's own frame."""

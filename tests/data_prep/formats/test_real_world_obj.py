@@ -10,8 +10,9 @@ from PIL import Image
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import Mesh, base_color, linear_to_srgb
+from data_prep.mesh import Mesh, base_color
 from data_prep.sources.content import content_digest
+from shapeloom.color import linear_to_srgb
 from shapeloom.surfaces import face_crosses
 
 CORNERS = [(x, y, z) for z in (0, 3) for y in (0, 2) for x in (0, 1)]

@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import linear_to_srgb
+from shapeloom.color import linear_to_srgb
 
 BOX = (12, 22.0, [1, 2, 3])
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import struct
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import trimesh
 from pydantic import ValidationError
 
 from data_prep.formats.load import load_mesh
-from data_prep.mesh import linear_to_srgb
 from data_prep.procedural.dataset import (
     COLOURS,
     COLUMNS,
@@ -22,10 +22,10 @@ from data_prep.procedural.dataset import (
     ProceduralConfig,
     generate,
     glb_bytes,
-    held_out_pairs,
     make_asset,
-    seen_pairs,
+    split_pairs,
 )
+from shapeloom.color import linear_to_srgb
 from shapeloom.config import UserError
 
 SMALL = ProceduralConfig(num_train=48, num_val=6, num_test=6, num_judge=24)
@@ -143,9 +143,8 @@ def test_accents_differ_from_the_main_colour_in_the_file() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_held_out_pairs_leave_every_family_and_colour_well_represented(seed: int) -> None:
     config = ProceduralConfig(seed=seed)
-    held, seen = held_out_pairs(config), seen_pairs(config)
-    assert held.isdisjoint(seen)
-    assert len(held) + len(seen) == len(FAMILIES) * len(COLOURS)
+    seen, held = split_pairs(config)
+    assert sorted(seen + held) == sorted(product(COLOURS, FAMILIES))
     assert len(held) == round(0.1 * len(FAMILIES) * len(COLOURS))
     # An even share, rounded up: 26 pairs over 24 families and 11 colours.
     assert max(Counter(family for _, family in held).values()) <= 2
@@ -153,7 +152,7 @@ def test_held_out_pairs_leave_every_family_and_colour_well_represented(seed: int
 
 
 def test_splits_show_the_pairs_that_they_should(rows: list[dict[str, str]]) -> None:
-    held, seen = held_out_pairs(SMALL), seen_pairs(SMALL)
+    seen, held = map(set, split_pairs(SMALL))
     pairs: dict[str, set[tuple[str, str]]] = {}
     for row in rows:
         pair = (row["colour"], row["category"])
@@ -266,4 +265,4 @@ def test_unknown_names_and_impossible_configs_are_refused() -> None:
         make_asset("chair", "mauve", np.random.default_rng(0))
     with pytest.raises(ValidationError, match="held_out_fraction"):
         ProceduralConfig(held_out_fraction=0.0)
-    assert not held_out_pairs(ProceduralConfig(held_out_fraction=0.0, num_test=0))
+    assert not split_pairs(ProceduralConfig(held_out_fraction=0.0, num_test=0))[1]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.mesh import BLEND, linear_to_srgb, srgb_to_linear
+from data_prep.mesh import BLEND
 from data_prep.render import raycast
 from data_prep.render.lighting import STUDIO, UNLIT, random_lighting
 from data_prep.render.raycast import Caster, sub_pixels
 from data_prep.render.views import render_views
+from shapeloom.color import linear_to_srgb, srgb_to_linear
 from shapeloom.rendering import cameras
 from shapeloom.rendering.rays import camera_rays
 

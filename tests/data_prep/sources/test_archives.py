@@ -17,8 +17,9 @@ from data_prep.formats.archives import read_member
 from data_prep.formats.files import Files
 from data_prep.formats.load import load_mesh
 from data_prep.sources.find import SplitFractions, find_sources
+from data_prep.sources.listings import read_cap3d
 from data_prep.sources.naming import clean_caption
-from data_prep.sources.objaverse_cache import ObjaverseConfig, find_objaverse, read_cap3d
+from data_prep.sources.objaverse_cache import ObjaverseConfig, find_objaverse
 from data_prep.sources.sweethome3d import parse_properties
 from shapeloom.config import UserError
 
@@ -241,7 +242,7 @@ def test_objaverse_choices_that_make_no_sense_are_user_errors(cache, tmp_path):
         with pytest.raises(UserError, match=message):
             find_objaverse(config, FRACTIONS)
     (tmp_path / "bad.csv").write_text("uid1,a mug, blue\n")
-    with pytest.raises(UserError, match="line 1: 3 fields"):
+    with pytest.raises(UserError, match="line 1: expected UID,caption"):
         read_cap3d(tmp_path / "bad.csv")
 
 

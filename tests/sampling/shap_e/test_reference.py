@@ -9,11 +9,11 @@ import trimesh
 
 from encoder.model import load_encoder, read_for_encoding
 from prior.model import Prior, load_prior
-from sampling.export import srgb_to_linear
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
 from sampling.shap_e.reference import ReferenceMesh, reference_latents, reference_mesh, reference_views
 from shapeloom.clip import TextEmbedding
+from shapeloom.color import srgb_to_linear
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
 from shapeloom.denoising import Shapes

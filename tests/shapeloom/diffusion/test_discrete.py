@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from shapeloom.diffusion.discrete import bottleneck_process, exponential_process
+from shapeloom.diffusion.discrete import exponential_process
 from shapeloom.diffusion.samplers import sample
 from shapeloom.diffusion.steps import karras_sigmas
+from shapeloom.diffusion.variance import learned_log_variance
 from tests.golden_data import assert_same, golden
 
 
 def test_golden_schedule_and_times() -> None:
     data, process = golden("diffusion"), exponential_process()
-    for name in ("betas", "alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2",
-                 "posterior_variance", "posterior_log_variance_clipped"):  # fmt: skip
+    for name in ("betas", "alphas_cumprod"):
         assert_same(getattr(process, name), data[f"schedule.{name}"], tolerance=1e-12)
     step = process.step_of(data["time.sigma"])
     assert_same(step, data["time.t_float"], tolerance=1e-6)
@@ -21,17 +21,14 @@ def test_golden_schedule_and_times() -> None:
     torch.testing.assert_close(sigmas.float(), data["karras.sigmas_64"], rtol=1e-4, atol=0)
 
 
-def test_golden_ancestral_step() -> None:
+def test_golden_variance_of_a_step() -> None:
     data, process = golden("diffusion"), exponential_process()
-    x0, eps, t, x_t = (data[f"ddpm.{name}"] for name in ("x0", "eps", "t", "x_t"))
-    assert_same(process.add_noise(x0, eps, t), x_t, tolerance=1e-6)
-    log_variance = process.learned_log_variance(data["ddpm.model_var"], t)
-    assert_same(log_variance, data["ddpm.log_variance"], tolerance=1e-6)
-    assert_same(log_variance.exp(), data["ddpm.variance"], tolerance=1e-6)
-    for name in ("noclip", "clip"):
-        predicted = data["ddpm.model_x0"] if name == "noclip" else data["ddpm.model_x0"].clamp(-1, 1)
-        assert_same(predicted, data[f"ddpm.{name}.pred_xstart"], tolerance=1e-6)
-        assert_same(process.posterior_mean(predicted, x_t, t), data[f"ddpm.{name}.mean"], tolerance=1e-6)
+    step = data["ddpm.t"].long()
+    late = step > 0  # the first step, whose variance is 0, takes the second's there
+    share, step = data["ddpm.model_var"][late].double(), step[late]
+    found = learned_log_variance(share, process.sigmas[step], process.sigmas[step - 1])
+    kept = process.alphas_cumprod[step - 1].log().view(-1, *[1] * (found.ndim - 1))
+    assert len(step) and bool((found + kept - data["ddpm.log_variance"][late]).abs().max() < 1e-5)
 
 
 def test_golden_heun() -> None:
@@ -44,13 +41,3 @@ def test_golden_heun() -> None:
 
     end = sample(toy, data["heun.x_init"], data["heun.sigmas"].double(), None, method="heun")
     assert_same(torch.stack([*visited[::2], end]), data["heun.x"], tolerance=1e-6)
-
-
-def test_golden_bottleneck() -> None:
-    data = golden("encoder")
-    process = bottleneck_process()
-    assert_same(process.alphas_cumprod, data["bottleneck.alphas_cumprod"], tolerance=1e-12)
-    noised = process.add_noise(
-        data["bottleneck.pre_tanh"].tanh(), data["bottleneck.noise"], data["bottleneck.t"]
-    )
-    assert_same(noised, data["bottleneck.out"], tolerance=1e-6)

@@ -28,17 +28,11 @@ def test_the_bounds_of_whole_steps_are_ddpm_s_beta_and_beta_tilde():
     start, end = process.sigmas[1:], process.sigmas[:-1]
     # DDPM's frame is alpha times the samplers'; neighbouring levels differ by a hundredth and more, so that
     # their float64 difference keeps 13 digits.
-    for share, expected in ((1.0, process.betas), (-1.0, process.posterior_variance)):
+    kept = process.alphas_cumprod
+    least = process.betas[1:] * (1 - kept[:-1]) / (1 - kept[1:])  # Ho et al. 2020, eq. 7
+    for share, expected in ((1.0, process.betas[1:]), (-1.0, least)):
         found = learned_log_variance(torch.full_like(start, share), start, end).exp()
-        torch.testing.assert_close(found * process.alphas_cumprod[:-1], expected[1:], rtol=1e-10, atol=0)
-
-
-def test_a_share_between_the_bounds_is_the_discrete_process_s():
-    process, steps = exponential_process(), torch.tensor([1, 2, 77, 500, 1023])
-    share = torch.linspace(-1.2, 1.2, 15, dtype=torch.float64).view(5, 3)
-    found = learned_log_variance(share, process.sigmas[steps], process.sigmas[steps - 1])
-    kept = process.alphas_cumprod[steps - 1].log()[:, None]
-    torch.testing.assert_close(found + kept, process.learned_log_variance(share, steps))
+        torch.testing.assert_close(found * kept[:-1], expected, rtol=1e-10, atol=0)
 
 
 def test_the_loss_is_the_divergence_of_the_two_steps():

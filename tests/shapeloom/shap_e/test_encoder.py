@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shapeloom.shap_e.encoder import ShapEEncoder, ball_query, fold_convolutions, with_bottleneck_noise
+from shapeloom.shap_e.encoder import ShapEEncoder, ball_query, fold_convolutions
 from shapeloom.shap_e.field import ShapEFieldConfig
 from shapeloom.shap_e.inputs import ShapEEncoderConfig, ShapEInputs, pixel_numbers
 from shapeloom.shap_e.rendering import official_rays
@@ -83,13 +83,6 @@ def test_golden_pixels(data: dict[str, Tensor], encoder: ShapEEncoder) -> None:
 def test_golden_shuffled_encoder(data: dict[str, Tensor], encoder: ShapEEncoder) -> None:
     permutations = [data["shuffled.perm_conv0"], data["shuffled.perm_conv1"]]
     assert_same(encoder(inputs_of(data), permutations), data["shuffled.latent"].view(2, 128, 16))
-
-
-def test_golden_bottleneck_noise(data: dict[str, Tensor]) -> None:
-    noised = with_bottleneck_noise(
-        data["bottleneck.pre_tanh"], data["bottleneck.noise"], data["bottleneck.t"]
-    )
-    assert_same(noised, data["bottleneck.out"], tolerance=1e-6)
 
 
 @torch.no_grad()
