@@ -7,7 +7,7 @@ import torch
 
 from shapeloom.rendering.cameras import Cameras, intrinsics, look_at, ring
 from shapeloom.rendering.implicit_surface import Meshes, differentiable_surfaces
-from shapeloom.rendering.raster import antialias, rasterize
+from shapeloom.rendering.raster import _Crossing, _unoccluded, antialias, rasterize
 
 SIZE = 24
 
@@ -152,3 +152,14 @@ def test_autocast_changes_no_pixel():
     expected = paint(meshes, seen, meshes.vertices)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(paint(meshes, seen, meshes.vertices), expected)
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "edge", "shows"),
+    [(1.0, 1.5, 1.2, True), (1.0, 1.5, 2.0, False), (2.0, 1.5, 1.0, False)],
+)
+def test_an_edge_shows_only_in_front_of_what_the_bare_pixel_sees(
+    inside: float, outside: float, edge: float, shows: bool
+) -> None:
+    found = _Crossing(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]), torch.tensor([edge]))
+    assert len(_unoccluded(found, torch.tensor([inside, outside])).inside) == int(shows)
