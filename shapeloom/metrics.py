@@ -4,7 +4,7 @@ Pictures are sRGB in [0, 1] on a white background, and all pixels count. Surface
 `surface_metrics` too.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ MAX_PSNR = 100.0
 """Decibels of equal pictures, whose PSNR would be infinite and spoil every mean."""
 
 Interval = tuple[float, float]
-T = TypeVar("T", ndarray, Tensor)
+Distances = Float[ndarray, "*batch _"] | Float[Tensor, "*batch _"]
 
 
 # ---------------------------------------------------------------- pictures
@@ -84,16 +84,17 @@ def retrieval_at_k(
 # ---------------------------------------------------------------- surfaces
 
 
-def chamfer_l1(forward: T, backward: T) -> T:
+def chamfer_l1(forward: Distances, backward: Distances) -> Any:
     """Returns the mean of both directions' mean distances (Mescheder et al. 2019, "Occupancy Networks").
 
     forward [*batch, n]: distance of each point of one surface to the other; backward [*batch, m]: the other
-    way round. Two parallel planes at a distance d give d.
+    way round; both numpy's or both torch's, and so is what is returned, [*batch]. Two parallel planes at a
+    distance d give d.
     """
     return (forward.mean(-1) + backward.mean(-1)) / 2
 
 
-def chamfer_l2(forward: T, backward: T) -> T:
+def chamfer_l2(forward: Distances, backward: Distances) -> Any:
     """Returns the sum of both directions' mean squared distances, arguments as for `chamfer_l1`.
 
     Achlioptas et al. 2018, section 2, with means instead of sums. Two parallel planes give 2 d^2.
