@@ -302,10 +302,6 @@ def test_glb_without_a_texture_has_linear_vertex_colours(textured, tmp_path):
     np.testing.assert_allclose(back.visual.vertex_colors[:, :3], expected, atol=1)
 
 
-def test_srgb_to_linear_has_its_known_values():
-    np.testing.assert_allclose(srgb_to_linear(np.array([0, 0.5, 1])), [0, 0.21404, 1], atol=1e-5)
-
-
 def test_unknown_suffixes_are_refused(textured, tmp_path):
     with pytest.raises(UserError, match=r"\.stl, \.usdz, not as a\.fbx"):
         textured.save(tmp_path / "a.fbx")
