@@ -107,7 +107,7 @@ def encode_batch(
     samples = [read_for_encoding(shards, i, model) for i in indices]
     latents = model.encode(samples)
     moves = symmetries(mirrored=config.mirrored, turned=config.turned)[1:]
-    copies = [model.encode([_moved(sample, matrix) for sample in samples]) for matrix in moves]
+    copies = [model.encode([_moved(sample, move.astype(np.float32)) for sample in samples]) for move in moves]
     num_views = min(config.clip_views, shards.num_views)
     seen = [shards.read(i, views=range(num_views)) for i in indices]
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
