@@ -236,7 +236,7 @@ def test_shapes_are_saved_by_suffix(shape, tmp_path, suffix, monkeypatch):
 
 
 def test_unknown_suffixes_are_refused(shape, tmp_path):
-    with pytest.raises(UserError, match=r"\.apng, \.safetensors, not as a\.usd"):
+    with pytest.raises(UserError, match=r"\.png, \.safetensors, not as a\.usd"):
         shape.save(tmp_path / "a.usd")
 
 
