@@ -20,9 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eval.beside import draw_beside
+from eval.distributions import frechet_distance
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
-from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets, frechet_distance
+from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.log import progress
