@@ -20,10 +20,11 @@ from torch import Tensor
 
 from encoder.model import AnyAutoencoder, load_encoder
 from eval import compare, judging
-from eval.generation import GenerationConfig, Sampler, evaluate_generation
+from eval.generation import evaluate_generation
 from eval.judge import JudgeConfig, NoJudge, make_judge
 from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
 from eval.report import Folders, ReportConfig, build_report
+from eval.samples import GenerationConfig, Sampler
 from sampling.pipeline import ShapePipeline
 from shapeloom import distributed
 from shapeloom.clip import load_clip

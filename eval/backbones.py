@@ -164,7 +164,7 @@ def _dinov2(tensors: dict[str, Any], config: BackboneConfig) -> tuple[nn.Module,
         raise UserError(f"{config.file} is no checkpoint of DINOv2 (dinov2_vit{{s,b,l,g}}14_pretrain.pth).")
     registers = "reg4_" if "register_tokens" in tensors else ""
     name = f"vit_{DINOV2_MODELS[width]}_patch14_{registers}dinov2"
-    network = timm.create_model(
+    network: Any = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE, global_pool="token"
     )
     return _fitting(network, checkpoint_filter_fn(tensors, network), config), f"DINOv2 ({name})"

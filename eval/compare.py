@@ -34,7 +34,8 @@ LABELS = {
     "frechet": "Frechet distance", "kernel": "Kernel distance",
     "precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage",
     "diversity": "Diversity within a prompt",
-    "fscore_0.01": "F-score at 0.01", "fscore_0.02": "F-score at 0.02", "fscore_0.05": "F-score at 0.05", "chamfer": "Chamfer distance",
+    "fscore_0.01": "F-score at 0.01", "fscore_0.02": "F-score at 0.02", "fscore_0.05": "F-score at 0.05",
+    "chamfer": "Chamfer distance",
     "normal_consistency": "Normal consistency", "normals_off": "Normals off by over 30°",
     "normal_psnr": "PSNR of normal maps, dB",
 }  # fmt: skip

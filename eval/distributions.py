@@ -25,7 +25,6 @@ from scipy.spatial.distance import cdist
 from shapeloom.metrics import Interval
 from shapeloom.seed import numpy_rng
 
-Features = Float[ndarray, "objects pictures features"]
 OBJECTS_AT_ONCE = 32
 """Of which kernels with all others are held in memory."""
 
@@ -45,7 +44,7 @@ class Moments:
     def of(cls, vectors: Float[ndarray, "n features"]) -> "Moments":
         """Of vectors, in float64."""
         x = np.asarray(vectors, np.float64)
-        return cls(len(x), x.sum(axis=0), x.T @ x)
+        return cls(float(len(x)), x.sum(axis=0), x.T @ x)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
@@ -98,7 +97,9 @@ def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray,
 # ---------------------------------------------------------------- kernels
 
 
-def kernel_matrix(first: Features, second: Features) -> Float[ndarray, "first second"]:
+def kernel_matrix(
+    first: Float[ndarray, "n _ features"], second: Float[ndarray, "m _ features"]
+) -> Float[ndarray, "n m"]:
     """Returns the mean kernel of all pairs of pictures, for each pair of objects."""
     num, views, width = second.shape
     others = second.reshape(-1, width).T.astype(np.float32)
@@ -114,14 +115,14 @@ def kernel_distance(
     within: Float[ndarray, "n n"],
     reference: Float[ndarray, "m m"],
     between: Float[ndarray, "n m"],
-    weights: Float[ndarray, "draws n"] | None = None,
+    weights: Int[ndarray, "draws n"] | None = None,
 ) -> Float[ndarray, " draws"]:
     """Returns the squared maximum mean discrepancy, of all objects once or of each draw of weights.
 
     Pairs of an object with itself are left out, copies that a draw made of it included. A draw of one object
     alone has no pairs: nan.
     """
-    w = np.ones((1, len(within))) if weights is None else weights
+    w = np.ones((1, len(within)), np.int64) if weights is None else weights
     square, total = w**2, w.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         own = (np.einsum("bi,ij,bj->b", w, within, w, optimize=True) - square @ np.diag(within)) / (

@@ -53,7 +53,9 @@ class JudgingConfig(Config):
     measures: MeasureConfig = MeasureConfig()
     pictures: int = Field(24, ge=0, description="outputs of each system on the page")
     cache: Path | None = Field(None, description="folder shared by runs; none: OUT/cache")
-    workers: int | None = Field(None, ge=0, description="processes; none: one a core; 0: this process")
+    workers: int | None = Field(
+        None, ge=0, description="processes; none: one a core; 0: this process, unguarded"
+    )
 
     def protocol(self) -> dict[str, Any]:
         """What figures depend on, without places."""
@@ -96,7 +98,8 @@ def judge(folders: Sequence[Path], out: Path, config: JudgingConfig) -> None:
     cache = config.cache or out / "cache"
 
     def tasks_of(items: Sequence[Item]) -> list[Task]:
-        return [make_task(item, config.look, tuple(given), cache) for item in items]
+        guarded = config.workers != 0
+        return [make_task(item, config.look, tuple(given), cache, is_guarded=guarded) for item in items]
 
     held_out = tasks_of(references.held_out)
     reference_digest = references.digest or text_digest("\n".join(task.path.stem for task in held_out))

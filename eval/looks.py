@@ -46,7 +46,7 @@ VERSION = "1"
 FOV_DEGREES = 40.0
 THUMB = 128
 OVERSAMPLE = 4
-QUOTA = Quota(cpu_seconds=300, wall_seconds=1800, memory_bytes=4 << 30, file_bytes=1 << 30)
+QUOTA = Quota(cpu_seconds=300, wall_seconds=1800.0, memory_bytes=4 << 30, file_bytes=1 << 30)
 
 
 class LookConfig(Config):
@@ -83,14 +83,18 @@ class Task:
     config: LookConfig
     backbones: tuple[BackboneConfig, ...]
     path: Path
+    is_guarded: bool = True
+    """Whether its file is read in a process of its own."""
 
 
-def make_task(item: Item, config: LookConfig, backbones: tuple[BackboneConfig, ...], cache: Path) -> Task:
+def make_task(
+    item: Item, config: LookConfig, backbones: tuple[BackboneConfig, ...], cache: Path, *, is_guarded: bool
+) -> Task:
     """Returns what `look` makes of an object; the place that it is kept follows from its content."""
     parts = [VERSION, config.model_dump_json(), *(load_backbone(each).digest for each in backbones)]
     parts += _digests(item)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Task(item, config, backbones, cache / key[:2] / f"{key}.npz")
+    return Task(item, config, backbones, cache / key[:2] / f"{key}.npz", is_guarded)
 
 
 def _digests(item: Item) -> list[str]:
@@ -118,7 +122,10 @@ class _Seen:
 
 def look(task: Task) -> None:
     """Looks at an object and keeps that."""
-    seen = _see_files(task.item, task.config) if task.item.pictures else _see_mesh(task.item, task.config)
+    if task.item.pictures:
+        seen = _see_files(task.item, task.config)
+    else:
+        seen = _see_mesh(task.item, task.config, is_guarded=task.is_guarded)
     arrays: dict[str, ndarray] = {"points": seen.points, "fault": np.array(seen.fault)}
     for config in task.backbones:
         network = load_backbone(config)
@@ -128,7 +135,7 @@ def look(task: Task) -> None:
     first = [Image.fromarray(pictures[0]).resize((THUMB, THUMB)) for pictures in seen.pictures.values()]
     arrays["thumbs"] = np.hstack([np.asarray(picture) for picture in first])
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  numpy takes its own options for arrays
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_atomic(task.path, file.getvalue())
 
 
@@ -147,9 +154,11 @@ def read_look(path: Path) -> Look:
     return Look(features, named["points"], facts, str(named["fault"]))
 
 
-def _see_mesh(item: Item, config: LookConfig) -> _Seen:
+def _see_mesh(item: Item, config: LookConfig, *, is_guarded: bool) -> _Seen:
     if item.mesh is None:
         return _nothing(item, config, "missing: there is no such file")
+    if not is_guarded:
+        return _try_mesh(item, config)
     result, _ = call(lambda _: _try_mesh(item, config), QUOTA)
     return (
         _nothing(item, config, f"{result.reason}: {result.message}") if isinstance(result, Lost) else result
