@@ -184,7 +184,8 @@ def _colours(mesh: Mesh) -> Callable[[ndarray], ndarray]:
 
 def fine(mesh: Mesh) -> trimesh.Trimesh:
     """Triangles small enough to be smoothed and coloured at their corners."""
-    return trimesh.Trimesh(mesh.vertices, mesh.faces).subdivide_to_size(0.1)
+    vertices, faces = trimesh.remesh.subdivide_to_size(mesh.vertices, mesh.faces, max_edge=0.1)[:2]
+    return trimesh.Trimesh(vertices, faces)
 
 
 def _true(mesh: Mesh, other: Mesh) -> bytes:

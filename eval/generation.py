@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor
@@ -51,6 +51,10 @@ def evaluate_generation(
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
     similarity = (pooled(embeddings) @ text.T).numpy()
     scores = judged_scores(judge, embeddings, similarity, prompts, of_prompt)
+    colours, targets = np.array([prompt.colour for prompt in prompts]), np.arange(len(prompts))
+    rivals = (colours[of_prompt][:, None] == colours) & (of_prompt[:, None] != targets)
+    own_similarity = np.take_along_axis(similarity, of_prompt[:, None], axis=1)[:, 0]
+    scores |= same_colour_scores(own_similarity, similarity, rivals)
     scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
     scores["chance"] = 1 / len(prompts)
     scores |= ceiling(data, judge, prompts, text, config)
@@ -166,6 +170,27 @@ def retrieval_scores(similarity: Float[ndarray, "samples prompts"], target: ndar
     return scores
 
 
+def same_colour_scores(
+    own: Float[ndarray, " samples"],
+    similarity: Float[ndarray, "samples prompts"],
+    rivals: Bool[ndarray, "samples prompts"],
+) -> Summary:
+    """Returns r_at_1_same_colour with its interval: among the prompts of a sample's own colour alone, which
+    differ in shape and parts; and chance. {} unless every sample has such rivals, as without colours' names.
+
+    own: similarity to a sample's own prompt. rivals: other prompts of its colour.
+    """
+    num = rivals.sum(axis=1)
+    if not num.all() or (num == similarity.shape[1] - 1).all():
+        return {}
+    right = ~((similarity >= own[:, None]) & rivals).any(axis=1)
+    return {
+        "r_at_1_same_colour": round(float(right.mean()), 5),
+        "r_at_1_same_colour_interval": [round(end, 5) for end in share_interval(right)],
+        "chance_same_colour": round(float((1 / (1 + num)).mean()), 5),
+    }
+
+
 def _mismatched(similarity: Float[ndarray, "samples prompts"], target: ndarray) -> float:
     """Mean cosine with the prompts that are not the sample's own: what clip_score is without any relation."""
     others = np.ones(similarity.shape, bool)
@@ -201,6 +226,13 @@ def ceiling(
         ]
     )
     scores = retrieval_scores(similarity, np.zeros(len(assets), np.int64))
+    colours = np.array([row.attributes.get(COLOUR, "") for row in rows])
+    rivals = (colours[:, None] == [p.colour for p in prompts]) & (
+        np.array(own)[:, None] != [p.text for p in prompts]
+    )
+    to_prompts = (pooled(embeddings) @ text.T).numpy()
+    own_similarity = (pooled(embeddings) * own_text).sum(dim=1).numpy()
+    scores |= same_colour_scores(own_similarity, to_prompts, rivals)
     named = {f"ceiling_{name}": value for name, value in scores.items()}
     truth = {
         "family": np.array([row.category for row in rows]),
