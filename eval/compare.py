@@ -206,8 +206,9 @@ def html(
     missing = "".join(
         f"<p class='soft'>Not computed: {page.text(each)}.</p>" for each in content["not_computed"]
     )
+    num = content["protocol"]["objects"]
     intro = (
-        "95% intervals by a bootstrap over prompts and seeds. Beneath, the difference from the first system; "
+        f"Sets, distances and neighbours are of {num} outputs and as many references. 95% intervals by a bootstrap over prompts and seeds. Beneath, the difference from the first system; "
         "it is coloured where its own interval leaves out 0, each measure on its own."
     )
     sections = [

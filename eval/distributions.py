@@ -49,8 +49,15 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
 
-    def __mul__(self, times: float) -> "Moments":
-        return Moments(times * self.count, times * self.total, times * self.outer)
+    @staticmethod
+    def merged(parts: Sequence["Moments"], copies: Int[ndarray, " parts"]) -> "Moments":
+        """Of each part so many times."""
+        used = [(part, times) for part, times in zip(parts, copies.tolist(), strict=True) if times]
+        outer = np.zeros_like(parts[0].outer)
+        for part, times in used:
+            outer += part.outer if times == 1 else times * part.outer
+        count = float(sum(times * part.count for part, times in used))
+        return Moments(count, np.sum([times * part.total for part, times in used], axis=0), outer)
 
     @property
     def mean(self) -> Float[ndarray, " features"]:

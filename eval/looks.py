@@ -132,15 +132,16 @@ def look(task: Task) -> None:
         for kind, pictures in seen.pictures.items():
             arrays[f"features/{network.digest} {kind}"] = network(pictures)
     arrays |= {f"facts/{name}": np.array(value) for name, value in seen.facts.items()}
-    first = [Image.fromarray(pictures[0]).resize((THUMB, THUMB)) for pictures in seen.pictures.values()]
-    arrays["thumbs"] = np.hstack([np.asarray(picture) for picture in first])
+    shown = [pictures[len(pictures) // 2] for pictures in seen.pictures.values()]
+    small = [np.asarray(Image.fromarray(picture).resize((THUMB, THUMB))) for picture in shown]
+    arrays["thumbs"] = np.hstack(small)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_atomic(task.path, file.getvalue())
 
 
 def read_thumbs(path: Path) -> UInt8[ndarray, "height width 3"]:
-    """Returns the first view of each kind, side by side, of a look that was kept."""
+    """Returns a view of each kind, side by side, of a look that was kept."""
     with np.load(path) as file:
         return file["thumbs"]
 

@@ -208,8 +208,8 @@ class Reference:
         num = len(parts)
         rng = numpy_rng("frechet draws", self.config.seed)
         copies = rng.multinomial(num, np.full(num, 1 / num), size=self.config.draws)
-        draws = np.array([gaussian.frechet(_merged(parts, row)) for row in copies])
-        value = gaussian.frechet(_merged(parts, np.ones(num)))
+        draws = np.array([gaussian.frechet(Moments.merged(parts, row)) for row in copies])
+        value = gaussian.frechet(Moments.merged(parts, np.ones(num, np.int64)))
         # Draws hold copies, which bias the distance upward; moved to the value, their spread alone counts.
         return Measured(value, (draws - draws.mean() + value).clip(min=0), len(features))
 
@@ -217,13 +217,6 @@ class Reference:
 def _flat(features: ndarray, origin: ndarray) -> Float[ndarray, "pictures features"]:
     """All pictures' vectors about the references' mean, so that sums lose no digits."""
     return features.reshape(-1, features.shape[-1]).astype(np.float64) - origin
-
-
-def _merged(parts: Sequence[Moments], copies: ndarray) -> Moments:
-    first, *rest = [part * float(times) for part, times in zip(parts, copies, strict=True) if times]
-    for part in rest:
-        first = first + part
-    return first
 
 
 def _mean(values: Float[ndarray, " items"], weights: ndarray, num: int) -> Measured:

@@ -28,7 +28,8 @@ def test_moments_of_shards_merge_to_those_of_all_and_give_numpy_s_covariance() -
     merged = Moments.of(x[:11]) + Moments.of(x[11:])
     np.testing.assert_allclose(merged.mean, x.mean(axis=0))
     np.testing.assert_allclose(merged.covariance, np.cov(x.T))
-    np.testing.assert_allclose((merged * 3.0).mean, merged.mean)
+    drawn = Moments.merged([Moments.of(x[:11]), Moments.of(x[11:]), merged], np.array([3, 0, 1]))
+    np.testing.assert_allclose(drawn.covariance, np.cov(np.concatenate([*3 * [x[:11]], x]).T))
     with pytest.raises(ValueError, match="two samples or more"):
         _ = Moments.of(x[:1]).covariance
 
