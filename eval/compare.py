@@ -208,7 +208,8 @@ def html(
     )
     num = content["protocol"]["objects"]
     intro = (
-        f"Sets, distances and neighbours are of {num} outputs and as many references. 95% intervals by a bootstrap over prompts and seeds. Beneath, the difference from the first system; "
+        f"Sets, distances and neighbours are of {num} outputs and as many references. "
+        "95% intervals by a bootstrap over prompts and seeds. Beneath, the difference from the first system; "
         "it is coloured where its own interval leaves out 0, each measure on its own."
     )
     sections = [
