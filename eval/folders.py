@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.load import SUFFIXES
+from data_prep.formats.load import SUFFIXES
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards

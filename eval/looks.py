@@ -21,18 +21,18 @@ from numpy import ndarray
 from PIL import Image
 from pydantic import Field
 
-from data_prep.content import content_digest
 from data_prep.failures import AssetError
-from data_prep.load import Up, load_mesh
+from data_prep.formats.load import Up, load_mesh
+from data_prep.geometry.normalize import normalize
+from data_prep.geometry.points import farthest_first, sample_surface
+from data_prep.isolation import Lost, Quota, call
 from data_prep.mesh import Mesh, plain_triangles
-from data_prep.normalize import normalize
-from data_prep.points import farthest_first, sample_surface
-from data_prep.views import render_views
+from data_prep.render.views import render_views
+from data_prep.sources.content import content_digest
 from eval.backbones import BackboneConfig, load_backbone
 from eval.folders import Item
 from eval.printable import PRINTABLE, printability
 from shapeloom.config import Config
-from shapeloom.isolation import Lost, Quota, call
 from shapeloom.pictures import on_white
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
 from shapeloom.seed import numpy_rng

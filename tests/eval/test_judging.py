@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.melted import WAYS, write_folders
-from data_prep.procedural import ProceduralConfig, generate
+from benchmarks.experiments.melted import WAYS, write_folders
+from data_prep.procedural.dataset import ProceduralConfig, generate
 from eval import compare, judging
 from eval.compare import read_results
 from eval.folders import Item, read_outputs

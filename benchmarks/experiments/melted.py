@@ -1,6 +1,6 @@
 """Does the judge see what people see? True objects, spoilt step by step, must score worse step by step.
 
-    python -m benchmarks.melted RUN/data --out OUT [--judge RUN/eval/judge] [--num 40]
+    python -m benchmarks.experiments.melted RUN/data --out OUT [--judge RUN/eval/judge] [--num 40]
 
 Training assets of a data set are written as folders of an imaginary system's outputs: as they are, smoothed
 by 10 and 100 rounds (Laplacian), melted (Gaussian blur of the signed distance, 1 and 3 cells of 40),
@@ -24,15 +24,16 @@ from numpy import ndarray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from data_prep.load import load_mesh
-from data_prep.mesh import Mesh, base_color, linear_to_srgb
-from data_prep.normalize import normalize
-from data_prep.points import sample_surface
-from data_prep.sdf import signed_distance
+from data_prep.formats.load import load_mesh
+from data_prep.geometry.normalize import normalize
+from data_prep.geometry.points import sample_surface
+from data_prep.geometry.sdf import signed_distance
+from data_prep.mesh import Mesh, base_color
 from eval.compare import compare, read_results
 from eval.distributions import percentile_interval
 from eval.folders import Item, read_references
 from eval.judging import TRAINING, JudgingConfig, judge
+from shapeloom.color import linear_to_srgb
 from shapeloom.config import run_main
 from shapeloom.log import start_logging
 from shapeloom.rendering.isosurface import triangulate
@@ -64,7 +65,7 @@ CLAIMS = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.melted", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.melted", description=__doc__)
     parser.add_argument("data", type=Path, help="of data_prep, with its asset files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--judge", help="a CLIP, for claims about prompts")
