@@ -4,7 +4,7 @@ Pictures are sRGB in [0, 1] on a white background, and all pixels count. Surface
 `surface_metrics` too.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -84,7 +84,7 @@ def retrieval_at_k(
 # ---------------------------------------------------------------- surfaces
 
 
-def chamfer_l1(forward: T, backward: T) -> T:
+def chamfer_l1(forward: T, backward: T) -> Any:
     """Returns the mean of both directions' mean distances (Mescheder et al. 2019, "Occupancy Networks").
 
     forward [*batch, n]: distance of each point of one surface to the other; backward [*batch, m]: the other
@@ -93,7 +93,7 @@ def chamfer_l1(forward: T, backward: T) -> T:
     return (forward.mean(-1) + backward.mean(-1)) / 2
 
 
-def chamfer_l2(forward: T, backward: T) -> T:
+def chamfer_l2(forward: T, backward: T) -> Any:
     """Returns the sum of both directions' mean squared distances, arguments as for `chamfer_l1`.
 
     Achlioptas et al. 2018, section 2, with means instead of sums. Two parallel planes give 2 d^2.
