@@ -3,9 +3,12 @@
     python -m eval --config configs/eval/tiny.yaml --out RUN/eval --set run=RUN
 
 Writes RUN/metrics.json and RUN/report.html; its own folder keeps the judge, the samples and single scores.
+`python -m eval judge` judges folders of any system's outputs, `python -m eval compare` sets such runs side by
+side.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from encoder.model import AnyAutoencoder, load_encoder
-from eval.generation import GenerationConfig, Sampler, evaluate_generation
+from eval import compare, judging
+from eval.generation import evaluate_generation
 from eval.judge import JudgeConfig, NoJudge, make_judge
 from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
 from eval.report import Folders, ReportConfig, build_report
+from eval.samples import GenerationConfig, Sampler
 from sampling.pipeline import ShapePipeline
 from shapeloom import distributed
 from shapeloom.clip import load_clip
@@ -184,5 +189,16 @@ def stage_costs(config: EvalConfig, run: Run) -> dict[str, dict[str, float | Non
     return {"seconds": seconds, "peak_memory_gb": memory}
 
 
+def command() -> None:
+    """The command line: `judge`, `compare`, or a run's evaluation."""
+    match sys.argv[1:]:
+        case ["judge", *rest]:
+            run_main(lambda: judging.main(rest))
+        case ["compare", *rest]:
+            run_main(lambda: compare.main(rest))
+        case _:
+            run_main(main)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    command()

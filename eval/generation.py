@@ -2,8 +2,7 @@
 
 Each sample's NeRF is rendered from four fixed views; the judge looks for the sample's own prompt among all of
 them. Beside the scores stand chance, the judge's own scores on true held-out views (the ceiling), and the
-share of right families and main colours by probes; then how samples do as a set (`eval.sets`). Batches are
-cached, so that a killed evaluation goes on.
+share of right families and main colours by probes; then how samples do as a set (`eval.sets`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,53 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from PIL import Image
-from pydantic import Field
-from safetensors.torch import save
 from torch import Tensor
 
 from eval.beside import draw_beside
+from eval.distributions import frechet_distance
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
-from eval.sets import Neighbour, SetsConfig, draw_assets, evaluate_sets, frechet_distance
-from shapeloom.config import Config
-from shapeloom.decoder import Decoder, RenderConfig
-from shapeloom.log import progress
+from eval.samples import ELEVATION_DEGREES, GenerationConfig, Sampler, make_samples
+from eval.sets import Neighbour, draw_assets, evaluate_sets
+from shapeloom.decoder import Decoder
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
-from shapeloom.pictures import on_white, scaled_intrinsics, to_uint8
-from shapeloom.rendering.cameras import fitting_distance, ring
-from shapeloom.seed import derive_seed
+from shapeloom.pictures import on_white
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
-from shapeloom.weights import read_tensors
 
-ELEVATION_DEGREES = 20.0
-"""Of the fixed views; true views are chosen near it."""
-
-Sampler = Callable[[list[str], list[int]], Float[Tensor, "batch tokens channels"]]
-"""Prompts and as many seeds -> latents."""
 Summary = dict[str, Any]
-
-
-class GenerationConfig(Config):
-    """What is sampled, and how it is looked at."""
-
-    num_prompts: int = Field(100, ge=2, description="mutually exclusive; chance is one in this many")
-    samples_per_prompt: int = Field(1, ge=1, description="objects per prompt")
-    least_assets: int = Field(
-        1, ge=1, description="that answer to a prompt; more: names of frequent things alone"
-    )
-    steps: int = Field(64, ge=1, description="sampling steps")
-    guidance_scale: float = Field(3.0, ge=0, description="of classifier-free guidance; 1: none")
-    batch_size: int = Field(25, ge=1, description="objects sampled at once")
-    views: int = Field(4, ge=1, description="of a sample that the judge sees")
-    size: int = Field(64, ge=16, description="side of the pictures that the judge sees, pixels")
-    samples: RenderConfig = RenderConfig(coarse=40, fine=24)
-    beside: int = Field(8, ge=0, description="samples drawn large beside the training assets nearest to them")
-    seed: int = Field(0, description="of the prompts' choice and of the samples")
-    sets: SetsConfig = SetsConfig()
 
 
 def evaluate_generation(
@@ -82,6 +51,10 @@ def evaluate_generation(
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
     similarity = (pooled(embeddings) @ text.T).numpy()
     scores = judged_scores(judge, embeddings, similarity, prompts, of_prompt)
+    colours, targets = np.array([prompt.colour for prompt in prompts]), np.arange(len(prompts))
+    rivals = (colours[of_prompt][:, None] == colours) & (of_prompt[:, None] != targets)
+    own_similarity = np.take_along_axis(similarity, of_prompt[:, None], axis=1)[:, 0]
+    scores |= same_colour_scores(own_similarity, similarity, rivals)
     scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
     scores["chance"] = 1 / len(prompts)
     scores |= ceiling(data, judge, prompts, text, config)
@@ -197,67 +170,32 @@ def retrieval_scores(similarity: Float[ndarray, "samples prompts"], target: ndar
     return scores
 
 
+def same_colour_scores(
+    own: Float[ndarray, " samples"],
+    similarity: Float[ndarray, "samples prompts"],
+    rivals: Bool[ndarray, "samples prompts"],
+) -> Summary:
+    """Returns r_at_1_same_colour with its interval: among the prompts of a sample's own colour alone, which
+    differ in shape and parts; and chance. {} unless every sample has such rivals, as without colours' names.
+
+    own: similarity to a sample's own prompt. rivals: other prompts of its colour.
+    """
+    num = rivals.sum(axis=1)
+    if not num.all() or (num == similarity.shape[1] - 1).all():
+        return {}
+    right = ~((similarity >= own[:, None]) & rivals).any(axis=1)
+    return {
+        "r_at_1_same_colour": round(float(right.mean()), 5),
+        "r_at_1_same_colour_interval": [round(end, 5) for end in share_interval(right)],
+        "chance_same_colour": round(float((1 / (1 + num)).mean()), 5),
+    }
+
+
 def _mismatched(similarity: Float[ndarray, "samples prompts"], target: ndarray) -> float:
     """Mean cosine with the prompts that are not the sample's own: what clip_score is without any relation."""
     others = np.ones(similarity.shape, bool)
     np.put_along_axis(others, target[:, None], False, axis=1)
     return round(float(similarity[others].mean()), 5)
-
-
-# ---------------------------------------------------------------- samples
-
-
-def make_samples(
-    shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], prompts: Sequence[Prompt],
-    config: GenerationConfig, folder: Path,
-) -> tuple[Float[Tensor, "n tokens channels"], UInt8[ndarray, "n views size size 3"]]:  # fmt: skip
-    """Returns latents and views of `samples_per_prompt` rounds over all prompts; made once, then read."""
-    poses, matrix = fixed_cameras(shards, config)
-    wanted = [(prompt.text, number) for number in range(config.samples_per_prompt) for prompt in prompts]
-    batches = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]
-    made: Sampler | None = None
-    parts = []
-    with progress(len(wanted), "sampling prompts") as bar:
-        for number, batch in enumerate(batches):
-            path = folder / f"part_{number:03d}.safetensors"
-            if not path.is_file():
-                made = made or sampler()
-                texts = [text for text, _ in batch]
-                seeds = [derive_seed("evaluation", config.seed, text, n) for text, n in batch]
-                latents = made(texts, seeds)
-                rgb = _render(decoder, latents, poses, matrix, config)
-                write_atomic(path, save({"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}))
-            parts.append(read_tensors(path))
-            bar.advance(len(batch))
-    pictures = np.concatenate([part["pictures"].numpy() for part in parts])
-    device = next(decoder.parameters(), torch.zeros(())).device
-    return torch.cat([part["latents"] for part in parts]).float().to(device), pictures
-
-
-def fixed_cameras(
-    shards: AssetShards, config: GenerationConfig
-) -> tuple[Float[Tensor, "views 4 4"], Float[Tensor, "3 3"]]:
-    """Returns poses around the object, and the matrix of the data's own cameras at the pictures' size."""
-    matrix = scaled_intrinsics(shards, size=config.size)
-    fov = 2 * float(torch.atan(0.5 * config.size / matrix[1, 1]))
-    poses = ring(config.views, elevation_degrees=ELEVATION_DEGREES, distance=fitting_distance(fov))
-    return poses, matrix
-
-
-@torch.no_grad()
-def _render(
-    decoder: Decoder, latents: Tensor, poses: Tensor, matrix: Tensor, config: GenerationConfig
-) -> UInt8[ndarray, "samples views size size 3"]:
-    num = len(latents)
-    rendering = decoder.render(
-        decoder.weights(latents),
-        poses.to(latents.device).expand(num, -1, -1, -1),
-        matrix.to(latents.device).expand(num, config.views, -1, -1),
-        config.size,
-        config.size,
-        samples=config.samples,
-    )
-    return to_uint8(rendering.rgb.cpu().numpy())
 
 
 # ---------------------------------------------------------------- the judge's own scores
@@ -288,6 +226,13 @@ def ceiling(
         ]
     )
     scores = retrieval_scores(similarity, np.zeros(len(assets), np.int64))
+    colours = np.array([row.attributes.get(COLOUR, "") for row in rows])
+    rivals = (colours[:, None] == [p.colour for p in prompts]) & (
+        np.array(own)[:, None] != [p.text for p in prompts]
+    )
+    to_prompts = (pooled(embeddings) @ text.T).numpy()
+    own_similarity = (pooled(embeddings) * own_text).sum(dim=1).numpy()
+    scores |= same_colour_scores(own_similarity, to_prompts, rivals)
     named = {f"ceiling_{name}": value for name, value in scores.items()}
     truth = {
         "family": np.array([row.category for row in rows]),

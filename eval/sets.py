@@ -100,8 +100,9 @@ def symmetric_chamfer_matrix(clouds: Sequence[Cloud]) -> Distances:
     return out + out.T
 
 
-def set_scores(samples: Distances, reference: Distances, between: Distances) -> dict[str, float]:
-    """Returns mmd_cd, cov_cd and one_nna_cd.
+def set_rows(samples: Distances, reference: Distances, between: Distances) -> dict[str, Float[ndarray, " _"]]:
+    """Returns what mmd_cd, cov_cd (of each reference) and one_nna_cd (of each sample, then of each reference)
+    are the means of.
 
     samples, reference: distances within each set; between: [samples, references]. The sets should be of one
     size: in a larger one nearest neighbours are found more easily. Exact copies of the reference have a
@@ -110,33 +111,19 @@ def set_scores(samples: Distances, reference: Distances, between: Distances) -> 
     num, others = between.shape
     if min(num, others) < 2:
         raise ValueError(f"sets need two clouds or more each, got {num} and {others}")
-    right = 0
+    told = []
     for own, across in ((samples, between), (reference, between.T)):
         away = own + np.diag(np.full(len(own), np.inf))
-        right += int((away.min(axis=1) < across.min(axis=1)).sum())
-    return {
-        "mmd_cd": float(between.min(axis=0).mean()),
-        "cov_cd": len(np.unique(between.argmin(axis=1))) / others,
-        "one_nna_cd": right / (num + others),
-    }
+        told.append(away.min(axis=1) < across.min(axis=1))
+    covered = np.isin(np.arange(others), between.argmin(axis=1))
+    rows = {"mmd_cd": between.min(axis=0), "cov_cd": covered, "one_nna_cd": np.concatenate(told)}
+    return {name: np.asarray(values, np.float64) for name, values in rows.items()}
 
 
-def frechet_distance(first: Float[ndarray, "n features"], second: Float[ndarray, "m features"]) -> float:
-    """Returns |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of fitted Gaussians (Heusel et al. 2017).
-
-    With S = A^T A the last trace is the sum of the singular values of A_1 A_2^T, or of R_1 R_2^T where
-    A = Q R, so no root of a matrix is needed, and few samples of many features do no harm. Few samples
-    bias it upward: compare equal numbers.
-    Raises ValueError for fewer than two.
-    """
-    if min(len(first), len(second)) < 2:
-        raise ValueError(f"a Gaussian needs two samples or more, got {len(first)} and {len(second)}")
-    a, b = (np.asarray(x, np.float64) for x in (first, second))
-    mean = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
-    a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b))
-    root_a, root_b = (np.linalg.qr(x).R for x in (a, b))
-    cross = np.linalg.norm(root_a @ root_b.T, "nuc")
-    return max(0.0, float(mean + (a**2).sum() + (b**2).sum() - 2 * cross))
+def set_scores(samples: Distances, reference: Distances, between: Distances) -> dict[str, float]:
+    """Returns mmd_cd, cov_cd and one_nna_cd (see `set_rows`)."""
+    rows = set_rows(samples, reference, between)
+    return {name: float(values.mean()) for name, values in rows.items()}
 
 
 # ---------------------------------------------------------------- clouds

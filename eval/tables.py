@@ -42,7 +42,8 @@ _RECONSTRUCTION_ROWS = {
     "color_error_edge": "... within 0.05 of a colour edge", "color_error_flat": "... elsewhere",
 }  # fmt: skip
 _GENERATION_ROWS = {
-    "r_at_1": "R@1", "r_at_5": "R@5", "clip_score": "CLIP score by the judge",
+    "r_at_1": "R@1", "r_at_5": "R@5", "r_at_1_same_colour": "R@1 among prompts of its own colour",
+    "clip_score": "CLIP score by the judge",
     "family_accuracy": "Right family", "colour_accuracy": "Right main colour",
 }  # fmt: skip
 
@@ -95,6 +96,7 @@ def _truth_note(rec: Record) -> str:
 
 def _generation_table(gen: Record) -> str:
     chance = {"r_at_1": gen["chance"], "r_at_5": min(1.0, 5 * gen["chance"])}
+    chance["r_at_1_same_colour"] = gen.get("chance_same_colour")
     chance["clip_score"] = gen["mismatched_clip_score"]
     rows = []
     for key, label in _GENERATION_ROWS.items():

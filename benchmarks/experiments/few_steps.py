@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.distributions import frechet_distance
 from eval.judge import embed_views, pooled
-from eval.sets import frechet_distance
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import UserError, run_main

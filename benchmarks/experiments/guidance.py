@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.generation import GenerationConfig, judged_scores, make_samples
+from eval.generation import judged_scores
 from eval.judge import Judge, JudgeConfig, make_probes, pooled, refuse_conditioner
 from eval.prompts import Prompt, choose_prompts
+from eval.samples import GenerationConfig, make_samples
 from sampling.guidance import GuidanceConfig
 from sampling.pictures import contact_sheet, png
 from sampling.pipeline import ShapePipeline
@@ -47,7 +48,7 @@ class TimedSampler:
     seconds: float = 0.0
 
     def __call__(self, texts: list[str], seeds: list[int]) -> Tensor:
-        """As `eval.generation.Sampler`."""
+        """As `eval.samples.Sampler`."""
         start = time.process_time()
         scale, classifier, clip = self.setting
         shapes = self.pipeline(

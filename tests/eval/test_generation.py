@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.model import Autoencoder
-from eval.generation import GenerationConfig, Sampler, evaluate_generation, retrieval_scores
+from eval.generation import evaluate_generation, retrieval_scores
 from eval.judge import Judge, fit_probe
+from eval.samples import GenerationConfig, Sampler
 from eval.sets import SetsConfig
 from shapeloom.clip import Clip, TextEmbedding
 from shapeloom.shards import AssetShards

@@ -8,13 +8,13 @@ import torch
 from scipy.linalg import sqrtm
 
 from encoder.model import Autoencoder
+from eval.distributions import frechet_distance
 from eval.nearest import TrainingAssets
 from eval.sets import (
     SetsConfig,
     chamfer_matrix,
     draw_assets,
     evaluate_sets,
-    frechet_distance,
     nearest_neighbours,
     set_scores,
     stored_clouds,

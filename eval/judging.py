@@ -1,0 +1,239 @@
+"""Judges folders of any system's outputs, 3D files or pictures, in one table.
+
+    python -m eval judge DIR [DIR ...] --prompts prompts.csv --reference RUN/data --out OUT [--config F]
+
+Writes OUT/results.json, table.md and report.html. Every output is looked at once: `OUT/cache` (or `cache`)
+keeps what was seen by the files' content, so that a second run, a killed one or another folder reads it.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import Field
+
+from eval.backbones import BackboneConfig, load_backbone
+from eval.compare import RESULTS, read_results, write_comparison
+from eval.folders import Item, read_outputs, read_references
+from eval.looks import Look, LookConfig, Task, look, make_task, read_look, read_thumbs
+from eval.measures import Judged, MeasureConfig, Measured, Reference, Retrieval
+from shapeloom.clip import load_clip
+from shapeloom.config import Config, UserError, parse_stage
+from shapeloom.executors import run_tasks
+from shapeloom.log import get_logger, progress, start_logging
+from shapeloom.runs import Run, text_digest
+from shapeloom.storage import write_atomic
+
+log = get_logger("judge")
+TRAINING = "training assets"
+"""The system that has as many training assets in the outputs' place: what can't be beaten honestly."""
+HELD_OUT = "held-out assets"
+"""The references themselves: the judge's ceiling, and how many of them could be printed."""
+
+
+class JudgingConfig(Config):
+    """A protocol: what outputs are held against, and how. Results of unlike protocols are not compared."""
+
+    reference: Path | None = Field(None, description="data of data_prep, or a folder of 3D files")
+    prompts: Path | None = Field(None, description="CSV with path and prompt; none: each folder's own list")
+    reference_digest: str | None = Field(None, description="that the reference must have; none: any")
+    prompts_digest: str | None = Field(None, description="that the prompts must have; none: any")
+    reference_splits: list[str] = Field(["val", "test"], min_length=1)
+    max_reference: int = Field(1000, ge=2, description="held-out assets, and as many training ones")
+    judge: str | None = Field(
+        None, description="CLIP that finds prompts, which conditioned none of them: folder or MODEL/FILE"
+    )
+    backbones: list[BackboneConfig] = Field([BackboneConfig(kind="seeded")], min_length=1)
+    look: LookConfig = LookConfig()
+    measures: MeasureConfig = MeasureConfig()
+    pictures: int = Field(24, ge=0, description="outputs of each system on the page")
+    cache: Path | None = Field(None, description="folder shared by runs; none: OUT/cache")
+    workers: int | None = Field(
+        None, ge=0, description="processes; none: one a core; 0: this process, unguarded"
+    )
+
+    def protocol(self) -> dict[str, Any]:
+        """What figures depend on, without places."""
+        places = {"reference", "prompts", "pictures", "cache", "workers", "judge", "backbones"}
+        return self.model_dump(mode="json", exclude=places)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config, out, arguments = parse_stage(
+        JudgingConfig, stage="eval judge", description=__doc__ or "", argv=argv, add_arguments=_add_arguments
+    )
+    named = {"prompts": arguments.prompts, "reference": arguments.reference}
+    config = config.model_copy(update={key: value for key, value in named.items() if value is not None})
+    start_logging()
+    if config.reference is None:
+        raise UserError("Name what outputs are held against: --reference DATA (or a folder of 3D files).")
+    judge(arguments.folders, out, config)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a system's outputs")
+    parser.add_argument("--prompts", type=Path, help="CSV with the columns path and prompt, for all folders")
+    parser.add_argument("--reference", type=Path, help="data of data_prep, or a folder of 3D files")
+
+
+def judge(folders: Sequence[Path], out: Path, config: JudgingConfig) -> None:
+    """Judges folders and writes results, table and page to `out`."""
+    assert config.reference is not None
+    given = _given_backbones(config)
+    clip = load_clip(config.judge, "cpu") if config.judge is not None else None
+    references = read_references(
+        config.reference, config.reference_splits, most=config.max_reference, seed=config.measures.seed
+    )
+    systems = {
+        name: read_outputs(folder, config.prompts, references.root)
+        for name, folder in _names(folders).items()
+    }
+    prompts = _common_prompts(systems)
+    cache = config.cache or out / "cache"
+
+    def tasks_of(items: Sequence[Item]) -> list[Task]:
+        guarded = config.workers != 0
+        return [make_task(item, config.look, tuple(given), cache, is_guarded=guarded) for item in items]
+
+    held_out = tasks_of(references.held_out)
+    reference_digest = references.digest or text_digest("\n".join(task.path.stem for task in held_out))
+    digests = {"reference": reference_digest, "prompts": text_digest("\n".join(prompts))}
+    _check_digests(config, digests)
+    with Run.open(out, config, stage="judge", inputs=digests, places=("cache", "workers")) as run:
+        if run.done:
+            run.reopen(config)
+        tasks = {name: tasks_of(items) for name, items in systems.items()}
+        if references.training:
+            tasks[TRAINING] = tasks_of(references.training)
+        _look_at_all([*held_out, *(task for each in tasks.values() for task in each)], config)
+        # Of all sets the smallest: Frechet distances and neighbours depend on it.
+        num = min(len(each) for each in (held_out, *tasks.values()))
+        networks = {load_backbone(each).digest: load_backbone(each).name for each in given}
+        true = _judged(held_out)
+        reference = Reference(true, config.measures, networks, num=num)
+        retrieval = Retrieval(clip, prompts) if clip is not None and len(set(prompts)) > 1 else None
+        measured = {}
+        for name, own in tasks.items():
+            log.info("measuring %s (%d outputs)", name, len(own))
+            judged = _judged(own)
+            found = reference.measure(judged, retrieval)
+            measured[name] = _record(name, own, judged.looks, found, out, config.pictures)
+        ceiling = reference.of_each(true, retrieval)
+        measured[HELD_OUT] = _record(HELD_OUT, held_out, true.looks, ceiling, out, config.pictures)
+        protocol = config.protocol() | {
+            "objects": num, "reference_digest": digests["reference"], "prompts_digest": digests["prompts"],
+            "judge_digest": clip.digest if clip else None, "networks": networks,
+        }  # fmt: skip
+        results = {
+            "schema": 1, "protocol": protocol, "not_computed": _not_computed(config), "systems": measured,
+            "provenance": _provenance(run, folders),
+        }  # fmt: skip
+        write_atomic(out / RESULTS, json.dumps(results))
+        write_comparison([read_results(out)], out)
+        run.finish()
+    log.info("the table is in %s, the page is %s", out / "table.md", out / "report.html")
+
+
+def _names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their last names, or by their paths where those are alike."""
+    last = [folder.resolve().name for folder in folders]
+    return {name if last.count(name) == 1 else str(f): f for name, f in zip(last, folders, strict=True)}
+
+
+def _given_backbones(config: JudgingConfig) -> list[BackboneConfig]:
+    """Those that can be computed, the judge's own tower among them."""
+    tower = [BackboneConfig(kind="clip", file=config.judge)] if config.judge is not None else []
+    return [each for each in [*config.backbones, *tower] if each.is_given]
+
+
+def _not_computed(config: JudgingConfig) -> list[str]:
+    return [
+        f"{each.kind}: no file of its weights was named" for each in config.backbones if not each.is_given
+    ]
+
+
+def _common_prompts(systems: Mapping[str, Sequence[Item]]) -> list[str]:
+    """Returns the outputs' prompts in the list's order. Raises UserError where folders' own lists differ."""
+    lists = {name: [item.prompt for item in items] for name, items in systems.items()}
+    (first, prompts), *others = lists.items()
+    for name, own in others:
+        if own != prompts and any((*own, *prompts)):
+            raise UserError(
+                f"{first} and {name} answer to different prompts, so they can't stand in one table. Name one "
+                "list for both (--prompts), or judge them apart."
+            )
+    return prompts
+
+
+def _check_digests(config: JudgingConfig, digests: Mapping[str, str]) -> None:
+    for name, expected in (("reference", config.reference_digest), ("prompts", config.prompts_digest)):
+        if expected not in (None, digests[name]):
+            raise UserError(
+                f"The protocol is of {name} with the digest {expected}, but these have {digests[name]}: use "
+                f"the protocol's own {name}, or leave {name}_digest out for figures of another protocol."
+            )
+
+
+def _look_at_all(tasks: Sequence[Task], config: JudgingConfig) -> None:
+    wanted = {task.path: task for task in tasks}
+    missing = [task for path, task in wanted.items() if not path.is_file()]
+    log.info("%d objects: %d are in the cache", len(wanted), len(wanted) - len(missing))
+    with progress(len(missing), "looking at objects") as bar:
+        for _ in run_tasks(
+            _look, missing, workers=config.workers, on_report=lambda *_: None, preload=["eval.looks"]
+        ):
+            bar.advance()
+
+
+def _look(task: Task, report: object) -> None:
+    look(task)
+
+
+def _judged(tasks: Sequence[Task]) -> Judged:
+    return Judged([task.item for task in tasks], [read_look(task.path) for task in tasks])
+
+
+def _as_json(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    return {
+        key: {"value": m.value, "interval": list(m.interval), "num": m.num, "draws": m.draws.tolist()}
+        for key, m in measured.items()
+    }
+
+
+def _record(
+    name: str,
+    tasks: Sequence[Task],
+    looks: Sequence[Look],
+    measured: Mapping[str, Measured],
+    out: Path,
+    most: int,
+) -> dict[str, Any]:
+    """A system's part of the results; up to `most` of its pictures are written beside them."""
+    both = list(zip((task.item for task in tasks), looks, strict=True))
+    pictures = []
+    for number in range(0, len(both), max(1, len(both) // max(1, most)))[:most]:
+        item, seen = both[number]
+        path = Path("pictures", text_digest(name)[:8], f"{number:05d}.png")
+        (out / path.parent).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(read_thumbs(tasks[number].path)).save(out / path)
+        pictures.append({"name": item.name, "prompt": item.prompt, "picture": str(path), "fault": seen.fault})
+    failures = {item.name: seen.fault for item, seen in both if seen.fault}
+    return {"num": len(both), "measures": _as_json(measured), "failures": failures, "pictures": pictures}
+
+
+def _provenance(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
+    kept = {key: run.meta[key] for key in ("shapeloom", "commit", "versions")}
+    return {**kept, "hardware": _hardware(), "folders": [str(folder) for folder in folders]}
+
+
+def _hardware() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n") if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"

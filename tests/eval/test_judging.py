@@ -1,0 +1,175 @@
+"""Any folder can be judged: what is good is called good, what is spoilt is called worse, failures count."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.experiments.melted import WAYS, write_folders
+from data_prep.procedural.dataset import ProceduralConfig, generate
+from eval import compare, judging
+from eval.compare import read_results
+from eval.folders import Item, read_outputs
+from eval.judging import JudgingConfig, judge
+from shapeloom.config import UserError
+
+NUM = 12
+CONFIG = JudgingConfig.model_validate(
+    {
+        "look": {"views": 3, "size": 64, "points": 128, "surface_points": 1000},
+        "measures": {"draws": 60, "neighbours": 3, "set_size": NUM},
+        "pictures": 2, "workers": 0,
+    }
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Objects of several families, as GLB files with captions."""
+    folder = tmp_path_factory.mktemp("made") / "assets"
+    generate(ProceduralConfig(num_train=NUM, num_val=0, num_test=0, num_judge=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """True objects and spoilt ones, judged against themselves."""
+    out = tmp_path_factory.mktemp("judging") / "judged"
+    items = [item for item in read_outputs(assets, None, assets) if item.mesh is not None]
+    chosen = {name: WAYS[name] for name in ("true", "smoothed_100", "recoloured", "swapped")}
+    folders = write_folders(items, out.with_name("outputs"), chosen)
+    (folders[2] / "000.ply").unlink()  # missing
+    (folders[2] / "001.ply").write_bytes(b"no mesh")
+    judge(folders, out, CONFIG.model_copy(update={"reference": assets}))
+    return out
+
+
+def measure(judged: Path, system: str, name: str) -> float:
+    found = read_results(judged).content["systems"][system]["measures"]
+    return next(each["value"] for key, each in found.items() if key.startswith(name))
+
+
+def test_true_objects_score_as_such(judged: Path) -> None:
+    assert measure(judged, "true", "failed") == 0
+    assert measure(judged, "true", "fscore_0.01") > 0.99
+    assert measure(judged, "true", "normals_off") < 0.02
+    assert measure(judged, "true", "precision") == measure(judged, "true", "coverage") == 1
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [
+        ("smoothed_100", "normals_off"),
+        ("smoothed_100", "chamfer"),
+        ("smoothed_100", "frechet/normals"),
+        ("recoloured", "frechet/shaded"),
+        ("swapped", "frechet/normals"),
+        ("swapped", "mmd_cd"),
+        ("swapped", "chamfer"),
+    ],
+)
+def test_spoiling_raises_the_measure_named_for_it(judged: Path, system: str, name: str) -> None:
+    assert measure(judged, system, name) > measure(judged, "true", name)
+    table = json.loads((judged / "table.json").read_text())
+    row = next(row for key, row in table.items() if key.startswith(name))
+    assert row[system]["verdict"] == "worse"
+
+
+def test_outputs_that_are_missing_or_broken_are_failures_with_a_reason(judged: Path) -> None:
+    system = read_results(judged).content["systems"]["recoloured"]
+    assert system["measures"]["failed"]["value"] == pytest.approx(2 / NUM)
+    assert system["failures"].keys() == {"000.ply", "001.ply"}
+    assert "missing" in system["failures"]["000.ply"]
+    assert system["measures"]["fscore_0.05"]["num"] == NUM  # nothing is left out of a mean
+    assert "no such file" in (judged / "report.html").read_text()
+
+
+def test_a_second_run_looks_at_nothing_and_says_the_same(
+    judged: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (judged / "table.json").read_text()
+    monkeypatch.setattr(judging, "look", lambda task: pytest.fail(f"{task.item.name} was looked at again"))
+    folders = [
+        judged.with_name("outputs") / name for name in ("true", "smoothed_100", "recoloured", "swapped")
+    ]
+    judge(folders, judged, CONFIG.model_copy(update={"reference": assets}))
+    assert (judged / "table.json").read_text() == before
+
+
+def test_runs_of_one_protocol_are_compared_and_others_refused(
+    judged: Path, assets: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"reference": assets, "cache": judged / "cache"})
+    judge([judged.with_name("outputs") / "true"], tmp_path / "a", config)
+    judge([judged.with_name("outputs") / "swapped"], tmp_path / "b", config)
+    compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "both")])
+    text = (tmp_path / "both" / "table.md").read_text()
+    assert "| | true | held-out assets | swapped |" in text
+    line = next(line for line in text.split("\n") if line.startswith("| Chamfer"))
+    assert line.endswith("° |")
+    measures = config.measures.model_copy(update={"neighbours": 2})
+    judge(
+        [judged.with_name("outputs") / "true"],
+        tmp_path / "c",
+        config.model_copy(update={"measures": measures}),
+    )
+    with pytest.raises(UserError, match=r"measures\.neighbours is 3 and 2"):
+        compare.main([str(tmp_path / "a"), str(tmp_path / "c"), "--out", str(tmp_path / "d")])
+
+
+def test_a_protocol_s_digest_of_the_reference_is_held(assets: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"reference": assets, "reference_digest": "another"})
+    with pytest.raises(UserError, match="reference with the digest another"):
+        judge([assets], tmp_path, config)
+
+
+def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with (folder / "prompts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "prompt"])
+        for number in range(NUM):
+            writer.writerow([f"{number}", f"a thing {number}"])
+            colours = np.full((50, 50, 3), 20 * number, np.uint8)
+            colours[10:40, 10:40] = 255 - 20 * number
+            Image.fromarray(colours).save(folder / f"{number}.png")
+    config = CONFIG.model_copy(update={"reference": assets, "cache": judged / "cache"})
+    judge([folder], tmp_path / "out", config)
+    found = read_results(tmp_path / "out").content["systems"]["pictures"]["measures"]
+    kinds = {key.split("/")[1] for key in found if "/" in key}
+    assert kinds == {"shaded"} and "mmd_cd" not in found and found["failed"]["value"] == 0
+
+
+def test_folders_with_unlike_prompts_are_no_table(tmp_path: Path, assets: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "prompts.csv").write_text(f"path,prompt\n0.glb,a {name}\n")
+    with pytest.raises(UserError, match="a and b answer to different prompts"):
+        judge(
+            [tmp_path / "a", tmp_path / "b"],
+            tmp_path / "out",
+            CONFIG.model_copy(update={"reference": assets}),
+        )
+
+
+def test_a_list_finds_files_without_their_suffix_and_folders_of_pictures(
+    tmp_path: Path, assets: Path
+) -> None:
+    shutil.copy(next(assets.rglob("*.glb")), tmp_path / "one.v2.glb")
+    (tmp_path / "two").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "two" / "1.png")
+    (tmp_path / "prompts.csv").write_text("path,prompt\none.v2,a\ntwo,b\nthree.glb,c\n")
+    one, two, three = read_outputs(tmp_path, None, tmp_path)
+    assert one.mesh == tmp_path / "one.v2.glb" and two.pictures == (tmp_path / "two" / "1.png",)
+    assert three.is_missing and three == Item("three.glb", "c", tmp_path)
+
+
+def test_a_list_without_its_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("file,text\na.glb,a chair\n")
+    with pytest.raises(UserError, match="needs the columns path and prompt"):
+        read_outputs(tmp_path, None, tmp_path)
