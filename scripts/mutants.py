@@ -45,7 +45,8 @@ MIRRORS = {
     "latents": "test_train", "lighting": "test_views", "normalize": "test_geometry",
     "occupancy": "test_volume", "points": "test_geometry", "raycast": "test_views", "rays": "test_cameras",
     "sdf": "test_geometry",
-    "solids": "test_mesh", "steps": "test_samplers",
+    "solids": "test_mesh", "steps": "test_samplers", "training_loop": "test_training",
+    "training_task": "test_training",
 }  # fmt: skip
 """Test files of those that have none of their own name."""
 # The change nearest in meaning for each operator: adding for shifting, say, is an error that any test finds.

@@ -136,6 +136,14 @@ def any_process(flag: bool, world: World) -> bool:
     return bool(total > 0)
 
 
+def highest(values: Tensor, world: World) -> Tensor:
+    """Returns the element-wise maximum of a small tensor over all processes, on the device."""
+    if world.size > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return values
+
+
 def from_main(value: Any, world: World) -> Any:
     """Returns the main process's `value` everywhere."""
     if world.size == 1:

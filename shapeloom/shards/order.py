@@ -1,12 +1,16 @@
 """Which sample comes when: a pure function of (seed, n), made for reading whole shards one after another."""
 
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy import ndarray
 
 from shapeloom.seed import numpy_rng
+
+T = TypeVar("T")
+_LOCK = threading.Lock()
 
 
 class ReadingOrder:
@@ -35,12 +39,14 @@ class ReadingOrder:
     def shards_from(self, n: int) -> list[int]:
         """The shards of sample n's window and of the next one, in the order in which to fetch them."""
         epoch, window, _ = self._place(n)
-        if (epoch, window) != self._ahead[0]:
+        place, used = self._ahead
+        if (epoch, window) != place:
             _, ends = self._shuffled_shards(epoch)
             after, following, _ = self._place(epoch * self.total + int(ends[window]))
-            used = [*self._shards_of(epoch, window), *self._shards_of(after, following)]
-            self._ahead = ((epoch, window), list(dict.fromkeys(used)))
-        return self._ahead[1]
+            both = [*self._shards_of(epoch, window), *self._shards_of(after, following)]
+            used = list(dict.fromkeys(both))
+            self._ahead = ((epoch, window), used)
+        return used
 
     def _shards_of(self, epoch: int, window: int) -> list[int]:
         order, _ = self._shuffled_shards(epoch)
@@ -55,24 +61,31 @@ class ReadingOrder:
 
     def _shuffled_shards(self, epoch: int) -> tuple[ndarray, ndarray]:
         """Shard order of a pass, and the end position of each of its windows."""
-        if epoch not in self._passes:
+        found = self._passes.get(epoch)
+        if found is None:
             order = numpy_rng(self.seed, "shards", epoch).permutation(len(self.sizes))
             ends = np.cumsum(self.sizes[order])
             ends = np.append(ends[self.window - 1 :: self.window], ends[-1])
-            _remember(self._passes, epoch, (order, ends))
-        return self._passes[epoch]
+            return _remember(self._passes, epoch, (order, ends))
+        return found
 
     def _shuffled_window(self, epoch: int, window: int) -> ndarray:
-        if (epoch, window) not in self._windows:
+        found = self._windows.get((epoch, window))
+        if found is None:
             shards = self._shards_of(epoch, window)
             rows = np.concatenate([self.starts[s] + np.arange(self.sizes[s]) for s in shards])
             rng = numpy_rng(self.seed, "samples", epoch, window)
-            _remember(self._windows, (epoch, window), rng.permutation(rows))
-        return self._windows[epoch, window]
+            return _remember(self._windows, (epoch, window), rng.permutation(rows))
+        return found
 
 
-def _remember(results: dict[Any, Any], key: Any, value: Any) -> None:
-    """Neighbours of the current one suffice for a sequential reader."""
-    while len(results) >= 4:
-        results.pop(next(iter(results)), None)  # another thread may have been faster
-    results[key] = value
+def _remember(results: dict[Any, T], key: Any, value: T) -> T:
+    """Keeps and returns `value`; a few neighbours suffice for readers that go on from step to step.
+
+    Several threads may ask: each uses what it was given, and only the bookkeeping is locked.
+    """
+    with _LOCK:
+        while len(results) >= 8:
+            results.pop(next(iter(results)))
+        results[key] = value
+    return value

@@ -5,10 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from shapeloom import distributed
 from shapeloom.config import UserError
 from shapeloom.training import TrainConfig, learning_rate
+from shapeloom.training_loop import Loop
 from tests.shapeloom.line_training import Line, read_losses, run_line
 
 
@@ -56,6 +58,42 @@ def test_accumulated_parts_are_the_same_step(tmp_path: Path) -> None:
     whole = run_line(tmp_path / "a")
     parts = run_line(tmp_path / "b", accumulation=4)
     np.testing.assert_allclose(whole, parts, rtol=1e-4)
+
+
+def test_several_workers_make_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = run_line(tmp_path / "one", accumulation=2)
+    monkeypatch.setattr("shapeloom.training_loop.num_workers", lambda device: 4)
+    assert run_line(tmp_path / "four", accumulation=2) == one
+
+
+def test_a_step_asks_the_device_for_numbers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    in_step = False
+    step = Loop._step
+
+    def noting(name: str) -> Callable:
+        original = getattr(Tensor, name)
+
+        def method(value: Tensor, *arguments: object) -> object:
+            if in_step and sys._getframe(1).f_globals["__name__"] == "shapeloom.training_loop":
+                asked.append(name)
+            return original(value, *arguments)
+
+        return method
+
+    def within(*arguments: Any) -> float:
+        nonlocal in_step
+        in_step = True
+        try:
+            return step(*arguments)
+        finally:
+            in_step = False
+
+    for name in ("__bool__", "__float__", "item", "tolist", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, noting(name))
+    monkeypatch.setattr(Loop, "_step", within)
+    run_line(tmp_path, accumulation=4, steps=6)
+    assert asked == ["tolist"] * 6
 
 
 def test_a_loss_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:

@@ -168,7 +168,9 @@ def test_a_resumed_run_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch:
         # Killed after the checkpoint of step 4, in step 6.
-        patch.setattr("shapeloom.training._Loop._log", lambda loop, done, _: stop() if done == 6 else None)
+        patch.setattr(
+            "shapeloom.training_loop.Loop._log", lambda loop, done, _: stop() if done == 6 else None
+        )
         with pytest.raises(Stop):
             fine_tune(models, latents, tmp_path / "cut", *settings)
     fine_tune(models, latents, tmp_path / "cut", *settings)
