@@ -219,11 +219,12 @@ def generation(bench: Bench, num_prompts: int) -> GenerationConfig:
     return GenerationConfig(num_prompts=num_prompts, size=AssetShards(bench.run / "data").resolution)
 
 
-def hits(bench: Bench, pictures: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, Tensor]:
-    """Returns whether the judge finds each sample's own prompt first, and the embeddings of its views."""
+def judged(bench: Bench, pictures: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Returns whether the judge finds each sample's own prompt first, its cosine, and views' embeddings."""
     embeddings = bench.judge.embed(pictures.numpy())
     text = bench.judge.clip.text(list(texts)).pooled.cpu()
-    return ranks((pooled(embeddings) @ text.T).numpy(), np.arange(len(texts))) == 0, embeddings
+    similarity = (pooled(embeddings) @ text.T).numpy()
+    return ranks(similarity, np.arange(len(texts))) == 0, similarity.diagonal(), embeddings
 
 
 # ---------------------------------------------------------------- one prior
@@ -239,18 +240,22 @@ def train_prior(bench: Bench, trial: Trial) -> None:
     )  # fmt: skip
 
 
-def choose_scale(bench: Bench, trial: Trial, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Returns R@1 of each guidance scale, best first, on prompts of "val"; of an arm's first prior."""
+def choose_scale(bench: Bench, trial: Trial, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
+    """Returns (R@1, CLIP score) of each guidance scale, best first, on prompts of "val".
+
+    Of an arm's first prior, that of the largest budget. Where R@1 doesn't tell scales apart, the score does.
+    """
     path = bench.out / f"guidance_{trial.arm}.json"
     if not path.is_file():
         found, texts = {}, [prompt.text for prompt in prompts]
         for scale in bench.arguments.scales:
             where = bench.out / trial.folder / f"sweep_{scale:g}.safetensors"
-            right, _ = hits(bench, make_samples(bench, trial, prompts, scale, where)["pictures"], texts)
-            found[f"{scale:g}"] = float(right.mean())
-        best = sorted(found.items(), key=lambda each: -each[1])
+            pictures = make_samples(bench, trial, prompts, scale, where)["pictures"]
+            right, near, _ = judged(bench, pictures, texts)
+            found[f"{scale:g}"] = (float(right.mean()), float(near.mean()))
+        best = sorted(found.items(), key=lambda each: each[1], reverse=True)
         write_atomic(path, json.dumps(dict(best)))
-    scales: dict[str, float] = json.loads(path.read_text())
+    scales: dict[str, tuple[float, float]] = json.loads(path.read_text())
     return scales
 
 
@@ -259,8 +264,9 @@ def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float)
     path = bench.out / trial.folder / "scores.json"
     if not path.is_file():
         samples = make_samples(bench, trial, prompts, scale, bench.out / trial.folder / "samples.safetensors")
-        right, embeddings = hits(bench, samples["pictures"], [prompt.text for prompt in prompts])
+        right, near, embeddings = judged(bench, samples["pictures"], [prompt.text for prompt in prompts])
         scores: Scores = {**vars(trial), "guidance_scale": scale, "hits": right.astype(int).tolist()}
+        scores["clip_score"] = float(near.mean())
         scores |= set_measures(bench, samples["points"].numpy())
         scores |= frechet_scores(bench.run / "data", bench.judge, embeddings, generation(bench, len(prompts)))
         scores["empty"] = int((samples["points"].abs().amax((1, 2)) == 0).sum())
@@ -310,7 +316,7 @@ def ceilings(bench: Bench, prompts: Sequence[Prompt]) -> dict[str, Any]:
             continue
         latents = torch.stack([shards.read(i)["latent"].float() for i in rows])
         pictures, points = look(bench, load_decoder(decoder), latents, config)
-        found[f"{name}_r_at_1"] = float(hits(bench, pictures, texts)[0].mean())
+        found[f"{name}_r_at_1"] = float(judged(bench, pictures, texts)[0].mean())
         found[f"{name}_num"] = len(rows)
         found |= {f"{name}_{key}": value for key, value in set_measures(bench, points.numpy()).items()}
     write_atomic(path, json.dumps(found))

@@ -91,9 +91,9 @@ def _range(scores: Sequence[Scores], name: str, digits: int) -> str:
 
 def _table(results: Sequence[Scores]) -> str:
     lines = [
-        "| arm | budget | steps | CPU s | guidance | seeds | R@1 | 1-NNA | COV | MMD x 1000 | Frechet | "
-        "empty | CPU s a sample, its mesh |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | budget | steps | CPU s | guidance | seeds | R@1 | CLIP score | 1-NNA | COV | "
+        "MMD x 1000 | Frechet | empty | CPU s a sample, its mesh |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (arm, budget), scores in _groups(results).items():
         hits, first = _hits(scores), scores[0]
@@ -102,10 +102,10 @@ def _table(results: Sequence[Scores]) -> str:
         lines.append(
             f"| {LABELS[arm]} | {budget} | {first['steps']} | {first['train_seconds']:.0f} | "
             f"{first['guidance_scale']:g} | {len(scores)} | {hits.mean():.3f} ({low:.3f} to {high:.3f}) | "
-            f"{_range(scores, 'one_nna_cd', 3)} | {_range(scores, 'cov_cd', 3)} | "
-            f"{_range(thousandfold, 'mmd', 1)} | {_range(scores, 'frechet', 3)} | "
-            f"{_range(scores, 'empty', 0)} | {_range(scores, 'sampling_seconds', 2)}, "
-            f"{_range(scores, 'mesh_seconds', 2)} |"
+            f"{_range(scores, 'clip_score', 3)} | {_range(scores, 'one_nna_cd', 3)} | "
+            f"{_range(scores, 'cov_cd', 3)} | {_range(thousandfold, 'mmd', 1)} | "
+            f"{_range(scores, 'frechet', 3)} | {_range(scores, 'empty', 0)} | "
+            f"{_range(scores, 'sampling_seconds', 2)}, {_range(scores, 'mesh_seconds', 2)} |"
         )
     first = results[0]
     return "\n".join(lines) + (
