@@ -11,6 +11,7 @@ NUM    ?= 1
 FILES  ?=
 SEED   ?= 0
 NPROC  ?=
+PAGE   ?= $(RUN)/headline/headline.md
 VENV   ?= .venv
 PYTHON ?= python3
 
@@ -26,11 +27,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench mutants config-docs overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior distill classifier sample eval demo serve test lint bench mutants config-docs overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean"
 
 setup: $(STAMP)
 
@@ -56,6 +57,23 @@ encode: $(STAMP)
 
 train-prior: $(STAMP)
 	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/$(CONFIG).yaml --out "$(RUN)/prior" --set "latents=$(RUN)/latents"
+
+# Point-E's way, for comparison: clouds of coloured points in the latents' place (docs/prior.md). Sample with
+# --set prior=$(RUN)/point_prior encoder=$(RUN)/cloud_field.
+train-point-prior: $(STAMP)
+	CPU_NPROC=1 $(LAUNCH) encoder.train_cloud --config configs/encoder/cloud_$(CONFIG).yaml --out "$(RUN)/cloud_field" \
+	    --set "data=$(RUN)/data"
+	$(PY) -m encoder.encode --out "$(RUN)/clouds" --set "data=$(RUN)/data" "encoder=$(RUN)/cloud_field" \
+	    "clip=$(RUN)/clip" "embeddings=$(RUN)/latents"
+	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/points_$(CONFIG).yaml --out "$(RUN)/point_prior" \
+	    --set "latents=$(RUN)/clouds"
+
+# Latents against points on a finished run, written up in PAGE: docs/headline.md is such a page. A batch of 16 for both,
+# since the presets' 64 are 16,384 points a step.
+headline: $(STAMP)
+	$(PY) -m benchmarks.experiments.headline --run "$(RUN)" --out "$(RUN)/headline" --page "$(PAGE)" \
+	    --preset configs/prior/$(CONFIG).yaml --cloud-preset configs/encoder/cloud_$(CONFIG).yaml \
+	    --settings train.batch_size=16
 
 # The prior in a few steps, beside it: sample with --config configs/sampling/distilled.yaml --set prior=$(RUN)/few
 distill: $(STAMP)

@@ -61,6 +61,10 @@ class EncodeConfig(Config):
     turned: bool = Key(
         False, description="and of quarter turns about +Z; captions must hold for them all the same"
     )
+    embeddings: Path | None = Key(
+        None,
+        description="latents of the same assets and CLIP, to take embeddings over; nothing is rendered",
+    )
     workers: int | None = Key(
         None, ge=0, description="processes; none: one per GPU, or one per core; 0: in this process"
     )
@@ -108,6 +112,11 @@ def encode_batch(
     latents = model.encode(samples)
     moves = symmetries(mirrored=config.mirrored, turned=config.turned)[1:]
     copies = [model.encode([_moved(sample, move.astype(np.float32)) for sample in samples]) for move in moves]
+    if config.embeddings is not None:
+        return [
+            {**_embedded(config.embeddings, shards.rows[i].key), "latent.npy": _half(latent)}
+            for i, latent in zip(indices, latents, strict=True)
+        ]
     num_views = min(config.clip_views, shards.num_views)
     seen = [shards.read(i, views=range(num_views)) for i in indices]
     fidelity = _fidelity(model, latents, shards, indices, config.fidelity_size)
@@ -130,6 +139,25 @@ def encode_batch(
         if grids is not None:
             out[-1]["image_grid.npy"] = _half(grids[number])
     return out
+
+
+@lru_cache(1)
+def _known(folder: Path) -> tuple[LatentShards, dict[str, int]]:
+    known = LatentShards(folder)
+    return known, {row.key: index for index, row in enumerate(known.rows)}
+
+
+def _embedded(folder: Path, key: str) -> dict[str, Any]:
+    """What the latents in a folder say of an asset, but for its latents and how faithful they are."""
+    known, places = _known(folder)
+    if key not in places:
+        raise UserError(
+            f"embeddings={folder} knows no asset {key}: name latents of the same data and splits."
+        )
+    index = places[key]
+    facts = {name: value for name, value in known.facts(index).items() if name != "fidelity"}
+    arrays = {f"{name}.npy": value.numpy() for name, value in known.read(index).items()}
+    return {"__key__": key, "json": facts, **{k: v for k, v in arrays.items() if not k.startswith("latent")}}
 
 
 def latent_sample(
@@ -174,6 +202,20 @@ def _check_symmetries(config: EncodeConfig) -> None:
             )
 
 
+def _check_embeddings(config: EncodeConfig, data: str, clip: str) -> None:
+    """Raises UserError for embeddings of other data or by another CLIP, and for copies, which have none."""
+    if config.embeddings is None:
+        return
+    header = LatentShards(config.embeddings).header
+    if (header["data"], header["clip"]) != (data, clip):
+        raise UserError(
+            f"embeddings={config.embeddings} are of other data or by another CLIP than data={config.data} "
+            f"and clip={config.clip}. Name latents of the same run, or leave embeddings out."
+        )
+    if config.mirrored or config.turned:
+        raise UserError("embeddings take over no copies: leave mirrored and turned out, or embeddings.")
+
+
 def _fidelity(
     model: AnyAutoencoder, latents: Tensor, shards: AssetShards, indices: Sequence[int], size: int
 ) -> list[dict[str, float]]:
@@ -202,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = AssetShards(config.data)
     decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
     _check_symmetries(config)
+    _check_embeddings(config, shards.digest, clip.digest)
     inputs = {"data": shards.digest, "encoder": decoder.digest, "clip": clip.digest}
     with Run.open(out, config, stage="encode", inputs=inputs) as run:
         if run.done and dataset_is_whole(out):
@@ -228,8 +271,11 @@ def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Ru
     _run_shards(tasks, config, run)
     tokens, channels = decoder.latent_shape
     facts = {"tokens": tokens, "channels": channels, **run.meta["inputs"]}
-    facts["layers"] = decoder.layout.layers
+    facts["layers"], facts["is_set"] = decoder.layout.layers, decoder.layout.is_set
     finish_dataset(out, kind="latents", facts=facts)
+    if config.embeddings is not None:
+        run.finish(num_latents=sum(map(len, members.values())))
+        return
     latents = LatentShards(out)
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]
     log.info("%d latents; PSNR of their renders: median %.2f dB", len(psnr), np.median(psnr))

@@ -153,24 +153,34 @@ def point_losses(
     distance to the outside is at least that, so there only too shallow a value is an error. Outside, it lies
     between `sdf` and `sdf_at_most`, which differ where the asset was stretched.
     """
-    surface, points, truth = batch["surface_points"], batch["sdf_points"], batch["sdf"]
+    surface, points = batch["surface_points"], batch["sdf_points"]
     texture = decoder.color(weights, surface).texture
     at_surface, gradient = decoder.sdf_and_gradient(weights, surface)
     sdf = decoder.geometry(weights, points).sdf
-    sdf = torch.where(truth < 0, torch.maximum(sdf, truth), sdf)
-    importance = 0.1 / (0.1 + truth.abs())
-    error = F.relu(truth - sdf) + F.relu(sdf - torch.where(truth < 0, truth, batch["sdf_at_most"]))
-    softness = config.occupancy_softness
-    inside = torch.sigmoid(-truth / softness)
     parts = {
         "texture": (texture - batch["surface_rgb"]).abs().mean(),
-        "sdf": torch.cat([at_surface.abs(), importance * error], dim=1).mean(),
+        **distance_losses(at_surface, sdf, batch, softness=config.occupancy_softness),
         "normal": (gradient - batch["surface_normals"]).norm(dim=-1).mean(),
-        "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
     }
     if config.eikonal:
         parts["eikonal"] = (decoder.sdf_gradient(weights, points).norm(dim=-1) - 1).square().mean()
     return parts
+
+
+def distance_losses(
+    at_surface: Float[Tensor, "batch surface"], sdf: Float[Tensor, "batch points"], batch: dict[str, Tensor],
+    *, softness: float,
+) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
+    """Returns `sdf` and `occupancy` of `point_losses`, of distances at surface points and `sdf_points`."""
+    truth = batch["sdf"]
+    sdf = torch.where(truth < 0, torch.maximum(sdf, truth), sdf)
+    importance = 0.1 / (0.1 + truth.abs())
+    error = F.relu(truth - sdf) + F.relu(sdf - torch.where(truth < 0, truth, batch["sdf_at_most"]))
+    inside = torch.sigmoid(-truth / softness)
+    return {
+        "sdf": torch.cat([at_surface.abs(), importance * error], dim=1).mean(),
+        "occupancy": F.binary_cross_entropy_with_logits(-sdf / softness, inside),
+    }
 
 
 def standard_divergence(

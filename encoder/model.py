@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from encoder.tokens import COARSE, GridTokens, ViewTokens, pixel_features
 from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
+from shapeloom.fields.cloud import to_cloud
 from shapeloom.nn.transformer import Attention, TransformerBlock
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.saved import check_fits
@@ -166,6 +167,26 @@ class Autoencoder(nn.Module):
         return latent
 
 
+class CloudAutoencoder(nn.Module):
+    """Encodes an asset as its own points (Point-E's representation); the decoder makes fields of them.
+
+    num_points: of the stored points, in farthest-point order, the first.
+    """
+
+    num_views = 0
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder, self.num_points = decoder, decoder.latent_shape[0]
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[AssetSample]) -> Float[Tensor, "batch tokens channels"]:
+        """See `AnyAutoencoder`."""
+        device = next(self.parameters()).device
+        inputs = encoder_inputs(samples, EncoderConfig(num_points=self.num_points), device)
+        return to_cloud(inputs.points, inputs.rgb)
+
+
 def read_for_encoding(shards: AssetShards, index: int, reader: ReadsViews) -> AssetSample:
     """Reads what the reader needs of asset `index`: its points and its first `num_views` views."""
     views = range(reader.num_views)
@@ -205,6 +226,8 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> AnyAutoenc
     decoder = load_decoder(folder, device)  # checks the run and the weights' digest
     if decoder.config.shap_e is not None:
         return load_shap_e(folder, decoder)
+    if decoder.config.cloud is not None:
+        return CloudAutoencoder(decoder).eval()
     config, path = load_config(EncoderConfig, folder / "encoder.yaml"), folder / "weights.safetensors"
     check_fits(lambda: Autoencoder(config, decoder.config), path)
     model = Autoencoder(config, decoder.config)

@@ -89,7 +89,15 @@ class Denoiser(DenoisingNetwork):
                 f"network.group={self.group} must divide the latents' {shapes.tokens} tokens; choose another."
             )
         self.inp = nn.Linear(shapes.channels * self.group, width)
-        self.position = nn.Parameter(torch.randn(shapes.tokens // self.group, width) * 0.02)
+        if shapes.is_set and (self.group > 1 or config.components):
+            raise UserError(
+                f"network.group={self.group} and network.components={config.components} go by tokens' order, "
+                "and points of a cloud have none: use 1 and 0."
+            )
+        # Points are told apart by where they are alone: the network doesn't change if they change places.
+        self.position = None
+        if not shapes.is_set:
+            self.position = nn.Parameter(torch.randn(shapes.tokens // self.group, width) * 0.02)
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16), 32)))
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Linear(shapes.clip_dim, width)
@@ -138,7 +146,9 @@ class Denoiser(DenoisingNetwork):
         level = torch.log(sigma)[:, None] / 4 * self.frequencies  # /4 as EDM's c_noise
         modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None]
-        hidden = self.inp(unit.unflatten(1, (-1, self.group)).flatten(2)) + self.position
+        hidden = self.inp(unit.unflatten(1, (-1, self.group)).flatten(2))
+        if self.position is not None:
+            hidden = hidden + self.position
         if self.layer is not None:
             hidden = hidden + self.layer[self.layer_of]
         before: list[Tensor] = []

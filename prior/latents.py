@@ -86,7 +86,8 @@ class Latents:
         self._classes = tuple(classes) or tuple(sorted(set(categories) - {""})) if config.labels else ()
         number = {name: i for i, name in enumerate(self._classes)}
         self._labels = [number.get(category, NO_LABEL) for category in categories]
-        self._layers = tuple(shards.header.get("layers", ()))
+        self.is_set = bool(shards.header.get("is_set"))
+        self._layers = () if self.is_set else tuple(shards.header.get("layers", ()))
 
     @property
     def shapes(self) -> Shapes:
@@ -94,7 +95,9 @@ class Latents:
         _, tokens, channels = self.latent.shape
         clip_dim, text_width = self._data["text_pooled"].shape[-1], self._data["text_tokens"].shape[-1]
         grid_width = 0 if self._grid is None else self._grid.shape[-1]
-        return Shapes(tokens, channels, clip_dim, text_width, grid_width, self._classes, self._layers)
+        return Shapes(
+            tokens, channels, clip_dim, text_width, grid_width, self._classes, self._layers, self.is_set
+        )
 
     def draw(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """A row's latent, one of its captions, some of its views, its class, and which of them are shown."""
@@ -150,7 +153,7 @@ class ViewLatents(Latents):
                 f"doesn't fit their width {pooled.shape[-1]}. Use a CLIP of another width."
             )
         self._views = pooled.unflatten(-1, (-1, VIEW_CHANNELS))
-        self.latent, self._layers = self._views.flatten(0, 1), ()
+        self.latent, self._layers, self.is_set = self._views.flatten(0, 1), (), False
         self.labels = [label for label in self.labels for _ in range(self._views.shape[1])]
 
     def draw(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:

@@ -49,7 +49,10 @@ def new_model(latents: Latents, config: PriorConfig) -> DenoisingNetwork:
         model = described.make()
     known = [latents.latent, *([] if latents.copies is None else [latents.copies.flatten(0, 1)])]
     if config.standardise != "none" and model.standardises:
-        mean, std = standardisation(torch.cat(known), common=config.standardise == "common")
+        numbers = torch.cat(known)
+        # Points are one another's equals: each channel has one mean and spread.
+        numbers = numbers.flatten(0, 1)[:, None] if latents.is_set else numbers
+        mean, std = standardisation(numbers, common=config.standardise == "common")
         model.standard_mean.copy_(mean)
         model.standard_std.copy_(std)
     if num := described.network.components:

@@ -15,6 +15,7 @@ STAGES = {
     "data_prep": "data_prep.pipeline:DataConfig",
     "prior.train_clip": "prior.train_clip:DualEncoderConfig",
     "encoder.train": "encoder.train:EncoderTrainConfig",
+    "encoder.train_cloud": "encoder.train_cloud:CloudTrainConfig",
     "encoder.encode": "encoder.encode:EncodeConfig",
     "prior.train": "prior.train:PriorConfig",
     "prior.distill": "prior.distill:DistillConfig",

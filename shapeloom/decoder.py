@@ -16,6 +16,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config, load_config
+from shapeloom.fields.cloud import CloudField, CloudFieldConfig, CloudProjection
 from shapeloom.fields.heads import Color, Directions, Field, Geometry
 from shapeloom.fields.mlp import FieldConfig, FieldMLP, own_bumps, own_shapes
 from shapeloom.fields.projection import (
@@ -46,12 +47,15 @@ class DecoderConfig(Config):
     projection: ProjectionConfig = ProjectionConfig()
     field: FieldConfig = FieldConfig()
     shap_e: ShapEFieldConfig | None = Key(None, description="Shap-E's published field, instead of both")
+    cloud: CloudFieldConfig | None = Key(None, description="latents are clouds of points; instead of both")
 
     @property
     def layout(self) -> LatentLayout:
         """What the latents look like."""
         if self.shap_e is not None:
             return self.shap_e.layout
+        if self.cloud is not None:
+            return self.cloud.layout
         layers, trunk = layer_tokens(self.projection, own_shapes(self.field)), self.field.geometry
         num_geometry = min(trunk.own_layers, trunk.num_layers)
         by_place = self.projection.kind == "columns"
@@ -62,6 +66,8 @@ def make_field(config: DecoderConfig) -> tuple[Projection, Field]:
     """Returns the projection and the field that a config names; raises ValueError if they don't fit."""
     if config.shap_e is not None:
         return ShapEProjection(config.shap_e), ShapEField(config.shap_e)
+    if config.cloud is not None:
+        return CloudProjection(config.cloud), CloudField(config.cloud)
     shapes, bumps = own_shapes(config.field), own_bumps(config.field)
     return make_projection(config.projection, shapes, bumps), FieldMLP(config.field)
 

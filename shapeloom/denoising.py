@@ -32,6 +32,8 @@ class Shapes:
     """Names of the class labels that the prior knows, in their order."""
     layers: tuple[int, ...] = ()
     """How many latent tokens belong to each hidden layer of the field, in their order; empty: unknown."""
+    is_set: bool = False
+    """Whether the tokens have no order, as points of a cloud have none."""
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Shapes":

@@ -29,13 +29,14 @@ class LatentLayout:
 
     layers: tokens of each matrix, in their order. num_geometry: how many of these matrices, the first ones,
     say where the asset is and the others how it looks; None: each says both. by_place: a layer's tokens are a
-    grid over the box.
+    grid over the box. is_set: the tokens have no order: they are points, say.
     """
 
     layers: tuple[int, ...]
     channels: int
     num_geometry: int | None = None
     by_place: bool = False
+    is_set: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

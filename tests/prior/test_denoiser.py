@@ -327,3 +327,25 @@ def test_answers_stay_within_the_components_and_layers_have_their_own():
 def test_components_need_a_network_of_ours_that_says_x0(said: str):
     with pytest.raises(UserError, match=r"network\.components adds the input"):
         load_config(PriorConfig, None, ["network.components=4", "diffusion.target=x0", said])
+
+
+CLOUD = Shapes(tokens=8, channels=6, clip_dim=6, text_width=5, is_set=True)
+
+
+def test_points_that_change_places_change_places_in_the_answer():
+    torch.manual_seed(0)
+    network = Denoiser(CLOUD, NetworkConfig(width=16, depth=2, heads=2)).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prior = Prior(network, CLOUD, DiffusionConfig(), {"digest": "", "encoder": "", "clip": ""})
+    x = torch.randn(3, 8, 6, dtype=torch.float64)
+    sigma, order = torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64), torch.randperm(8)
+    condition = prior.condition(some_text(3))
+    found = prior.denoise(x[:, order], sigma, condition)
+    torch.testing.assert_close(found, prior.denoise(x, sigma, condition)[:, order])
+
+
+@pytest.mark.parametrize("size", [{"group": 2}, {"components": 4}])
+def test_what_goes_by_the_tokens_order_is_refused_for_a_set(size: dict[str, int]):
+    with pytest.raises(UserError, match="points of a cloud have none"):
+        Denoiser(CLOUD, NetworkConfig(width=16, depth=1, heads=2, **size))

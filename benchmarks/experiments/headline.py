@@ -1,0 +1,449 @@
+"""python -m benchmarks.experiments.headline --run RUN --out OUT: does a latent prior beat a prior of points?
+
+Shap-E's claim over Point-E, put to the test on a finished run's own data (RUN: data, clip, encoder, latents,
+eval/judge). Three arms, each at several budgets and seeds:
+
+    latent           the prior of RUN's latents
+    points, steps    the same transformer and as many steps over clouds of coloured points
+    points, seconds  the same network for the same CPU seconds of one thread, measured beforehand
+
+A point is a token, a latent has far fewer: the same network is not the same compute, so both are shown. All
+have the same data, captions, CLIP, condition dropout, optimizer, averages, samplers, evaluations at sampling,
+and a guidance scale chosen for each on prompts of the split "val". Clouds become meshes by a regression of
+signed distances (`encoder.train_cloud`). Every mesh is drawn by the renderer of data preparation, in its
+light, and seen by the judge. OUT keeps all of it; the same command goes on where it was killed. It writes the
+page (`--page`) and its pictures beside it, in images/.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+import encoder.encode
+import encoder.train_cloud
+import prior.train
+from benchmarks.experiments.ablate import make_task, seconds_a_step
+from benchmarks.experiments.headline_page import write_page
+from data_prep.geometry.points import farthest_first
+from eval.generation import ceiling, frechet_scores
+from eval.judge import Judge, pooled, refuse_conditioner
+from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt
+from eval.samples import GenerationConfig, fixed_cameras
+from eval.sets import chamfer_matrix, draw_assets, set_scores, stored_clouds, symmetric_chamfer_matrix
+from prior.task import PriorConfig
+from sampling.mesh import MeshConfig
+from sampling.pipeline import ShapePipeline
+from sampling.portraits import mesh_picture
+from sampling.shape import ShapeSample
+from shapeloom import distributed
+from shapeloom.clip import load_clip
+from shapeloom.config import UserError, load_config, run_main
+from shapeloom.decoder import Decoder, load_decoder
+from shapeloom.metrics import ranks
+from shapeloom.runs import read_meta
+from shapeloom.seed import derive_seed
+from shapeloom.shards import AssetShards, LatentShards
+from shapeloom.storage import write_atomic
+from shapeloom.surfaces import Surface
+from shapeloom.weights import read_tensors
+
+ArmName = Literal["latent", "points_steps", "points_seconds"]
+ARMS: tuple[ArmName, ...] = ("latent", "points_steps", "points_seconds")
+OVERSAMPLE, BATCH = 4, 32
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prior: an arm at a budget (the latent prior's steps) with a seed."""
+
+    arm: ArmName
+    budget: int
+    seed: int
+    steps: int
+
+    @property
+    def folder(self) -> str:
+        """Where it is, in OUT."""
+        return f"{self.arm}_{self.budget}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials share."""
+
+    run: Path
+    out: Path
+    judge: Judge
+    arguments: argparse.Namespace
+
+    def parts(self, arm: ArmName) -> tuple[Path, Path]:
+        """The folders of an arm's latents and of their decoder."""
+        if arm == "latent":
+            return self.run / "latents", self.run / "encoder"
+        return self.out / "clouds", self.out / "cloud_field"
+
+    @property
+    def meshes(self) -> MeshConfig:
+        """The same for all arms; nothing is repaired but crumbs dropped."""
+        return MeshConfig(resolution=self.arguments.resolution, texture_size=0, sharpen=False, solid=False)
+
+    def settings(self, arm: ArmName) -> list[str]:
+        """Of the arm's prior, without its steps: the preset's, without what goes by tokens' order.
+
+        Nor do latents start from their linear denoiser (network.components), which a set has none of.
+        """
+        found = [f"latents={self.parts(arm)[0]}", *self.arguments.settings, "network.components=0"]
+        if arm != "latent":
+            found += ["network.group=1", "diffusion={target: v, times_mean: 0}"]
+        return found
+
+
+# ---------------------------------------------------------------- made once
+
+
+def make_clouds(bench: Bench) -> None:
+    """Trains the clouds' field and writes their shards, unless both are there."""
+    out, arguments = bench.out, bench.arguments
+    encoder.train_cloud.main(
+        ["--config", str(arguments.cloud_preset), "--out", str(out / "cloud_field"), "--set",
+         f"data={bench.run / 'data'}", *arguments.cloud_settings]
+    )  # fmt: skip
+    encoder.encode.main(
+        ["--out", str(out / "clouds"), "--set", f"data={bench.run / 'data'}", f"clip={bench.run / 'clip'}",
+         f"encoder={out / 'cloud_field'}", f"embeddings={bench.run / 'latents'}", "workers=0"]
+    )  # fmt: skip
+
+
+def plan(bench: Bench, world: distributed.World) -> dict[str, float]:
+    """Returns CPU seconds a training step of "latent" and "points", measured once.
+
+    Raises UserError if OUT was begun with other options: seeds alone may be added.
+    """
+    path = bench.out / "plan.json"
+    free = ("run", "out", "page", "seeds", "preset", "cloud_preset")
+    asked = {name: value for name, value in vars(bench.arguments).items() if name not in free}
+    asked["presets"] = [each.read_text() for each in (bench.arguments.preset, bench.arguments.cloud_preset)]
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        odd = [name for name in asked if found.get(name) != asked[name]]
+        if odd:
+            raise UserError(
+                f"{bench.out} was begun with other {', '.join(odd)}, and what is compared must be alike. Use "
+                "another --out; seeds alone may be added."
+            )
+        return dict(found["seconds_a_step"])
+    seconds = {}
+    for name, arm in (("latent", ARMS[0]), ("points", ARMS[1])):
+        config = load_config(PriorConfig, bench.arguments.preset, bench.settings(arm))
+        with tempfile.TemporaryDirectory() as folder:
+            seconds[name] = seconds_a_step(*make_task("prior", config, Path(folder)), world)
+    write_atomic(path, json.dumps({**asked, "seconds_a_step": seconds}, indent=1))
+    return seconds
+
+
+def trials(bench: Bench, seconds: Mapping[str, float]) -> list[Trial]:
+    """All priors, seed by seed, the largest budget first: guidance is chosen on it."""
+    ratio = seconds["latent"] / seconds["points"]
+    found = []
+    for seed in bench.arguments.seeds:
+        for budget in sorted(bench.arguments.budgets, reverse=True):
+            for arm in ARMS:
+                steps = max(1, round(budget * ratio)) if arm == "points_seconds" else budget
+                found.append(Trial(arm, budget, seed, steps))
+    return found
+
+
+# ---------------------------------------------------------------- meshes as the judge sees them
+
+
+def look(bench: Bench, decoder: Decoder, latents: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """Returns pictures uint8 [n, views, size, size, 3] and surface points [n, points, 3] of latents' meshes.
+
+    White pictures, and points all at the centre, where there is no surface.
+    """
+    poses, matrix = fixed_cameras(AssetShards(bench.run / "data"), config)
+    num = bench.arguments.set_points
+    pictures, clouds = [], []
+    for latent in latents:
+        mesh = ShapeSample(latent, "", 0, decoder).mesh(bench.meshes)
+        drawn = [mesh_picture(mesh, pose[None], matrix, size=config.size) for pose in poses]
+        pictures.append(torch.from_numpy(np.stack(drawn)))
+        if not mesh.num_faces:
+            clouds.append(torch.zeros(num, 3))
+            continue
+        points = Surface.of_mesh(mesh.mesh.vertices, mesh.mesh.faces, num=OVERSAMPLE * num).points
+        chosen = points[farthest_first(points.astype(np.float32), num)]
+        clouds.append(torch.from_numpy(chosen.astype(np.float32)))
+    return torch.stack(pictures), torch.stack(clouds)
+
+
+def make_samples(
+    bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float, path: Path
+) -> dict[str, Tensor]:
+    """Returns `pictures`, `points` and `seconds` (CPU, sampling and meshes) of a sample a prompt; kept."""
+    if not path.is_file():
+        pipeline = ShapePipeline.load(
+            prior=bench.out / trial.folder / "prior", encoder=bench.parts(trial.arm)[1],
+            clip=bench.run / "clip",
+        )  # fmt: skip
+        texts, parts, start = [prompt.text for prompt in prompts], [], time.process_time()
+        for first in range(0, len(texts), BATCH):
+            some = texts[first : first + BATCH]
+            seeds = [derive_seed("headline", trial.seed, text) for text in some]
+            parts += pipeline(
+                some, seeds=seeds, steps=bench.arguments.steps, guidance_scale=scale, sampler="dpmpp_2m"
+            )
+        sampled = time.process_time()
+        stacked = torch.stack([shape.latent for shape in parts])
+        pictures, points = look(bench, pipeline.decoder, stacked, generation(bench, len(prompts)))
+        seconds = torch.tensor([sampled - start, time.process_time() - sampled])
+        write_atomic(path, save({"pictures": pictures, "points": points, "seconds": seconds}))
+    return read_tensors(path)
+
+
+def generation(bench: Bench, num_prompts: int) -> GenerationConfig:
+    """What the evaluation's own functions want to know: pictures of the size that the data's have."""
+    return GenerationConfig(num_prompts=num_prompts, size=AssetShards(bench.run / "data").resolution)
+
+
+def judged(bench: Bench, pictures: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Returns whether the judge finds each sample's own prompt first, its cosine, and views' embeddings."""
+    embeddings = bench.judge.embed(pictures.numpy())
+    text = bench.judge.clip.text(list(texts)).pooled.cpu()
+    similarity = (pooled(embeddings) @ text.T).numpy()
+    return ranks(similarity, np.arange(len(texts))) == 0, similarity.diagonal(), embeddings
+
+
+# ---------------------------------------------------------------- one prior
+
+
+def train_prior(bench: Bench, trial: Trial) -> None:
+    """Trains it, or goes on, or sees that it is done."""
+    rare = [f"train.picture_every={trial.steps}", f"train.seed={trial.seed}", f"train.steps={trial.steps}"]
+    warmup = f"train.warmup_steps={min(50, trial.steps // 10)}"
+    prior.train.main(
+        ["--config", str(bench.arguments.preset), "--out", str(bench.out / trial.folder / "prior"), "--set",
+         *bench.settings(trial.arm), *rare, warmup]
+    )  # fmt: skip
+
+
+def choose_scale(bench: Bench, trial: Trial, prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
+    """Returns (R@1, CLIP score) of each guidance scale, best first, on prompts of "val".
+
+    Of an arm's first prior, that of the largest budget. Where R@1 doesn't tell scales apart, the score does.
+    """
+    path = bench.out / f"guidance_{trial.arm}.json"
+    if not path.is_file():
+        found, texts = {}, [prompt.text for prompt in prompts]
+        for scale in bench.arguments.scales:
+            where = bench.out / trial.folder / f"sweep_{scale:g}.safetensors"
+            pictures = make_samples(bench, trial, prompts, scale, where)["pictures"]
+            right, near, _ = judged(bench, pictures, texts)
+            found[f"{scale:g}"] = (float(right.mean()), float(near.mean()))
+        best = sorted(found.items(), key=lambda each: each[1], reverse=True)
+        write_atomic(path, json.dumps(dict(best)))
+    scales: dict[str, tuple[float, float]] = json.loads(path.read_text())
+    return scales
+
+
+def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float) -> Scores:
+    """Returns a prior's scores; kept."""
+    path = bench.out / trial.folder / "scores.json"
+    if not path.is_file():
+        samples = make_samples(bench, trial, prompts, scale, bench.out / trial.folder / "samples.safetensors")
+        right, near, embeddings = judged(bench, samples["pictures"], [prompt.text for prompt in prompts])
+        scores: Scores = {**vars(trial), "guidance_scale": scale, "hits": right.astype(int).tolist()}
+        scores["clip_score"] = float(near.mean())
+        scores |= set_measures(bench, samples["points"].numpy())
+        scores |= frechet_scores(bench.run / "data", bench.judge, embeddings, generation(bench, len(prompts)))
+        scores["empty"] = int((samples["points"].abs().amax((1, 2)) == 0).sum())
+        sampling, meshing = (samples["seconds"] / len(prompts)).tolist()
+        scores |= {"sampling_seconds": round(sampling, 3), "mesh_seconds": round(meshing, 3)}
+        write_atomic(path, json.dumps(scores))
+    kept: Scores = json.loads(path.read_text())
+    return kept
+
+
+def set_measures(bench: Bench, points: np.ndarray) -> dict[str, float]:
+    """Returns MMD, COV and 1-NNA of surfaces' points against as many held-out assets'."""
+    held_out = draw_assets(bench.run / "data", ("val", "test"), len(points), seed=0)
+    clouds = list(points[: len(held_out)])
+    if min(len(held_out), len(clouds)) < 2:
+        return {}
+    reference = stored_clouds(held_out, bench.arguments.set_points)
+    between = chamfer_matrix(clouds, reference)
+    return set_scores(symmetric_chamfer_matrix(clouds), symmetric_chamfer_matrix(reference), between)
+
+
+# ---------------------------------------------------------------- what can't be beaten
+
+
+def ceilings(bench: Bench, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Returns what the judge says of held-out assets themselves, as they are and through either form.
+
+    Meshes of true latents and of true clouds, seen by the judge among the assets' own prompts.
+    """
+    path = bench.out / "ceilings.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    config = generation(bench, len(prompts))
+    text = bench.judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
+    found: dict[str, Any] = dict(ceiling(bench.run / "data", bench.judge, prompts, text, config))
+    found["cloud_field"] = read_meta(bench.out / "cloud_field", stage="encoder").get("ceiling", {})
+    for name in ("latent", "points"):
+        folder, decoder = bench.parts("latent" if name == "latent" else "points_steps")
+        shards, rows, texts = LatentShards(folder), list[int](), list[str]()
+        by_pairs = has_colours(shards.rows)
+        for index, row in enumerate(shards.rows):
+            own = own_prompt(row, by_pairs=by_pairs)
+            if row.split != "train" and own and own not in texts and len(rows) < len(prompts):
+                rows.append(index)
+                texts.append(own)
+        if not rows:
+            continue
+        latents = torch.stack([shards.read(i)["latent"].float() for i in rows])
+        pictures, points = look(bench, load_decoder(decoder), latents, config)
+        found[f"{name}_r_at_1"] = float(judged(bench, pictures, texts)[0].mean())
+        found[f"{name}_num"] = len(rows)
+        found |= {f"{name}_{key}": value for key, value in set_measures(bench, points.numpy()).items()}
+    write_atomic(path, json.dumps(found))
+    return found
+
+
+def costs(bench: Bench) -> dict[str, float]:
+    """Returns the seconds that the stages before a prior took, by their own records."""
+    folders = {"latent": bench.parts("latent"), "points": bench.parts("points_steps")}
+    return {
+        name: sum(json.loads((folder / "meta.json").read_text())["seconds"] for folder in both)
+        for name, both in folders.items()
+    }
+
+
+# ---------------------------------------------------------------- the command
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the command line's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.headline", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="a finished run, with eval/judge")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--page", type=Path, help="Markdown to write; none: OUT/headline.md")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[150, 300, 600], help="steps of the latent prior"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--sweep-prompts", type=int, default=48)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 6.0], help="guidance")
+    parser.add_argument("--steps", type=int, default=24, help="of sampling, by dpmpp_2m, for all arms")
+    parser.add_argument("--resolution", type=int, default=64, help="of meshes")
+    parser.add_argument(
+        "--set-points", type=int, default=512, help="of a surface, for distances between sets"
+    )
+    parser.add_argument("--preset", type=Path, default=Path("configs/prior/tiny.yaml"), help="of all priors")
+    parser.add_argument("--settings", nargs="*", default=[], help="key=value of all priors")
+    parser.add_argument("--cloud-preset", type=Path, default=Path("configs/encoder/cloud_tiny.yaml"))
+    parser.add_argument("--cloud-settings", nargs="*", default=[], help="key=value of the clouds' field")
+    return parser.parse_args(argv)
+
+
+def open_bench(arguments: argparse.Namespace) -> Bench:
+    """Returns the bench; raises UserError where the run lacks a part."""
+    run: Path = arguments.run
+    missing = [
+        name for name in ("data", "clip", "encoder", "latents", "eval/judge") if not (run / name).is_dir()
+    ]
+    if missing:
+        raise UserError(
+            f"{run} has no {', '.join(missing)}: the comparison needs a finished run (`make demo`), whose "
+            "evaluation has trained a judge."
+        )
+    judge = load_clip(run / "eval" / "judge")
+    refuse_conditioner(judge.digest, load_clip(run / "clip").digest)
+    return Bench(run, arguments.out, Judge(judge), arguments)
+
+
+def choose(bench: Bench) -> tuple[list[Prompt], list[Prompt]]:
+    """Returns the prompts that scales are chosen on, of "train" and "val", and those of the table."""
+    rows, arguments = AssetShards(bench.run / "data").rows, bench.arguments
+    for_sweep = choose_prompts(
+        [r for r in rows if r.split in ("train", "val")], arguments.sweep_prompts, seed=1
+    )
+    for_table = choose_prompts([r for r in rows if r.split in ("train", "test")], arguments.prompts, seed=0)
+    if min(len(for_sweep), len(for_table)) < 2:
+        raise UserError(f"{bench.run / 'data'} has too few different captions to tell samples apart by.")
+    return for_sweep, for_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Makes what is missing, one prior after another, and writes the page after each."""
+    arguments = parse(argv)
+    # Before the process group starts: it gives a process that says nothing all cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    world = distributed.start()
+    bench = open_bench(arguments)
+    for_sweep, prompts = choose(bench)
+    make_clouds(bench)
+    seconds = plan(bench, world)
+    known = ceilings(bench, prompts)
+    results: list[Scores] = []
+    page = arguments.page or bench.out / "headline.md"
+    for trial in trials(bench, seconds):
+        train_prior(bench, trial)
+        scales = choose_scale(bench, trial, for_sweep)
+        found = measure(bench, trial, prompts, float(next(iter(scales))))
+        kind = "latent" if trial.arm == "latent" else "points"
+        results.append({**found, "train_seconds": trial.steps * seconds[kind], "scales": scales})
+        say(f"{trial.folder}: R@1 {np.mean(found['hits']):.3f}")
+        facts = {
+            "seconds_a_step": seconds, "costs": costs(bench), "ceilings": known,
+            "prompts": [prompt.text for prompt in prompts],
+        }  # fmt: skip
+        write_page(page, results, facts, shown(bench, results), command(arguments))
+    say(f"the page is {page}")
+
+
+def shown(bench: Bench, results: Sequence[Scores]) -> dict[str, np.ndarray]:
+    """Returns pictures of each arm's samples at its largest budget so far, of the first seed."""
+    best: dict[str, Scores] = {}
+    for each in results:
+        if each["seed"] == bench.arguments.seeds[0] and (
+            each["arm"] not in best or each["budget"] > best[each["arm"]]["budget"]
+        ):
+            best[each["arm"]] = each
+    found = {}
+    for arm, each in best.items():
+        folder = Trial(each["arm"], each["budget"], each["seed"], each["steps"]).folder
+        found[arm] = read_tensors(bench.out / folder / "samples.safetensors")["pictures"].numpy()
+    return found
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the page says of how it was made: options that are not the defaults, without folders."""
+    default = vars(parse(["--run", "", "--out", ""]))
+    given = vars(arguments).items()
+    return {k: v for k, v in given if k not in ("run", "out", "page") and v != default[k]}
+
+
+def say(text: str) -> None:
+    """A line on stdout, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_main(main)
