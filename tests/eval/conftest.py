@@ -96,7 +96,7 @@ class Oracle(Autoencoder):
         nn.Module.__init__(self)
         self.encoder, self.decoder = nn.Identity(), OracleDecoder()
         self.encoder.config = EncoderConfig(num_points=256, num_views=1)
-        self.broken = broken
+        self.num_views, self.broken = 1, broken
 
     def encode(self, samples: Sequence[AssetSample]) -> Tensor:
         latents = []

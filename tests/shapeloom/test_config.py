@@ -86,7 +86,9 @@ def test_every_preset_is_valid(preset: Path) -> None:
     from data_prep.pipeline import DataConfig
     from encoder.encode import EncodeConfig
     from encoder.train import EncoderTrainConfig
+    from encoder.train_cloud import CloudTrainConfig
     from eval.__main__ import EvalConfig
+    from eval.judging import JudgingConfig
     from prior.distill import DistillConfig
     from prior.task import PriorConfig
     from prior.train_clip import DualEncoderConfig
@@ -104,6 +106,10 @@ def test_every_preset_is_valid(preset: Path) -> None:
     owner, inputs = owners[preset.parent.name]
     if preset.name.startswith("distill_"):
         owner, inputs = DistillConfig, ["teacher=x", "latents=x"]
+    elif preset.name.startswith("cloud_"):
+        owner = CloudTrainConfig
+    elif preset.name.startswith("judge"):
+        owner, inputs = JudgingConfig, []
     elif preset.name.endswith("_lora.yaml"):
         inputs = [*inputs, "fine_tune.init_from=x"]
     assert isinstance(load_config(owner, preset, inputs), owner)
