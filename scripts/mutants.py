@@ -63,8 +63,8 @@ OPERATORS = (
     "core/ReplaceFalseWithTrue",
     "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd", "core/NumberReplacer", "core/ZeroIterationForLoop",
 )  # fmt: skip
-MEGABYTES = 6000
-"""That a mutant may take."""
+MEGABYTES = 16000
+"""That a mutant may take: DeepSpeed alone asks for several buckets of 2 GB, which it hardly touches."""
 
 
 @dataclass(frozen=True)

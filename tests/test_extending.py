@@ -22,6 +22,8 @@ def test_an_example_runs_from_its_text_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    claims = re.findall(r"^ *(?:assert|torch\.testing\.assert_close)\b", EXAMPLES[name][0], re.MULTILINE)
+    assert claims, "an example says what comes out of it"
     exec(compile(EXAMPLES[name][0], f"docs/extending.md: {name}", "exec"), {"__name__": "example"})
 
 
