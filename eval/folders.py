@@ -38,11 +38,6 @@ class Item:
     pictures: tuple[Path, ...] = ()
     truth: Path | None = None
 
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no file of it."""
-        return self.mesh is None and not self.pictures
-
 
 @dataclass(frozen=True)
 class References:

@@ -166,7 +166,7 @@ def test_a_list_finds_files_without_their_suffix_and_folders_of_pictures(
     (tmp_path / "prompts.csv").write_text("path,prompt\none.v2,a\ntwo,b\nthree.glb,c\n")
     one, two, three = read_outputs(tmp_path, None, tmp_path)
     assert one.mesh == tmp_path / "one.v2.glb" and two.pictures == (tmp_path / "two" / "1.png",)
-    assert three.is_missing and three == Item("three.glb", "c", tmp_path)
+    assert three == Item("three.glb", "c", tmp_path)  # no mesh, no pictures
 
 
 def test_a_list_without_its_columns_is_refused(tmp_path: Path) -> None:
