@@ -227,7 +227,8 @@ def html(
 def _html_cell(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    own = f"{cell.value:.4g} <span class='soft small'>{cell.interval[0]:.4g} to {cell.interval[1]:.4g}</span>"
+    low, high = cell.interval
+    own = f"{cell.value:.3g}<br><span class='soft small'>{low:.3g} to {high:.3g}</span>"
     if cell.difference is None or cell.difference_interval is None:
         return own
     colour = {"better": "good", "worse": "bad", "": "soft"}[cell.verdict]

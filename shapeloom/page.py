@@ -41,6 +41,8 @@ th { font-weight: 600; font-size: 13px; color: var(--soft); } td.main { font-wei
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
 .tiles.medium { grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); }
 .tiles.large { grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
+table:has(figure) { table-layout: fixed; width: 100%; }
+td:has(figure) { white-space: normal; text-align: left; vertical-align: top; }
 figure { margin: 0; } .pixels { image-rendering: pixelated; }
 figure img { width: 100%; display: block; border: 1px solid var(--line); border-radius: 6px; }
 figcaption { font-size: 12px; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere; }
