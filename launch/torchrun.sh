@@ -7,8 +7,10 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST bash launch/torchrun.sh ...
 set -euo pipefail
 python=${VENV:-.venv}/bin/python
-# Says at once if another command writes there, before anything heavy starts.
-"$python" "$(dirname "${BASH_SOURCE[0]}")/../shapeloom/locks.py" "$@"
+# Says at once if another command writes there or nothing is left to do, before anything heavy starts.
+status=0
+SHAPELOOM_LOOKS_ONLY=1 "$python" -m "$@" || status=$?
+[ "$status" = 3 ] || exit "$status"
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29400}"
 : "${CPU_NPROC:=2}"
 : "${NPROC:=$("$python" -c "import os, torch; print(torch.cuda.device_count() or min($CPU_NPROC, os.cpu_count()))")}"

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
+from shapeloom import finished
 from shapeloom.troubles import explain
 
 MAX_BYTES = 1 << 20
@@ -145,6 +146,7 @@ def resolved(
     if arguments.print_config:
         sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         raise SystemExit(0)
+    finished.note_read(config.model_dump(mode="json"))
     return config
 
 
@@ -193,6 +195,7 @@ def run_main(main: Callable[[], None]) -> None:
     threading.excepthook = _end_of_thread
     try:
         main()
+        finished.remember()
     except UserError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         raise SystemExit(2) from None

@@ -252,10 +252,3 @@ def _started(pid: int) -> str | None:
     except PermissionError:
         pass
     return ""
-
-
-if __name__ == "__main__":  # of launch/torchrun.sh, before it starts anything: locks.py STAGE OPTION ...
-    folder = named_folder(sys.argv[2:])
-    text = folder and refusal(folder)
-    if text:
-        sys.exit(f"\nerror: {text}")

@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from shapeloom import __version__
+from shapeloom import __version__, finished
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.locks import FolderInUse, FolderLock, acquire
 from shapeloom.log import get_logger
@@ -114,6 +114,7 @@ class Run:
         if run.meta:
             _check_same(out, run.meta, stage, config, given, places)
             if run.done and not (lost := _lost_weights(out, run.meta)):
+                run._note_end()
                 return run
             if run.done:
                 log.warning("%s was done, but has lost %s since, which is made again", out, lost)
@@ -266,6 +267,11 @@ class Run:
         self.save_progress()
         if self._writer is not None:
             self._writer.close()
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self._writes and isinstance(self._folder, Path):
+            finished.note(self._folder)
 
 
 def _own_meta(folder: AnyPath) -> dict[str, Any] | None:

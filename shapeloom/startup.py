@@ -10,36 +10,37 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
+from shapeloom.finished import is_finished, stage_command, told
 from shapeloom.locks import named_folder, refusal
 
-STAGES = {"data_prep", "encoder", "prior", "sampling", "serving", "eval"}
+LOOKS_ONLY = "SHAPELOOM_LOOKS_ONLY"
+"""Set by launch/torchrun.sh, which starts more than one process only where there is something to do."""
+GO_ON = 3
+"""The exit status that says so."""
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 2.0
 
 
 def begin() -> None:
-    """Refuses to be the second writer of a folder, and ties a launcher's worker to its launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Ends at once where another command writes the folder or nothing is left to do; ties a launcher's worker
+    to its launcher."""
+    num = int(os.environ.get("WORLD_SIZE", "1"))
+    if num > 1:
         end_with_parent()
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
-    folder = output_folder(sys.orig_argv)
+    command = stage_command(sys.orig_argv)
+    folder = named_folder(command)
     text = folder and refusal(folder)
     if text:
         sys.stderr.write(f"\nerror: {text}\n")
         raise SystemExit(2)
-
-
-def output_folder(argv: Sequence[str]) -> Path | None:
-    """The --out of `python -m STAGE ... --out DIR`; None for any other command, and for a URL."""
-    words = list(argv)
-    if "-m" not in words[:-1]:
-        return None
-    stage, *after = words[words.index("-m") + 1 :]
-    return named_folder(after) if stage.partition(".")[0] in STAGES else None
+    if num == 1 and is_finished(command):
+        sys.stderr.write(told(command))
+        raise SystemExit(0)
+    if command and os.environ.get(LOOKS_ONLY):
+        raise SystemExit(GO_ON)
 
 
 def end_with_parent() -> None:
