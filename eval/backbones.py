@@ -95,16 +95,19 @@ def load_backbone(config: BackboneConfig) -> Backbone:
             return Backbone("Inception (FID)", str(config.sha256), lambda rgb: fid(_pixels(rgb)))
 
 
-def _tensors(config: BackboneConfig) -> dict[str, Any]:
-    path = Path(str(config.file))
+def read_checked(file: str, sha256: str, what: str) -> dict[str, Any]:
+    """Returns a checkpoint's tensors; UserError if the file is missing or has another SHA-256."""
+    path = Path(file)
     if not path.is_file():
-        raise UserError(f"The weights of {config.kind} are missing: {path} is no file.")
+        raise UserError(f"The weights of {what} are missing: {path} is no file.")
     digest = file_digest(path)
-    if digest != config.sha256:
-        raise UserError(
-            f"{path} isn't the file that was named: its SHA-256 is {digest}, not {config.sha256}."
-        )
+    if digest != sha256:
+        raise UserError(f"{path} isn't the file that was named: its SHA-256 is {digest}, not {sha256}.")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _tensors(config: BackboneConfig) -> dict[str, Any]:
+    return read_checked(str(config.file), str(config.sha256), config.kind)
 
 
 def _fitting(network: nn.Module, tensors: dict[str, Any], config: BackboneConfig) -> nn.Module:

@@ -23,6 +23,7 @@ from torch import Tensor
 from data_prep.mesh import Mesh
 from encoder.model import AnyAutoencoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
+from eval.perceptual import Distance, LpipsConfig, load_lpips
 from eval.pictures import coloured_mesh, render_mesh
 from eval.sheet import save_sheet, save_tile
 from sampling.mesh import MeshConfig, field_to_mesh
@@ -45,7 +46,8 @@ from shapeloom.surface_metrics import (
 )
 from shapeloom.surfaces import NUM_POINTS, Surface, read_surface
 
-PICTURE_SCORES = ("psnr", "ssim", "iou")
+PICTURE_SCORES = ("psnr", "ssim", "iou", "lpips")
+"""The last one where its weights are given."""
 SHEET = "shapes.png"
 """In the evaluation's folder: held-out shapes, truth above ours."""
 Record = dict[str, Any]
@@ -59,6 +61,7 @@ class ReconstructionConfig(Config):
     views: int = Field(4, ge=1, description="held-out views of each asset, evenly chosen")
     size: int | None = Field(None, ge=11, description="side of the pictures in pixels; none: as stored")
     samples: RenderConfig = RenderConfig()
+    lpips: LpipsConfig | None = Field(None, description="adds the perceptual distance; none: not computed")
     mesh: MeshConfig = MeshConfig(resolution=96, max_faces=20_000)
     surface_points: int = Field(NUM_POINTS, ge=100, description="sampled on each surface to measure it")
     surface_resolution: int = Field(RESOLUTION, ge=16, le=512, description="cells a side of its grid")
@@ -139,6 +142,7 @@ def _evaluate_batch(
     shards = batch[0].shards
     size = config.size or shards.resolution
     chosen = held_out_views(shards.num_views, model.num_views, config.views)
+    perceptual = None if config.lpips is None else load_lpips(config.lpips)
     samples = [read_for_encoding(each.shards, each.index, model) for each in batch]
     truths = [read_views(each.shards, each.index, chosen, size=size) for each in batch]
     with torch.no_grad():
@@ -159,13 +163,18 @@ def _evaluate_batch(
         )
         record: Record = {"key": row.key, "split": row.split, "category": row.category}
         record |= {"caption": row.captions[0] if row.captions else "", "empty": found.is_empty}
-        record |= {"true_mesh": surface.is_exact, **picture_scores(rgb[i], alpha[i], truth), **scores}
-        record |= {f"mesh_{k}": v for k, v in picture_scores(mesh_rgb, mesh_alpha, truth).items()}
+        record |= {
+            "true_mesh": surface.is_exact,
+            **picture_scores(rgb[i], alpha[i], truth, perceptual),
+            **scores,
+        }
+        of_mesh = picture_scores(mesh_rgb, mesh_alpha, truth, perceptual)
+        record |= {f"mesh_{k}": v for k, v in of_mesh.items()}
         record |= texture_scores(model.decoder, own, sample)
-        record["blank"] = blank_scores(truth, surface)
+        record["blank"] = blank_scores(truth, surface, perceptual)
         rows = [truth.rgb, rgb[i], mesh_rgb]
         if training is not None:
-            record["nearest"], picture = nearest_scores(training, truth, surface)
+            record["nearest"], picture = nearest_scores(training, truth, surface, perceptual)
             rows.append(picture)
         if each.is_drawn:
             record["picture"] = f"{row.split}_{row.key}.png"
@@ -195,14 +204,18 @@ def _mesh(model: AnyAutoencoder, weights: list[Tensor], config: ReconstructionCo
 
 
 def picture_scores(
-    rgb: Float[ndarray, "views height width 3"], alpha: Float[ndarray, "views height width"], truth: Views
-) -> dict[str, float]:
-    """Returns psnr (dB), ssim and iou, means over the views."""
-    return {
+    rgb: Float[ndarray, "views height width 3"], alpha: Float[ndarray, "views height width"], truth: Views,
+    perceptual: Distance | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Returns psnr (dB), ssim, iou and, where a distance is given, lpips: means over the views."""
+    scores = {
         "psnr": float(psnr(rgb, truth.rgb).mean()),
         "ssim": float(np.mean([ssim(a, b) for a, b in zip(rgb, truth.rgb, strict=True)])),
         "iou": float(mask_iou(alpha, truth.alpha).mean()),
     }
+    if perceptual is not None:
+        scores["lpips"] = float(perceptual(rgb, truth.rgb).mean())
+    return scores
 
 
 def texture_scores(decoder: Decoder, weights: list[Tensor], sample: AssetSample) -> dict[str, float]:
@@ -214,15 +227,15 @@ def texture_scores(decoder: Decoder, weights: list[Tensor], sample: AssetSample)
     return color_scores(found, sample.points_rgb / 255, sample.points)
 
 
-def blank_scores(truth: Views, surface: Surface) -> dict[str, float]:
+def blank_scores(truth: Views, surface: Surface, perceptual: Distance | None = None) -> dict[str, float]:
     """Returns the scores of a white picture and of a surface that is one point at the centre."""
-    pictures = picture_scores(np.ones_like(truth.rgb), np.zeros_like(truth.alpha), truth)
+    pictures = picture_scores(np.ones_like(truth.rgb), np.zeros_like(truth.alpha), truth, perceptual)
     nothing = Surface.of_mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
     return pictures | surface_scores(nothing, surface)
 
 
 def nearest_scores(
-    training: TrainingAssets, truth: Views, surface: Surface
+    training: TrainingAssets, truth: Views, surface: Surface, perceptual: Distance | None = None
 ) -> tuple[Record, Float[ndarray, "views height width 3"]]:
     """Returns the scores of the nearest training asset in this one's place, and its pictures."""
     index, scores = training.surface_scores(surface)
@@ -230,7 +243,7 @@ def nearest_scores(
     rgb, alpha = render_mesh(
         drawn_points(found), truth.cam_to_world, truth.intrinsics, size=truth.rgb.shape[1]
     )
-    return {"key": found.row.key, **picture_scores(rgb, alpha, truth), **scores}, rgb
+    return {"key": found.row.key, **picture_scores(rgb, alpha, truth, perceptual), **scores}, rgb
 
 
 def _save_picture(path: Path, rows: Sequence[Float[ndarray, "views height width 3"]]) -> None:
@@ -263,7 +276,7 @@ def _means(records: Sequence[Record]) -> Record:
         means[baseline] = _with_intervals(beside, (*PICTURE_SCORES, *SURFACE_SCORES)) if beside else None
     shared = (*PICTURE_SCORES, *SURFACE_SCORES)
     gains = [
-        {name: _gain(name, record[name], record["nearest"][name]) for name in shared}
+        {name: _gain(name, record[name], record["nearest"][name]) for name in shared if name in record}
         for record in records
         if "nearest" in record
     ]
@@ -275,7 +288,7 @@ def _means(records: Sequence[Record]) -> Record:
 
 
 def _gain(name: str, ours: float, theirs: float) -> float:
-    return theirs - ours if name in LOWER_IS_BETTER else ours - theirs
+    return theirs - ours if name in LOWER_IS_BETTER | {"lpips"} else ours - theirs
 
 
 def _with_intervals(records: Sequence[Record], names: Sequence[str]) -> Record:

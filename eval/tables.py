@@ -33,6 +33,7 @@ def cards(metrics: Record) -> str:
 
 _RECONSTRUCTION_ROWS = {
     "psnr": "PSNR of NeRF renders, dB", "ssim": "SSIM of NeRF renders", "iou": "Mask IoU of NeRF renders",
+    "lpips": "LPIPS of NeRF renders (less is better)",
     "mesh_psnr": "PSNR of mesh renders, dB", "mesh_iou": "Mask IoU of mesh renders",
     "fscore_0.01": "Surface F-score at 0.01", "fscore_0.02": "Surface F-score at 0.02",
     "fscore_0.05": "Surface F-score at 0.05", "chamfer": "Chamfer distance (less is better)",
