@@ -12,7 +12,7 @@ from sampling.faults import FAULTS, Surface
 from sampling.formats import MESH_FORMATS, PICTURE_FORMATS
 from sampling.guidance import SampleSettings
 from sampling.pictures import png, save_frames
-from sampling.pipeline import Picture, ShapePipeline
+from sampling.pipeline import Pictures, ShapePipeline
 from sampling.portraits import portrait
 from sampling.shape import ShapeSample
 from shapeloom.log import get_logger, progress
@@ -70,7 +70,7 @@ def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableCo
 
 
 def make(
-    pipeline: ShapePipeline, missing: Sequence[Wish], pictures: dict[str, Picture],
+    pipeline: ShapePipeline, missing: Sequence[Wish], pictures: dict[str, Pictures],
     config: SamplingConfig, run: Run, album: Album,
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""

@@ -157,6 +157,41 @@ def test_each_prompt_is_made_after_each_picture(runs, tmp_path):
     assert found[0]["image"] == found[1]["image"] != found[2]["image"]
 
 
+def test_pictures_after_one_image_are_of_one_object(runs, tmp_path, monkeypatch):
+    warned: list[str] = []
+    monkeypatch.setattr("sampling.__main__.log.warning", lambda text, *values: warned.append(text % values))
+    for name, colour in (("front", (255, 0, 0)), ("back", (0, 0, 255)), ("other", (0, 255, 0))):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+    front, back, other = (str(tmp_path / f"{name}.png") for name in ("front", "back", "other"))
+    main([*runs.arguments, "--image", front, back, "--image", other])
+    both, single = records(runs.out)
+    assert (both["label"], single["label"]) == ("front", "other")
+    assert both["image"].count("+") == 1 and "+" not in single["image"]
+    assert "was trained on 1 of an object's pictures at a time and is shown 2" in warned[0]
+    main([*runs.arguments, "--image", front])
+    assert len(records(runs.out)) == 3  # the front alone is another wish
+
+
+def test_a_table_names_each_object_s_prompt_and_pictures(runs, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4), (200, ord(name), 0)).save(tmp_path / f"{name}.png")
+    table = tmp_path / "wanted.csv"
+    table.write_text('prompt,images\n"a mug, red",a.png; b.png\na chair,b.png\n')
+    main([*runs.arguments, "--prompts", str(table)])
+    mug, chair = records(runs.out)
+    assert (mug["prompt"], chair["prompt"]) == ("a mug, red", "a chair")
+    assert mug["image"].endswith("+" + chair["image"])
+    for text, message in (
+        ("prompt,images\n", "is empty"), ("picture\na.png\n", "not picture"), ("prompt\na mug, red\n", "quote"),
+        ("prompt,images\na mug,a.png\na car,\n", "none in line 3"), ("images\nno.png\n", "does not exist"),
+    ):  # fmt: skip
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            main([*runs.arguments, "--prompts", str(table)])
+    with pytest.raises(UserError, match="leave out --prompt"):
+        main([*runs.arguments, "--prompts", str(table), "--prompt", "a car"])
+
+
 def test_formats_are_the_ones_asked_for(runs):
     formats = ["glb", "obj", "ply", "stl", "gif", "mp4", "apng", "png", "safetensors"]
     main([*runs.arguments, f"formats=[{','.join(formats)}]", "--prompt", "a mug"])
