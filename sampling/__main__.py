@@ -2,7 +2,7 @@
 
     python -m sampling --config configs/sampling/tiny.yaml --model RUN --out RUN/samples \\
         --prompt "a red chair" --prompt "a blue mug" --num 4 --seed 0
-    python -m sampling ... --image front.png back.png --image other.jpg   # two pictures of one object, another
+    python -m sampling ... --image front.png back.png --image other.jpg  # two objects: one by two pictures
 
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
 metadata.json lists them with their settings and files, and counts those that came out broken (`retries`: how
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from sampling.album import Album, Wish, count_faults
 from sampling.config import SamplingConfig, captions_of, load_pipeline
+from sampling.cutouts import load_image
 from sampling.faults import FAULTS
 from sampling.making import make
-from sampling.pictures import load_image
 from sampling.pipeline import MAX_SEED, Pictures, check_prompt
 from sampling.prompts import read_prompts, read_table
 from shapeloom.config import UserError, parse_stage, run_main
@@ -88,7 +88,7 @@ def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[
     pictures: dict[str, Pictures] = {}
     digests = {several: "" for _, several in asked}
     for several in digests:
-        loaded = [load_image(path) for path in several]
+        loaded = [load_image(path, config.pictures) for path in several]
         digests[several] = "+".join(map(file_digest, several))
         pictures |= {digests[several]: loaded} if loaded else {}
     every: dict[Wish, None] = {}
