@@ -7,7 +7,8 @@
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
 metadata.json lists them with their settings and files, and counts those that came out broken (`retries`: how
 many more seeds such objects are given); contact_sheet.png shows them all. `--shard 2/8` makes every eighth
-object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
+object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands. Pictures lose
+their background, and NAME_seen.png shows what the model saw of them (`pictures`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sampling.config import SamplingConfig, captions_of, load_pipeline
 from sampling.cutouts import load_image
 from sampling.faults import FAULTS
 from sampling.making import make
-from sampling.pipeline import MAX_SEED, Pictures, check_prompt
+from sampling.pipeline import MAX_SEED, Picture, check_prompt
 from sampling.prompts import read_prompts, read_table
 from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
@@ -76,7 +77,9 @@ def asked_for(config: SamplingConfig, arguments: argparse.Namespace) -> list[tup
     return [(prompt, several) for prompt in prompts for several in images or [()]]
 
 
-def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[Wish], dict[str, Pictures]]:
+def wishes(
+    config: SamplingConfig, arguments: argparse.Namespace
+) -> tuple[list[Wish], dict[str, list[Picture]]]:
     """Returns the objects that are asked for, each once, and their pictures by digest."""
     asked = asked_for(config, arguments)
     if not asked:
@@ -85,7 +88,7 @@ def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[
         )
     if config.seed + config.num - 1 > MAX_SEED:
         raise UserError(f"Seeds end at {MAX_SEED}, but --seed {config.seed} --num {config.num} goes beyond.")
-    pictures: dict[str, Pictures] = {}
+    pictures: dict[str, list[Picture]] = {}
     digests = {several: "" for _, several in asked}
     for several in digests:
         loaded = [load_image(path, config.pictures) for path in several]

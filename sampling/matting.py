@@ -219,7 +219,7 @@ def load_network(path: Path) -> Matter:
             f"{', '.join(sorted(kinds))}."
         )
 
-    class Given(kinds[path.stem]):  # type: ignore[misc, name-defined]
+    class Given(kinds[path.stem]):  # type: ignore[misc, valid-type]
         """Of that very file, where rembg would look for one of its own and download it."""
 
         @classmethod

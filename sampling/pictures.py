@@ -84,6 +84,16 @@ def save_frames(path: Path, frames: UInt8[np.ndarray, "frames height width chann
             raise ValueError(f"frames can be saved as {listed(PICTURE_FORMATS)}, not as {path.name}")
 
 
+def side_by_side(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, size: int
+) -> UInt8[np.ndarray, "size width 3"]:
+    """Returns square pictures in a row, scaled to `size` pixels a side."""
+    scaled = [Image.fromarray(picture) for picture in pictures]
+    return np.concatenate(
+        [np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in scaled], axis=1
+    )
+
+
 def contact_sheet(
     pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     labels: Sequence[str],

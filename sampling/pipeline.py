@@ -301,6 +301,7 @@ def check_request(
         rows = [*image]
     if len(rows) != len(given):
         raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(rows)}.")
+    pictures: list[Sequence[Picture]]
     pictures = [[row] if isinstance(row, np.ndarray) else list(row or ()) for row in rows]
     if any(pictures) and not all(pictures):
         raise ValueError("either all shapes of a batch have an image or none has.")
