@@ -92,7 +92,7 @@ class Bench:
 
         images: each asset's pictures; None: its caption.
         """
-        path = self.out / f"{name}.safetensors"
+        path = self.out / f"{pipeline.prior.digest[:8]}_{name}.safetensors"
         if not path.is_file():
             shapes: list[ShapeSample] = []
             for start in range(0, len(self.assets), BATCH):
@@ -187,8 +187,8 @@ def measure_backgrounds(bench: Bench, pipeline: ShapePipeline) -> tuple[str, dic
             shown[f"{kind}, cut out {name}"] = [picture for picture, _ in cut]
             found[f"{kind}, cut out {name}"] = np.array([iou for _, iou in cut])
     scores = {
-        name: chosen.scores(chosen.samples(pipeline, f"background_{number}", pictures))["chamfer"]
-        for number, (name, pictures) in enumerate(shown.items())
+        name: chosen.scores(chosen.samples(pipeline, name.replace(" ", "_"), pictures))["chamfer"]
+        for name, pictures in shown.items()
     }
     lines = ["| shown | IoU of the matte | Chamfer | Chamfer - clean's |", "|---" * 4 + "|"]
     for name, own in scores.items():
@@ -201,6 +201,20 @@ def measure_backgrounds(bench: Bench, pipeline: ShapePipeline) -> tuple[str, dic
     for name, shares in found.items():
         numbers[name]["iou"] = shares.tolist()
     return "\n".join(lines) + "\n", numbers
+
+
+def check_plan(options: argparse.Namespace) -> None:
+    """Raises UserError if OUT was begun with other options: priors and networks alone may be added."""
+    path = options.out / "plan.json"
+    asked = {
+        key: str(getattr(options, key))
+        for key in ("run", "num", "steps", "guidance", "points", "seed", "busy")
+    }
+    if path.is_file() and json.loads(path.read_text()) != asked:
+        raise UserError(
+            f"{options.out} was begun with other options ({path.read_text()}): use another --out."
+        )
+    write_atomic(path, json.dumps(asked))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -222,18 +236,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--matting", type=Path, help="a network of rembg's to cut them out by, too")
     options = parser.parse_args(argv)
     run: Path = options.run
+    check_plan(options)
     clip = load_clip(run / "eval" / "judge")
     assets = read_assets(run / "data", options.num, options.points)
     bench, results = Bench(run, options.out, assets, Judge(clip), options), {}
     lines = ["| prior | shown | Chamfer | R@1 | Chamfer - one's | R@1 - one's |", "|---" * 6 + "|"]
-    for number, prior in enumerate(options.prior or [run / "prior"]):
+    for prior in options.prior or [run / "prior"]:
         pipeline = ShapePipeline.load(prior=prior, encoder=run / "encoder", clip=run / "clip")
         refuse_conditioner(clip.digest, pipeline.clip.digest)
         arms = {CAPTION: None, **{str(num): [each.views[:num] for each in assets] for num in SHOWN}}
-        scores = {
-            name: bench.scores(bench.samples(pipeline, f"{number}_{name}", images))
-            for name, images in arms.items()
-        }
+        scores = {name: bench.scores(bench.samples(pipeline, name, images)) for name, images in arms.items()}
         label = f"{prior} (max_views {pipeline.prior.max_views})"
         results[str(prior)] = {n: {k: v.tolist() for k, v in own.items()} for n, own in scores.items()}
         lines += lines_of(label, scores)

@@ -193,7 +193,7 @@ def test_rembg_itself_takes_the_file_that_is_named(tmp_path, monkeypatch):
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 13)], ir_version=8)
     (tmp_path / "u2netp.onnx").write_bytes(model.SerializeToString())
     alpha = load_network(tmp_path / "u2netp.onnx")(disc((200, 0, 0), background=(20, 200, 20)))
-    assert alpha.shape == (48, 64) and alpha[24, 32] > 0.95 and alpha[2, 2] < 0.05
+    assert alpha.shape == (48, 64) and alpha[24, 32] > 0.7 and alpha[2, 2] < 0.05
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "silueta.onnx").write_bytes(b"no network")
     with pytest.raises(UserError, match="can't be read as a network in ONNX format"):

@@ -170,8 +170,8 @@ def test_pictures_after_one_image_are_of_one_object(runs, tmp_path, monkeypatch)
     assert both["image"].count("+") == 1 and "+" not in single["image"]
     for record, num in ((both, 2), (single, 1)):  # what the model saw of them
         with Image.open(runs.out / record["seen"]) as seen:
-            assert seen.size == (256 * num, 256)
-            assert seen.getpixel((128, 128)) == ((255, 0, 0) if num == 2 else (0, 255, 0))
+            assert seen.size == (32 * num, 32)
+            assert seen.getpixel((16, 16)) == ((255, 0, 0) if num == 2 else (0, 255, 0))
     assert "was trained on 1 of an object's pictures at a time and is shown 2" in warned[0]
     main([*runs.arguments, "--image", front])
     assert len(records(runs.out)) == 3  # the front alone is another wish
