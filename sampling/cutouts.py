@@ -137,8 +137,9 @@ def cut_out(rgba: RGBA, config: PictureConfig = DEFAULT, *, name: str = "the pic
     alpha = (matte if config.matting is None else load_network(config.matting))(rgb)
     if (alpha >= 0.5).mean() < LEAST_OBJECT:
         raise UserError(
-            f"No object stands out from the background of {name}. Cut it out (a PNG with a see-through "
-            "background), name a network (pictures.matting) or show it as it is (pictures.background=keep)."
+            f"{name} shows no object that stands out from its background. Cut it out (a PNG with a "
+            "see-through background), name a network (pictures.matting) or show it as it is "
+            "(pictures.background=keep)."
         )
     return np.dstack([_own_colours(rgb, alpha), (255 * alpha).round().astype(np.uint8)])
 

@@ -108,12 +108,14 @@ def distrust(image: gradio.Image) -> None:
 def as_seen(studio: Studio, paths: Sequence[str | None]) -> str:
     """Returns HTML of what the model will see of uploads, or why one can't be used."""
     parts = []
-    for path in filter(None, paths):
+    for number, path in enumerate(paths, start=1):
+        if path is None:
+            continue
         try:
             data = base64.b64encode(png(studio.check_upload(path))).decode()
             parts.append(f'<img alt="the picture as the model sees it" src="data:image/png;base64,{data}">')
         except UserError as error:
-            parts.append(f"<p>{escape(str(error))}</p>")
+            parts.append(f"<p>Picture {number}: {escape(str(error))}</p>")
     return f"<p>What the model will see:</p><div>{''.join(parts)}</div>" if parts else ""
 
 

@@ -112,7 +112,7 @@ def save(path: Path, image: Image.Image, **how) -> None:
         (lambda p: save(p, Image.new("RGB", (1, 1))), "1x1 pixels, too few to show an object"),
         (lambda p: save(p, Image.new("1", (16_000, 16_000))), "far too many pixels; at most 64 million"),
         (lambda p: save(p, Image.new("RGBA", (64, 64))), "see-through all over"),
-        (lambda p: save(p, Image.new("RGB", (64, 64), "red")), "No object stands out from the background of"),
+        (lambda p: save(p, Image.new("RGB", (64, 64), "red")), "shows no object that stands out"),
         (
             lambda p: save(
                 p, Image.fromarray(disc()), save_all=True, append_images=[Image.fromarray(disc((0, 0, 9)))]

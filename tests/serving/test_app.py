@@ -188,7 +188,7 @@ def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):
     (data,) = re.findall('base64,([^"]+)', html)
     with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
         np.testing.assert_array_equal(np.array(shown), studio.check_upload(str(studio.uploads / "disc.png")))
-    assert "No object stands out" in html
+    assert "shows no object that stands out" in html
     assert as_seen(studio, [None, None]) == ""
 
 

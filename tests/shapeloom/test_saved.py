@@ -108,7 +108,7 @@ def test_long_pictures_take_no_more_memory_than_square_ones(tmp_path: Path) -> N
     for size in ((32_000, 20), (20, 32_000)):
         Image.new("RGB", size, "red").save(tmp_path / "long.png")
         picture = load_image(tmp_path / "long.png", PictureConfig(background="keep"))
-        with pytest.raises(UserError, match="No object stands out"):
+        with pytest.raises(UserError, match="shows no object that stands out"):
             load_image(tmp_path / "long.png")
         assert picture.shape == (MAX_SIDE, MAX_SIDE, 3)
         assert (picture[..., 1] < 128).any()  # a line of red on white
