@@ -41,7 +41,8 @@ from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1
-Picture = UInt8[np.ndarray, "side side 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""Square; those of a batch may differ in size."""
 Pictures = Picture | Sequence[Picture]
 """A picture of an object, or several of the same one."""
 

@@ -4,8 +4,9 @@ On held-out assets of a finished run (RUN: data, clip, encoder, eval/judge), for
 named): a sample of each asset's caption, and of one, two and four of its views as pictures without caption.
 
     Chamfer  between a sample's surface and the asset's own points (Chamfer-L1; the box is 2 wide)
-    R@1      how often the judge finds the sample's own asset first among all of them, by pictures: four
-             renders of the sample against views of the assets that the prior wasn't shown
+    cosine   between the judge's vectors of the sample (four renders) and of its asset (views that the prior
+             wasn't shown)
+    R@1      how often a sample's own asset is the one of them with the largest cosine
 
 and, asset by asset, how much better or worse each is than one picture. Then --busy assets are drawn anew, put
 before backgrounds (`backgrounds`), cut out and shown to the last prior: the IoU of the matte, and the Chamfer
@@ -54,6 +55,7 @@ from shapeloom.weights import read_tensors
 SHOWN = (1, 2, 4)
 """Pictures of an object."""
 CAPTION = "caption"
+MEASURES = ("Chamfer", "cosine", "R@1")
 BATCH = 32
 SAMPLES = RenderConfig(coarse=32, fine=16)
 
@@ -120,10 +122,8 @@ class Bench:
         points = samples["points"].numpy()
         distances = [chamfer(own, asset.points) for own, asset in zip(points, self.assets, strict=True)]
         similarity = (pooled(self.judge.embed(samples["pictures"].numpy())) @ self.truth.T).numpy()
-        return {
-            "chamfer": np.array(distances),
-            "r_at_1": 1.0 * (ranks(similarity, np.arange(len(points))) == 0),
-        }
+        found = ranks(similarity, np.arange(len(points))) == 0
+        return dict(zip(MEASURES, (np.array(distances), similarity.diagonal(), 1.0 * found), strict=True))
 
 
 def chamfer(first: np.ndarray, second: np.ndarray) -> float:
@@ -156,15 +156,14 @@ def told(values: np.ndarray, signed: bool = False) -> str:
 
 
 def lines_of(prior: str, scores: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    """Returns a prior's lines of the table: what was shown, both measures, both against one picture."""
+    """Returns a prior's lines of the table: what was shown, the measures, and theirs against one picture."""
     lines, one = [], scores["1"]
     for name, own in scores.items():
-        cells = [prior, name, told(own["chamfer"]), told(own["r_at_1"])]
-        cells += [
-            "" if name in ("1", CAPTION) else told(own[key] - one[key], signed=True)
-            for key in ("chamfer", "r_at_1")
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [prior, name, *(told(own[key]) for key in MEASURES)]
+        against = (
+            [] if name in ("1", CAPTION) else [told(own[key] - one[key], signed=True) for key in MEASURES]
+        )
+        lines.append("| " + " | ".join(cells + (against or [""] * len(MEASURES))) + " |")
     return lines
 
 
@@ -187,7 +186,7 @@ def measure_backgrounds(bench: Bench, pipeline: ShapePipeline) -> tuple[str, dic
             shown[f"{kind}, cut out {name}"] = [picture for picture, _ in cut]
             found[f"{kind}, cut out {name}"] = np.array([iou for _, iou in cut])
     scores = {
-        name: chosen.scores(chosen.samples(pipeline, name.replace(" ", "_"), pictures))["chamfer"]
+        name: chosen.scores(chosen.samples(pipeline, name.replace(" ", "_"), pictures))["Chamfer"]
         for name, pictures in shown.items()
     }
     lines = ["| shown | IoU of the matte | Chamfer | Chamfer - clean's |", "|---" * 4 + "|"]
@@ -240,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = load_clip(run / "eval" / "judge")
     assets = read_assets(run / "data", options.num, options.points)
     bench, results = Bench(run, options.out, assets, Judge(clip), options), {}
-    lines = ["| prior | shown | Chamfer | R@1 | Chamfer - one's | R@1 - one's |", "|---" * 6 + "|"]
+    heads = ["prior", "shown", *MEASURES, *(f"{name} - one's" for name in MEASURES)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for prior in options.prior or [run / "prior"]:
         pipeline = ShapePipeline.load(prior=prior, encoder=run / "encoder", clip=run / "clip")
         refuse_conditioner(clip.digest, pipeline.clip.digest)
