@@ -88,24 +88,32 @@ def wishes(
         )
     if config.seed + config.num - 1 > MAX_SEED:
         raise UserError(f"Seeds end at {MAX_SEED}, but --seed {config.seed} --num {config.num} goes beyond.")
-    pictures: dict[str, list[Picture]] = {}
-    digests = {several: "" for _, several in asked}
-    for several in digests:
-        loaded = [load_image(path, config.pictures) for path in several]
-        digests[several] = "+".join(map(file_digest, several))
-        pictures |= {digests[several]: loaded} if loaded else {}
+    digests = {path: picture_digest(path) for _, several in asked for path in several}
+    paths: dict[str, tuple[Path, ...]] = {}
     every: dict[Wish, None] = {}
     for prompt, several in asked:
         text = check_prompt(prompt, may_be_empty=bool(several))
-        label = text or several[0].stem
+        digest = "+".join(digests[path] for path in several)
+        paths[digest] = several
         for seed in range(config.seed, config.seed + config.num):
-            every[Wish(text, seed, digests[several], label)] = None
-    if arguments.shard is None:
-        return list(every), pictures
-    index, count = arguments.shard
-    if not list(every)[index::count]:
-        raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
-    return list(every)[index::count], pictures
+            every[Wish(text, seed, digest, text or several[0].stem)] = None
+    chosen = list(every)
+    if arguments.shard is not None:
+        index, count = arguments.shard
+        chosen = chosen[index::count]
+        if not chosen:
+            raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
+    shown = {wish.image: paths[wish.image] for wish in chosen if wish.image}
+    return chosen, {
+        digest: [load_image(path, config.pictures) for path in several] for digest, several in shown.items()
+    }
+
+
+def picture_digest(path: Path) -> str:
+    """Returns the digest of a picture's file; raises UserError if there is none."""
+    if not path.is_file():
+        raise UserError(f"The image {path} does not exist.")
+    return file_digest(path)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[SamplingConfig, Path, argparse.Namespace]:
