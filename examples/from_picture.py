@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from sampling.cutouts import load_image
 from sampling.edit import strip
 from sampling.mesh import MeshConfig
-from sampling.pictures import load_image
 from sampling.pipeline import ShapePipeline
 
 

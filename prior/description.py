@@ -52,6 +52,7 @@ class Description:
     """What a prior.json says.
 
     predict: "latents", or "views": pictures' CLIP vectors in place of latents. distilled: how to sample it.
+    max_views: pictures of one object that training showed at once, at most.
     """
 
     shapes: Shapes
@@ -59,6 +60,7 @@ class Description:
     diffusion: DiffusionConfig
     predict: Predicts = "latents"
     distilled: Distilled | None = None
+    max_views: int = 1
 
     def make(self) -> DenoisingNetwork:
         """Returns the network, with fresh weights."""
@@ -69,6 +71,7 @@ class Description:
         saved: dict[str, Any] = {
             "shapes": asdict(self.shapes), "network": self.network.model_dump(),
             "diffusion": self.diffusion.model_dump(), "predict": self.predict,
+            "max_views": self.max_views,
         }  # fmt: skip
         if self.distilled is not None:
             saved["distilled"] = asdict(self.distilled)
@@ -87,6 +90,7 @@ def read_description(folder: Path) -> Description:
             if len(sigmas) > MAX_DISTILLED_STEPS:
                 raise ValueError(f"{len(sigmas)} distilled noise levels, more than {MAX_DISTILLED_STEPS}")
         parts = saved["network"], saved["diffusion"]
+        max_views = int(saved.get("max_views", 1))  # which priors of before don't say
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} doesn't describe a prior ({type(error).__name__}: {error}). Copy it again, or train the "
@@ -94,4 +98,4 @@ def read_description(folder: Path) -> Description:
         ) from error
     network = validated(NetworkConfig, parts[0], f"`network` of {path}")
     diffusion = validated(DiffusionConfig, parts[1], f"`diffusion` of {path}")
-    return Description(shapes, network, diffusion, saved.get("predict", "latents"), distilled)
+    return Description(shapes, network, diffusion, saved.get("predict", "latents"), distilled, max_views)

@@ -133,7 +133,7 @@ class DistillTask(PriorTask):
         held_out = read_held_out(config.latents, data, classes) or latents
         super().__init__(model, latents, data, run, held_out=held_out)
         self._teacher, self._distill = teacher, config
-        self.num_latents = len(latents.latent)
+        self.num_latents, self.max_views = len(latents.latent), latents.max_views
         self.sigmas = karras_sigmas(config.steps * config.substeps)
         self.few_sigmas = self.sigmas[:: config.substeps]
         self._wanted: Tensor | None = None
@@ -242,7 +242,9 @@ def _distil(
     few = task.few_sigmas.tolist()
     if world.is_main:
         distilled = Distilled(tuple(few), config.guidance_scale)
-        description = Description(teacher.shapes, data.network, data.diffusion, distilled=distilled)
+        description = Description(
+            teacher.shapes, data.network, data.diffusion, distilled=distilled, max_views=task.max_views
+        )
         description.write(run.folder)
     train(task, config.train, run, world)
     run.finish(

@@ -90,6 +90,11 @@ class Latents:
         self._layers = () if self.is_set else tuple(shards.header.get("layers", ()))
 
     @property
+    def max_views(self) -> int:
+        """Views of an asset that a sample is shown at most."""
+        return min(self._config.max_views, self._data["image_pooled"].shape[1])
+
+    @property
     def shapes(self) -> Shapes:
         """Sizes of the latents and conditions."""
         _, tokens, channels = self.latent.shape
@@ -110,7 +115,7 @@ class Latents:
         both = 0 <= share - config.image_only < config.text_and_image
         if share >= 0 and not num_captions:
             image_alone = True
-        views = (first + np.arange(min(config.max_views, num_views))) % num_views
+        views = (first + np.arange(self.max_views)) % num_views
         has_view = torch.zeros(len(views), dtype=torch.bool)
         if image_alone or both:
             has_view[: 1 if len(views) == 1 else int(rng.integers(1, len(views) + 1))] = True

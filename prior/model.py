@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from prior.description import Distilled, Predicts, read_description
@@ -30,6 +30,7 @@ class Prior:
         shape: (tokens, channels) of a latent.
         predicts: "latents", or "views": pictures' CLIP vectors in place of latents.
         distilled: how to sample it, if it was distilled.
+        max_views: pictures of one object that its training showed at once, at most.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Prior:
         self.clip_digest = str(facts["clip"])
         self.predicts: Predicts = facts.get("predict", "latents")
         self.distilled: Distilled | None = facts.get("distilled")
+        self.max_views: int = facts.get("max_views", 1)
         self.device = next(network.parameters()).device
         self.bf16 = False
 
@@ -66,12 +68,13 @@ class Prior:
         self, text: TextEmbedding | None = None,
         image: Float[Tensor, "batch embed"] | Float[Tensor, "batch views embed"] | None = None, *,
         grid: Float[Tensor, "batch views cells grid_width"] | None = None,
+        has_view: Bool[Tensor, "batch views"] | None = None,
         label: Int64[Tensor, " batch"] | None = None, batch: int | None = None,
     ) -> Condition:  # fmt: skip
         """Conditions for `denoise`: captions (`Clip.text`), pictures (`Clip.image`), classes, or neither.
 
-        image: one vector a row, or several views'. grid: their grids (`Clip.grid`), for a prior that reads
-        them. label: numbers of `shapes.classes`.
+        image: one vector a row, or several views'. has_view: which of these there are; all, if None.
+        grid: their grids (`Clip.grid`), for a prior that reads them. label: numbers of `shapes.classes`.
         batch: number of rows; needed when there is no condition. A single row is repeated to it.
         Raises ValueError when numbers of rows or widths don't fit, or a grid is missing or not expected.
         """
@@ -108,7 +111,7 @@ class Prior:
         return Condition(
             text_pooled=fitted(text.pooled), text_tokens=fitted(text.tokens), text_mask=fitted(text.mask),
             has_text=fitted(torch.full((size,), given[0] is not None)), image_pooled=fitted(views),
-            has_view=fitted(torch.full((size, views.shape[1]), image is not None)),
+            has_view=fitted(torch.full(views.shape[:2], image is not None) if has_view is None else has_view),
             label=fitted(torch.full((size,), NO_LABEL) if label is None else label),
             image_grid=None if image is None or grid is None else fitted(grid),
         )  # fmt: skip
@@ -184,5 +187,5 @@ def load_prior(folder: Path, device: torch.device | str = "cpu", *, ema: float |
         network = description.make()
     network.load_state_dict(read_tensors(weights), assign=True)
     facts = {**meta["inputs"], "predict": description.predict, "digest": digest}
-    facts["distilled"] = description.distilled
+    facts |= {"distilled": description.distilled, "max_views": description.max_views}
     return Prior(network.to(device), description.shapes, description.diffusion, facts)

@@ -38,7 +38,7 @@ def describe(latents: Latents, config: PriorConfig) -> Description:
     """What prior.json says of a fresh prior."""
     num = num_components(latents.latent, latents.shapes.layers, config.network.components)
     network = config.network.model_copy(update={"components": num})
-    return Description(latents.shapes, network, config.diffusion, config.predict)
+    return Description(latents.shapes, network, config.diffusion, config.predict, max_views=latents.max_views)
 
 
 def new_model(latents: Latents, config: PriorConfig) -> DenoisingNetwork:

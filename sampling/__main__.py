@@ -2,11 +2,13 @@
 
     python -m sampling --config configs/sampling/tiny.yaml --model RUN --out RUN/samples \\
         --prompt "a red chair" --prompt "a blue mug" --num 4 --seed 0
+    python -m sampling ... --image front.png back.png --image other.jpg  # two objects: one by two pictures
 
 A folder may be added to: objects that it holds already (same prompt or picture, same seed) stay as they are.
 metadata.json lists them with their settings and files, and counts those that came out broken (`retries`: how
 many more seeds such objects are given); contact_sheet.png shows them all. `--shard 2/8` makes every eighth
-object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands.
+object, from the third on, in OUT/shard_002_of_008: eight machines make a batch of thousands. Pictures lose
+their background, and NAME_seen.png shows what the model saw of them (`pictures`).
 """
 
 import argparse
@@ -16,11 +18,11 @@ from pathlib import Path
 
 from sampling.album import Album, Wish, count_faults
 from sampling.config import SamplingConfig, captions_of, load_pipeline
+from sampling.cutouts import load_image
 from sampling.faults import FAULTS
 from sampling.making import make
-from sampling.pictures import load_image
 from sampling.pipeline import MAX_SEED, Picture, check_prompt
-from sampling.prompts import read_prompts
+from sampling.prompts import read_prompts, read_table
 from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
@@ -32,10 +34,12 @@ log = get_logger("sampling")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shortcuts that people type daily."""
     parser.add_argument("--prompt", action="append", default=[], help="what to make; repeatable")
-    parser.add_argument("--prompts", type=Path, help="a text file with one prompt a line")
     parser.add_argument(
-        "--image", type=Path, action="append", default=[],
-        help="a PNG or JPEG to follow, beside each prompt or without one; repeatable",
+        "--prompts", type=Path, help="a text file with one prompt a line, or a .csv with prompt,images"
+    )
+    parser.add_argument(
+        "--image", type=Path, nargs="+", action="append", default=[], metavar="FILE",
+        help="PNG or JPEG pictures of one object to follow, beside each prompt or without one; repeatable",
     )  # fmt: skip
     parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th object, from I on")
@@ -57,33 +61,59 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def wishes(config: SamplingConfig, arguments: argparse.Namespace) -> tuple[list[Wish], dict[str, Picture]]:
-    """Returns the objects that the command line and the config ask for, each once, and pictures by digest."""
-    prompts = list(arguments.prompt)
+def asked_for(config: SamplingConfig, arguments: argparse.Namespace) -> list[tuple[str, tuple[Path, ...]]]:
+    """Returns what the command line and the config ask for: (prompt, pictures), each with each of the others.
+
+    Of a CSV file they belong together line by line.
+    """
+    prompts, images = list(arguments.prompt), [tuple(several) for several in arguments.image]
+    if arguments.prompts is not None and arguments.prompts.suffix.lower() == ".csv":
+        if prompts or images:
+            raise UserError(f"{arguments.prompts} says it all: leave out --prompt and --image beside it.")
+        return read_table(arguments.prompts)
     if arguments.prompts is not None:
         prompts += read_prompts(arguments.prompts)
-    loaded = [(load_image(path), file_digest(path), path.stem) for path in arguments.image]
-    pictures = {digest: picture for picture, digest, _ in loaded}
-    names = {digest: name for _, digest, name in loaded} or {"": ""}
-    prompts = prompts or ([""] if pictures else list(config.prompts) or captions_of(config))
-    if not prompts:
+    prompts = prompts or ([""] if images else list(config.prompts) or captions_of(config))
+    return [(prompt, several) for prompt in prompts for several in images or [()]]
+
+
+def wishes(
+    config: SamplingConfig, arguments: argparse.Namespace
+) -> tuple[list[Wish], dict[str, list[Picture]]]:
+    """Returns the objects that are asked for, each once, and their pictures by digest."""
+    asked = asked_for(config, arguments)
+    if not asked:
         raise UserError(
             'Say what to make: --prompt "a red chair", --prompts FILE, --image FILE or `prompts`.'
         )
     if config.seed + config.num - 1 > MAX_SEED:
         raise UserError(f"Seeds end at {MAX_SEED}, but --seed {config.seed} --num {config.num} goes beyond.")
-    texts = dict.fromkeys(check_prompt(prompt, may_be_empty=bool(pictures)) for prompt in prompts)
-    seeds = range(config.seed, config.seed + config.num)
-    every = [
-        Wish(text, seed, image, text or name)
-        for text in texts for image, name in names.items() for seed in seeds
-    ]  # fmt: skip
-    if arguments.shard is None:
-        return every, pictures
-    index, count = arguments.shard
-    if not every[index::count]:
-        raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
-    return every[index::count], pictures
+    digests = {path: picture_digest(path) for _, several in asked for path in several}
+    paths: dict[str, tuple[Path, ...]] = {}
+    every: dict[Wish, None] = {}
+    for prompt, several in asked:
+        text = check_prompt(prompt, may_be_empty=bool(several))
+        digest = "+".join(digests[path] for path in several)
+        paths[digest] = several
+        for seed in range(config.seed, config.seed + config.num):
+            every[Wish(text, seed, digest, text or several[0].stem)] = None
+    chosen = list(every)
+    if arguments.shard is not None:
+        index, count = arguments.shard
+        chosen = chosen[index::count]
+        if not chosen:
+            raise UserError(f"There are {len(every)} objects to make, so shard {index}/{count} has none.")
+    shown = {wish.image: paths[wish.image] for wish in chosen if wish.image}
+    return chosen, {
+        digest: [load_image(path, config.pictures) for path in several] for digest, several in shown.items()
+    }
+
+
+def picture_digest(path: Path) -> str:
+    """Returns the digest of a picture's file; raises UserError if there is none."""
+    if not path.is_file():
+        raise UserError(f"The image {path} does not exist.")
+    return file_digest(path)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[SamplingConfig, Path, argparse.Namespace]:
@@ -119,6 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.warning(
                 "the CLIP of this run never saw %r in its training captions; it will be ignored", word
             )
+        most = max((wish.image.count("+") + 1 for wish in missing), default=1)
+        if most > pipeline.prior.max_views:
+            log.warning(
+                "this prior was trained on %d of an object's pictures at a time and is shown %d: one trained "
+                "with mixture.max_views=%d makes more of them",
+                pipeline.prior.max_views, most, most,
+            )  # fmt: skip
         make(pipeline, missing, pictures, config, run, album)
         album.save_contact_sheets()
         run.finish(num_objects=len(album.records))

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wish:
-    """One object to make. `image`: the picture's digest, or ""."""
+    """One object to make. `image`: its pictures' digests, joined by +, or ""."""
 
     prompt: str
     seed: int

@@ -9,8 +9,8 @@ from data_prep.pipeline import DataConfig, Limits, prepare_asset
 from data_prep.sources.find import SplitFractions, make_sources
 from data_prep.sources.listings import Listed
 from encoder.model import load_encoder, read_for_encoding
+from sampling.cutouts import DEFAULT, PictureConfig, load_image
 from sampling.guidance import DEFAULTS
-from sampling.pictures import load_image
 from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError, load_config
@@ -21,18 +21,19 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 def read_shape(
     pipe: ShapePipeline, path: Path, *, seed: int = 0, steps: int = DEFAULTS.steps,
-    guidance_scale: float = DEFAULTS.guidance_scale,
+    guidance_scale: float = DEFAULTS.guidance_scale, pictures: PictureConfig = DEFAULT,
 ) -> ShapeSample:  # fmt: skip
     """Returns the shape of a file: .safetensors holds its latent, 3D files are encoded, pictures followed.
 
-    seed, steps, guidance_scale: of the sample that follows a picture.
+    seed, steps, guidance_scale: of the sample that follows a picture; pictures: how that is made ready.
     Raises UserError for a file of another kind, or one that can't be read as what it says it is.
     """
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return pipe.load_latent(path)
     if suffix in PICTURES:
-        (shape,) = pipe("", image=load_image(path), seed=seed, steps=steps, guidance_scale=guidance_scale)
+        picture = load_image(path, pictures)
+        (shape,) = pipe("", image=picture, seed=seed, steps=steps, guidance_scale=guidance_scale)
         return shape
     if suffix in SUFFIXES:
         return encode_asset(pipe, path)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from pydantic import Field as Key
 
+from sampling.cutouts import PictureConfig
 from sampling.formats import Format
 from sampling.guidance import SampleSettings
 from sampling.hub import fetch_package
@@ -58,6 +59,7 @@ class SamplingConfig(SampleSettings):
     formats: list[Format] = Key(["gif", "glb", "ply"], min_length=1, description="files of each object")
     mesh: MeshConfig = MeshConfig()
     turntable: TurntableConfig = TurntableConfig()
+    pictures: PictureConfig = PictureConfig()
     device: Literal["auto", "cpu", "cuda"] = Key("auto", description="auto: a GPU where there is one")
     precision: Literal["auto", "bf16", "fp32"] = Key(
         "auto", description="of the priors' networks; auto: bf16 on GPUs that have it"

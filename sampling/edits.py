@@ -97,7 +97,9 @@ def check(config: EditConfig) -> None:
 def edit(pipe: ShapePipeline, config: EditConfig) -> tuple[list[ShapeSample], list[ShapeSample]]:
     """Returns what an edit starts from, and what it makes."""
     how: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale}
-    shapes = [read_shape(pipe, path, seed=config.seed, **how) for path in config.shapes]
+    shapes = [
+        read_shape(pipe, path, seed=config.seed, pictures=config.pictures, **how) for path in config.shapes
+    ]
     match config.edit:
         case "vary":
             made = vary(

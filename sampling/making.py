@@ -11,7 +11,7 @@ from sampling.export import TexturedMesh
 from sampling.faults import FAULTS, Surface
 from sampling.formats import MESH_FORMATS, PICTURE_FORMATS
 from sampling.guidance import SampleSettings
-from sampling.pictures import png, save_frames
+from sampling.pictures import png, save_frames, side_by_side
 from sampling.pipeline import Picture, ShapePipeline
 from sampling.portraits import portrait
 from sampling.shape import ShapeSample
@@ -70,7 +70,7 @@ def save_pictures(shape: ShapeSample, paths: dict[str, Path], table: TurntableCo
 
 
 def make(
-    pipeline: ShapePipeline, missing: Sequence[Wish], pictures: dict[str, Picture],
+    pipeline: ShapePipeline, missing: Sequence[Wish], pictures: dict[str, list[Picture]],
     config: SamplingConfig, run: Run, album: Album,
 ) -> None:  # fmt: skip
     """Samples batch by batch and writes object by object."""
@@ -95,6 +95,10 @@ def make(
                 identity = {"name": name, "prompt": wish.prompt, "seed": wish.seed, "image": wish.image}
                 shape, mesh, facts = sound(wish, shape, config, sample)
                 facts |= save_sample(shape, mesh, run.folder, name, config)
+                if wish.image:  # what the model saw, for whoever wonders at what came of it
+                    facts["seen"] = f"{name}_seen.png"
+                    shown = side_by_side(pictures[wish.image], size=PORTRAIT_SIZE)
+                    write_atomic(run.folder / facts["seen"], png(shown))
                 decode_seconds = round(time.monotonic() - began, 2)
                 album.add(
                     {**identity, "label": wish.label, **facts, **recorded, "decode_seconds": decode_seconds,

@@ -10,61 +10,13 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from sampling.formats import PICTURE_FORMATS, listed
-from shapeloom.config import UserError
 from shapeloom.pictures import on_white
 from shapeloom.storage import write_atomic
 
-MAX_IMAGE_BYTES = 64 * 2**20
-MAX_IMAGE_PIXELS = 64_000_000
-MAX_IMAGE_SIDE = 32_768
-MAX_SIDE = 2048
-"""Longer sides are shrunk to it, so that a square around them stays small; CLIP sees 448 at most."""
 FRAMES_PER_SECOND = 12
-
-
-def load_image(
-    path: Path,
-    *,
-    name: str = "",
-    max_bytes: int = MAX_IMAGE_BYTES,
-    max_pixels: int = MAX_IMAGE_PIXELS,
-) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns a PNG or JPEG upright, on white and padded with white to a square of at most MAX_SIDE a side.
-
-    Memory is bounded by the picture's own pixels (12 bytes each) and the square, however long it is.
-    name: what messages call the file; its path if empty.
-    Raises UserError for files that are missing, too large (64 MB, 64 megapixels and 32,768 pixels a side
-    unless stated otherwise, found out before anything is decoded) or not such a picture.
-    """
-    name = name or str(path)
-    if not path.is_file():
-        raise UserError(f"The image {name} does not exist.")
-    if path.stat().st_size > max_bytes:
-        raise UserError(f"{name} is larger than {max_bytes >> 20} MB; scale it down first.")
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as opened:
-            width, height = opened.size
-            if width * height > max_pixels or max(width, height) > MAX_IMAGE_SIDE:
-                raise UserError(
-                    f"{name} has {width}x{height} pixels; at most {max_pixels // 10**6} million are taken, "
-                    f"and {MAX_IMAGE_SIDE:,} a side. Scale it down first."
-                )
-            opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # of a JPEG no more is decoded than is needed
-            image = opened.convert("RGBA")
-            image.thumbnail((MAX_SIDE, MAX_SIDE))
-            image = ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).replace(str(path), name)
-        raise UserError(f"{name} can't be read as a PNG or JPEG picture ({reason}).") from error
-    side = max(image.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.array(square.convert("RGB"))
 
 
 def gif(frames: UInt8[np.ndarray, "frames height width 3"]) -> bytes:
@@ -130,6 +82,16 @@ def save_frames(path: Path, frames: UInt8[np.ndarray, "frames height width chann
             write_atomic(path, png(frames[0]))
         case _:
             raise ValueError(f"frames can be saved as {listed(PICTURE_FORMATS)}, not as {path.name}")
+
+
+def side_by_side(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, size: int
+) -> UInt8[np.ndarray, "size width 3"]:
+    """Returns square pictures in a row, scaled to `size` pixels a side."""
+    scaled = [Image.fromarray(picture) for picture in pictures]
+    return np.concatenate(
+        [np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in scaled], axis=1
+    )
 
 
 def contact_sheet(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -41,7 +41,10 @@ from shapeloom.seed import normal
 
 MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1
-Picture = UInt8[np.ndarray, "side side 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""Square; those of a batch may differ in size."""
+Pictures = Picture | Sequence[Picture]
+"""A picture of an object, or several of the same one."""
 
 
 class ShapePipeline:
@@ -152,13 +155,16 @@ class ShapePipeline:
         steps: int = DEFAULTS.steps, guidance_scale: float = DEFAULTS.guidance_scale,
         sampler: SamplerName = DEFAULTS.sampler, step_choice: StepChoice = DEFAULTS.step_choice,
         negative_prompt: str = DEFAULTS.negative_prompt, guidance: GuidanceConfig = DEFAULTS.guidance,
-        image: Picture | Sequence[Picture] | None = None, on_step: Callable[[int], None] | None = None,
+        image: Pictures | Sequence[Pictures] | None = None, on_step: Callable[[int], None] | None = None,
     ) -> list[ShapeSample]:  # fmt: skip
         """Returns `num_samples` shapes of each prompt, those of the first prompt first, all in one batch.
 
         seed: each prompt's shapes have the seeds seed, seed + 1, ...; or generator: where to draw them from;
             or seeds: one for each shape.
-        image: a picture that all of them follow too, or one for each prompt; prompts may be empty then ("").
+        image: what they follow too; prompts may be empty then (""). One prompt takes a picture of the object
+            or several, from any sides and in any order: cameras aren't asked for, since the prior is shown
+            the pictures' CLIP vectors alone. A list of prompts takes a picture for all, or one or several
+            for each.
         guidance_scale: 1 is the plain conditional model; more follows the condition more closely.
         guidance: its interval, rescaling, thresholds, more prompts, and the gradients that it follows.
         on_step: called with 0, 1, ... as the steps are taken.
@@ -213,14 +219,14 @@ class ShapePipeline:
         ]
 
     def _condition(
-        self, texts: list[str], pictures: Sequence[Picture | None], seeds: Sequence[int], steps: int
+        self, texts: list[str], pictures: Sequence[Sequence[Picture]], seeds: Sequence[int], steps: int
     ) -> Condition:
         """What the prior is told of each shape; through `view_prior`, if there is one, of captions alone."""
         text = self.clip.text(texts) if all(texts) else None
-        pooled, grid = self._embed_pictures(pictures)
+        pooled, grid, has_view = self._embed_pictures(pictures)
         if self.view_prior is not None and text is not None and pooled is None:
             pooled, text = self._imagine(text, seeds, karras_sigmas(steps)), None
-        return self.prior.condition(text, pooled, grid=grid, batch=len(texts))
+        return self.prior.condition(text, pooled, grid=grid, has_view=has_view, batch=len(texts))
 
     def _steered(
         self, condition: Condition, texts: Sequence[str], guidance: GuidanceConfig, *, scale: float,
@@ -253,21 +259,30 @@ class ShapePipeline:
         return torch.nn.functional.normalize(prior.unstandardise(x0).flatten(1), dim=-1)
 
     def _embed_pictures(
-        self, pictures: Sequence[Picture | None]
-    ) -> tuple[Float[Tensor, "batch embed"] | None, Float[Tensor, "batch views cells grid_width"] | None]:
-        """CLIP's vectors of a picture for each shape, and its grids where the prior reads them.
+        self, pictures: Sequence[Sequence[Picture]]
+    ) -> tuple[
+        Float[Tensor, "batch views embed"] | None, Float[Tensor, "batch views cells grid_width"] | None,
+        Bool[Tensor, "batch views"] | None,
+    ]:  # fmt: skip
+        """CLIP's vectors of each shape's pictures, its grids where the prior reads them, and which there are.
 
         Each picture is embedded once; None without pictures.
         """
-        known = {id(picture): picture for picture in pictures if picture is not None}
+        known = {id(picture): picture for several in pictures for picture in several}
         if not known:
-            return None, None
-        pooled = {key: self.clip.image(picture[None])[0] for key, picture in known.items()}
-        grid = None
-        if self.prior.shapes.grid_width:
-            grids = {key: self.clip.grid(picture[None]) for key, picture in known.items()}
-            grid = torch.stack([grids[id(picture)] for picture in pictures])
-        return torch.stack([pooled[id(picture)] for picture in pictures]), grid
+            return None, None, None
+        place = {key: number for number, key in enumerate(known)}
+        most = max(map(len, pictures))
+        # Shapes with fewer pictures repeat one that isn't looked at.
+        chosen = torch.tensor(
+            [[place[id(p)] for p in (*row, *[row[0]] * (most - len(row)))] for row in pictures]
+        )
+        has_view = torch.tensor([[number < len(row) for number in range(most)] for row in pictures])
+        pooled = torch.cat([self.clip.image(picture[None]) for picture in known.values()])
+        if not self.prior.shapes.grid_width:
+            return pooled[chosen], None, has_view
+        grid = torch.cat([self.clip.grid(picture[None]) for picture in known.values()])
+        return pooled[chosen], grid[chosen], has_view
 
     def load_latent(self, path: str | Path) -> ShapeSample:
         """Reads a .safetensors that a shape's `save` wrote; raises UserError if it is another encoder's."""
@@ -275,18 +290,23 @@ class ShapePipeline:
 
 
 def check_request(
-    prompts: str | Sequence[str], image: Picture | Sequence[Picture] | None
-) -> tuple[list[str], list[Picture | None]]:
-    """Returns the prompts, checked, and a picture (or none) for each.
+    prompts: str | Sequence[str], image: Pictures | Sequence[Pictures] | None
+) -> tuple[list[str], list[Sequence[Picture]]]:
+    """Returns the prompts, checked, and the pictures (or none) of each.
 
     Raises UserError for a bad prompt, ValueError for pictures that are too few or too many.
     """
     given = [prompts] if isinstance(prompts, str) else list(prompts)
-    pictures: list[Picture | None]
-    pictures = [image] * len(given) if image is None or isinstance(image, np.ndarray) else [*image]
-    if len(pictures) != len(given):
-        raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(pictures)}.")
-    texts = [check_prompt(prompt, may_be_empty=image is not None) for prompt in given]
+    rows: list[Any] = [image] * len(given)  # for all prompts the same
+    if not isinstance(prompts, str) and image is not None and not isinstance(image, np.ndarray):
+        rows = [*image]
+    if len(rows) != len(given):
+        raise ValueError(f"each prompt needs an image of its own, got {len(given)} and {len(rows)}.")
+    pictures: list[Sequence[Picture]]
+    pictures = [[row] if isinstance(row, np.ndarray) else list(row or ()) for row in rows]
+    if any(pictures) and not all(pictures):
+        raise ValueError("either all shapes of a batch have an image or none has.")
+    texts = [check_prompt(prompt, may_be_empty=any(pictures)) for prompt in given]
     if any(texts) and not all(texts):
         raise UserError("With an image, either all shapes of a batch have a prompt or none has.")
     return texts, pictures

@@ -1,5 +1,6 @@
-"""What to make: a file's prompts or, when nobody says so, captions that the model was trained on."""
+"""What to make: a file's prompts and pictures or, when nobody says so, captions of the training assets."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -45,3 +46,39 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UserError(f"The prompts file {path} is empty; write one prompt a line.")
     return prompts
+
+
+def read_table(path: Path) -> list[tuple[str, tuple[Path, ...]]]:
+    """Returns (prompt, pictures of the object) of each line of a CSV file with the columns prompt and images.
+
+    Several pictures stand between semicolons, as paths relative to the file's folder. One column is enough.
+    Raises UserError for a file that isn't such a table, or of which some lines have a prompt (or pictures)
+    and some have none.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.DictReader(stream, strict=True, restkey="more", restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The prompts file {path} can't be read as a UTF-8 CSV table ({error}).") from error
+    if not lines:
+        raise UserError(
+            f"The prompts file {path} is empty; write a line prompt,images and one for each object."
+        )
+    odd = sorted(set(lines[0]) - {"prompt", "images"})
+    if odd or any(line.get("more") for line in lines):
+        raise UserError(
+            f"The prompts file {path} must have the columns prompt, images or both in its first line, not "
+            f"{', '.join(odd) or 'more values than columns'}; quote prompts that hold commas."
+        )
+    rows = []
+    for line in lines:
+        names = [name.strip() for name in line.get("images", "").split(";")]
+        rows.append((line.get("prompt", "").strip(), tuple(path.parent / name for name in names if name)))
+    for number, column in enumerate(("prompt", "images")):
+        lacking = [i for i, row in enumerate(rows, start=2) if not row[number]]
+        if lacking and len(lacking) < len(rows):
+            raise UserError(
+                f"The prompts file {path} has {column} in some lines and none in line {lacking[0]}: fill "
+                "all of them or none, or use two files."
+            )
+    return rows

@@ -4,11 +4,13 @@ One object is made at a time, the others wait in a queue that has an end. Visito
 Importing this needs Gradio (the extra `serve`).
 """
 
+import base64
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import gradio
 from gradio.data_classes import ImageData
 
 from sampling.faults import FAULTS
+from sampling.pictures import png
 from serving.stage import STAGE, STAGE_CODE
 from serving.studio import (
     KINDS,
     MAX_GUIDANCE,
+    MAX_PICTURES,
     MAX_PROMPT,
     MAX_SEED,
     MAX_STEPS,
@@ -83,21 +87,15 @@ class Visits:
             event.set()
 
 
-def distrust(image: gradio.Image, studio: Studio) -> None:
-    """Makes an input give the path of an upload, looked at by the studio before anything else opens it.
+def distrust(image: gradio.Image) -> None:
+    """Makes an input give the path of an upload, which nobody opens before the studio looks at it.
 
     Gradio's own way is to open whatever came, and to fetch pictures that are given by an address.
     """
     move = image.async_move_resource_to_block_cache
 
     def preprocess(payload: ImageData | None) -> str | None:
-        if payload is None:
-            return None
-        try:
-            studio.check_upload(payload.path)
-        except UserError as error:
-            raise refusal(str(error)) from error
-        return payload.path
+        return None if payload is None else payload.path
 
     async def move_upload(path: str | Path | None) -> str | None:
         if "://" in str(path):
@@ -105,6 +103,20 @@ def distrust(image: gradio.Image, studio: Studio) -> None:
         return await move(path)
 
     vars(image).update(preprocess=preprocess, async_move_resource_to_block_cache=move_upload)
+
+
+def as_seen(studio: Studio, paths: Sequence[str | None]) -> str:
+    """Returns HTML of what the model will see of uploads, or why one can't be used."""
+    parts = []
+    for number, path in enumerate(paths, start=1):
+        if path is None:
+            continue
+        try:
+            data = base64.b64encode(png(studio.check_upload(path))).decode()
+            parts.append(f'<img alt="the picture as the model sees it" src="data:image/png;base64,{data}">')
+        except UserError as error:
+            parts.append(f"<p>Picture {number}: {escape(str(error))}</p>")
+    return f"<p>What the model will see:</p><div>{''.join(parts)}</div>" if parts else ""
 
 
 def answer(item: Item, history: list[str]) -> list[Any]:
@@ -118,6 +130,19 @@ def answer(item: Item, history: list[str]) -> list[Any]:
     shown = json.dumps({"url": url, "title": title, "key": item.key})
     downloads = [gradio.update(value=files.get(kind), interactive=kind in files) for kind in KINDS]
     return [shown, *downloads, item.key, keys]
+
+
+def about_pictures(studio: Studio) -> str:
+    """Returns what a visitor should know of pictures before choosing some."""
+    text = (
+        f"Up to {MAX_PICTURES} PNG or JPEG pictures of the same object, {MAX_UPLOAD_BYTES >> 20} MB each, "
+        "from any sides: the model asks for no cameras."
+    )
+    if studio.config.pictures.background == "remove":
+        text += " The background is removed."
+    if studio.pipeline.prior.max_views < 2:
+        text += " This model learned from one at a time: more help little."
+    return text
 
 
 class Page:
@@ -167,15 +192,22 @@ class Page:
             prompts[0] if prompts else "a red chair", label="Prompt", max_length=MAX_PROMPT, max_lines=4,
             elem_id="prompt",
         )  # fmt: skip
-        with gradio.Accordion("Follow a picture", open=False):
-            self.image = gradio.Image(
-                label=f"PNG or JPEG, {MAX_UPLOAD_BYTES >> 20} MB at most", type="filepath", image_mode=None,
-                sources=["upload", "clipboard"], height=200, elem_id="picture",
-            )  # fmt: skip
-            distrust(self.image, self.studio)
+        with gradio.Accordion("Follow pictures of one object", open=False):
+            gradio.Markdown(about_pictures(self.studio))
+            with gradio.Row(elem_id="pictures"):
+                self.images = [self._picture(number) for number in range(1, MAX_PICTURES + 1)]
+            self.seen = gradio.HTML(elem_id="seen")
         with gradio.Row():
             self.make = gradio.Button("Make it", variant="primary", scale=3, min_width=120, elem_id="make")
             self.cancel_make = gradio.Button("Cancel", scale=1, min_width=90, elem_id="cancel")
+
+    def _picture(self, number: int) -> gradio.Image:
+        image = gradio.Image(
+            label=f"Picture {number}", type="filepath", image_mode=None, sources=["upload", "clipboard"],
+            height=130, min_width=130, elem_id=f"picture-{number}",
+        )  # fmt: skip
+        distrust(image)
+        return image
 
     def _edit_tab(self) -> None:
         self.change = gradio.Textbox(
@@ -206,11 +238,15 @@ class Page:
         )  # fmt: skip
 
     def _events(self) -> None:
-        numbers = [self.seed, self.steps, self.guidance]
+        numbers, (first, *others) = [self.seed, self.steps, self.guidance], self.images
+        gradio.on(
+            [image.change for image in self.images], self._see, self.images, self.seen,
+            show_progress="minimal", api_visibility="private", trigger_mode="always_last",
+        )  # fmt: skip
         outputs = [self.view, *self.downloads, self.key, self.history]
         made = gradio.on(
             [self.make.click, self.prompt.submit], self._make,
-            [self.prompt, self.image, self.negative, *numbers, self.history], outputs, api_name="make",
+            [self.prompt, first, self.negative, *numbers, self.history, *others], outputs, api_name="make",
             concurrency_limit=1, concurrency_id="model", show_progress_on=self.view, scroll_to_output=True,
         )  # fmt: skip
         edited = gradio.on(
@@ -236,12 +272,19 @@ class Page:
         )  # fmt: skip
         self.blocks.unload(self._stop)
 
+    def _see(self, *paths: str | None) -> str:
+        return as_seen(self.studio, paths)
+
     def _make(
         self, prompt: Any, image: str | None, negative: Any, seed: Any, steps: Any, guidance: Any,
-        history: list[str], request: gradio.Request, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+        history: list[str], request: gradio.Request,
+        progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+        image_2: str | None = None, image_3: str | None = None, image_4: str | None = None,
     ) -> list[Any]:  # fmt: skip
+        # Further pictures come last and may be left out: scripts of before send six values.
+        images = tuple(path for path in (image, image_2, image_3, image_4) if path is not None)
         with self.visits.work(str(request.session_hash), progress) as on_step:
-            order = Order(prompt, negative, image, seed, steps, guidance)
+            order = Order(prompt, negative, images, seed, steps, guidance)
             return answer(self.studio.make(order, on_step), history)
 
     def _edit(

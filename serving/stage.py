@@ -24,6 +24,9 @@ CSS = """
 .stage[data-state=empty] .tools { display: none; }
 #history, #history .grid-wrap { min-height: 0 !important; } #history .grid-wrap { padding-top: 26px; }
 #history .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important; }
+#pictures { flex-wrap: wrap; gap: 8px; } #pictures > * { flex: 1 1 40%; }
+#seen p { margin: 2px 0; font-size: 13px; } #seen div { display: flex; gap: 8px; flex-wrap: wrap; }
+#seen img { width: 96px; height: 96px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 #downloads { gap: 8px; flex-wrap: wrap; } #downloads button { min-width: 64px; flex: 0 1 auto; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; } .stage { height: 74vw; }

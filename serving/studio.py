@@ -21,11 +21,12 @@ from tempfile import TemporaryDirectory
 
 from sampling.album import file_stem
 from sampling.config import SamplingConfig
+from sampling.cutouts import load_image
 from sampling.edit import Layers, vary
 from sampling.export import TexturedMesh
 from sampling.faults import Fault
 from sampling.formats import MESH_FORMATS
-from sampling.pictures import load_image, save_frames
+from sampling.pictures import save_frames
 from sampling.pipeline import Picture, ShapePipeline, check_prompt
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError
@@ -38,6 +39,10 @@ MAX_GUIDANCE = 20.0
 MAX_SEED = 2**53 - 1
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 16_000_000
+MAX_PICTURES = 4
+"""Of an object."""
+MAX_SEEN = 4 * MAX_PICTURES
+"""Pictures that are kept as the model sees them, up to 0.8 MB each."""
 MODELS = tuple(
     "obj.zip" if kind == "obj" else kind for kind in MESH_FORMATS if kind != "usdz" or find_spec("pxr")
 )
@@ -54,12 +59,12 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """A new object: words, a picture or both. Whatever a browser or a script sent: nothing is checked yet."""
+    """A new object: words, pictures of it or both. Whatever a browser or a script sent: unchecked as yet."""
 
     prompt: object
     negative: object
-    image: object
-    """Path of an upload, or None."""
+    images: tuple[object, ...]
+    """Paths of uploads."""
     seed: object
     steps: object
     guidance: object
@@ -110,6 +115,7 @@ class Studio:
         private_folder(folder)
         self.uploads.mkdir(exist_ok=True)
         self._items: dict[str, Item] = {}
+        self._seen: dict[str, Picture] = {}
         # Keys are in addresses: nobody who doesn't know this can tell what others have made.
         self._secret = secrets.token_bytes(32)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
@@ -123,22 +129,30 @@ class Studio:
     def make(self, order: Order, on_step: OnStep) -> Item:
         """Returns the object of an order: the same one for the same order."""
         on_step = self._while_open(on_step)
-        prompt = _text(order.prompt, may_be_empty=order.image is not None)
+        prompt = _text(order.prompt, may_be_empty=bool(order.images))
         negative = _text(order.negative, may_be_empty=True)
         seed, steps, guidance = _numbers(order)
-        picture = None if order.image is None else self.check_upload(order.image)
-        pixels = "" if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
+        if len(order.images) > MAX_PICTURES:
+            raise UserError(f"At most {MAX_PICTURES} pictures of an object are taken here.")
+        pictures = [self.check_upload(path) for path in order.images]
+        pixels = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
 
         def shape() -> ShapeSample:
             return self.pipeline(
                 prompt, seed=seed, steps=steps, guidance_scale=guidance, sampler=self.config.sampler,
                 step_choice=self.config.step_choice, guidance=self.config.guidance,
-                negative_prompt=negative, image=picture,
+                negative_prompt=negative, image=pictures or None,
                 on_step=lambda i: on_step(i + 1, steps + 1, f"step {i + 1} of {steps}"),
             )[0]  # fmt: skip
 
         identity = ("make", prompt, negative, pixels, seed, steps, guidance)
-        return self._answer(identity, prompt or "your picture", seed, shape, on_step)
+        return self._answer(
+            identity,
+            prompt or ("your pictures" if len(pictures) > 1 else "your picture"),
+            seed,
+            shape,
+            on_step,
+        )
 
     def edit(self, edit: Edit, on_step: OnStep) -> Item:
         """Returns an edited object."""
@@ -164,16 +178,21 @@ class Studio:
         return item if item is not None and all(path.is_file() for path in item.files.values()) else None
 
     def check_upload(self, path: object) -> Picture:
-        """Returns an uploaded picture; raises UserError for what isn't one, or is too large."""
+        """Returns an uploaded picture as the model sees it; raises UserError for what can't be used."""
         # Before it is asked whether a file is there: that alone would tell of files elsewhere.
         if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
             raise UserError("Pictures are uploaded here; no other files are read.")
         if not Path(path).is_file():
             raise UserError("That picture isn't kept any more: upload it again.")
         with self._looking:  # one at a time, since a decoded picture is large
-            return load_image(
-                Path(path), name="The picture", max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS
-            )
+            if path not in self._seen:  # uploads are never written again
+                self._seen[path] = load_image(
+                    Path(path), self.config.pictures, name="The picture", max_bytes=MAX_UPLOAD_BYTES,
+                    max_pixels=MAX_UPLOAD_PIXELS,
+                )  # fmt: skip
+            for old in list(self._seen)[:-MAX_SEEN]:
+                del self._seen[old]
+            return self._seen[path]
 
     def find(self, key: str) -> Item:
         """Returns an object by its key; raises UserError if it isn't kept any more."""

@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prior.model import Prior
+from sampling.cutouts import PictureConfig, load_image
 from sampling.hub import fetch_package
-from sampling.pictures import load_image, save_frames
+from sampling.pictures import save_frames
 from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample, read_latent
 from shapeloom.color import srgb_to_linear
@@ -169,7 +170,7 @@ def sample_reference(config: ReferenceConfig) -> ShapeSample:
         condition, scale = pipe.prior.condition(pipe.clip.text([config.prompt])), TEXT_GUIDANCE
     else:
         assert config.image is not None
-        picture = load_image(config.image)[None]
+        picture = load_image(config.image, PictureConfig(background="keep"))[None]
         condition = pipe.prior.condition(
             image=pipe.clip.image(picture), grid=pipe.clip.grid(picture)[:, None]
         )

@@ -244,6 +244,22 @@ def test_conditions_are_drawn_in_the_configured_shares(latents: Path):
     assert shares["both"] == pytest.approx(config.text_and_image, abs=0.02)
 
 
+def test_a_prior_says_how_many_views_it_was_shown(trained: Path, latents: Path, tmp_path: Path):
+    assert load_prior(trained).max_views == 1
+    more = ["train.steps=2", "train.warmup_steps=1", "mixture.max_views=9"]  # of which the latents have 2
+    main(["--out", str(tmp_path / "prior"), "--set", f"latents={latents}", *SETTINGS, *more])
+    prior = load_prior(tmp_path / "prior")
+    assert prior.max_views == 2
+    condition = prior.condition(
+        image=torch.randn(2, 2, 6), has_view=torch.tensor([[True, True], [True, False]])
+    )
+    first = prior.condition(image=condition.image_pooled[:, :1])
+    x, sigma = torch.randn(2, *prior.shape), torch.ones(2)
+    both, one = prior.denoise(x, sigma, condition), prior.denoise(x, sigma, first)
+    torch.testing.assert_close(both[1], one[1])
+    assert (both[0] - one[0]).abs().max() > 1e-4
+
+
 def test_bad_latents_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="needs --set latents="):
         main(["--out", str(tmp_path / "a")])

@@ -2,13 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sampling.edits import main
 from shapeloom.config import UserError
+from tests.small_pictures import save_disc
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_a_walk_between_prompts_makes_what_their_samples_are(command, pipeline):
 
 
 def test_a_picture_can_be_varied(command, tmp_path):
-    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "grey.png")
-    out = command("vary", "--shape", str(tmp_path / "grey.png"), "--prompt", "a mug", "--num", "1")
+    save_disc(tmp_path / "disc.png")
+    out = command("vary", "--shape", str(tmp_path / "disc.png"), "--prompt", "a mug", "--num", "1")
     assert (out / "strip.png").is_file()
 
 

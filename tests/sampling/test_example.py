@@ -3,12 +3,12 @@
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sampling.pipeline import ShapePipeline
+from tests.small_pictures import save_disc
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,8 +34,8 @@ def test_prompts_become_files(example, tmp_path):
 
 
 def test_pictures_become_objects(example, tmp_path):
-    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "grey.png")
-    example("from_picture.py", str(tmp_path / "grey.png"), str(tmp_path), "--num", "2", "--resolution", "16")
+    save_disc(tmp_path / "disc.png")
+    example("from_picture.py", str(tmp_path / "disc.png"), str(tmp_path), "--num", "2", "--resolution", "16")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"object_0.glb", "object_1.glb", "strip.png"} <= names
 

@@ -12,9 +12,10 @@ import sampling.mesh
 from sampling.__main__ import main
 from sampling.album import Album, label_of
 from sampling.config import SamplingConfig, load_pipeline
-from sampling.pictures import contact_sheet, gif, load_image
+from sampling.pictures import contact_sheet, gif
 from sampling.prompts import read_prompts
 from shapeloom.config import UserError
+from tests.small_pictures import save_disc
 
 
 def records(out) -> list[dict]:
@@ -137,7 +138,7 @@ def test_prompts_come_from_a_file_or_the_config(runs, tmp_path):
 
 
 def test_a_picture_is_a_condition_with_or_without_a_prompt(runs, tmp_path):
-    Image.new("RGBA", (6, 4), (255, 0, 0, 128)).save(tmp_path / "my chair.png")
+    save_disc(tmp_path / "my chair.png", alpha=True)
     main([*runs.arguments, "prompts=[a car]", "--image", str(tmp_path / "my chair.png")])
     main([*runs.arguments, "--image", str(tmp_path / "my chair.png"), "--prompt", "a chair"])
     first, second = records(runs.out)
@@ -147,7 +148,7 @@ def test_a_picture_is_a_condition_with_or_without_a_prompt(runs, tmp_path):
 
 def test_each_prompt_is_made_after_each_picture(runs, tmp_path):
     for name, colour in (("red", (255, 0, 0)), ("white", (255, 255, 255))):
-        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+        save_disc(tmp_path / f"{name}.png", colour, background=(90, 90, 90))
     images = ["--image", str(tmp_path / "red.png"), "--image", str(tmp_path / "white.png")]
     main([*runs.arguments, *images, "--num", "2"])
     found = records(runs.out)
@@ -155,6 +156,46 @@ def test_each_prompt_is_made_after_each_picture(runs, tmp_path):
         ("red", 0), ("red", 1), ("white", 0), ("white", 1)
     ]  # fmt: skip
     assert found[0]["image"] == found[1]["image"] != found[2]["image"]
+
+
+def test_pictures_after_one_image_are_of_one_object(runs, tmp_path, monkeypatch):
+    warned: list[str] = []
+    monkeypatch.setattr("sampling.__main__.log.warning", lambda text, *values: warned.append(text % values))
+    for name, colour in (("front", (255, 0, 0)), ("back", (0, 0, 255)), ("other", (0, 255, 0))):
+        save_disc(tmp_path / f"{name}.png", colour)
+    front, back, other = (str(tmp_path / f"{name}.png") for name in ("front", "back", "other"))
+    main([*runs.arguments, "--image", front, back, "--image", other])
+    both, single = records(runs.out)
+    assert (both["label"], single["label"]) == ("front", "other")
+    assert both["image"].count("+") == 1 and "+" not in single["image"]
+    for record, num in ((both, 2), (single, 1)):  # what the model saw of them
+        with Image.open(runs.out / record["seen"]) as seen:
+            assert seen.size == (32 * num, 32)
+            assert seen.getpixel((16, 16)) == ((255, 0, 0) if num == 2 else (0, 255, 0))
+    assert "was trained on 1 of an object's pictures at a time and is shown 2" in warned[0]
+    main([*runs.arguments, "--image", front])
+    assert len(records(runs.out)) == 3  # the front alone is another wish
+
+
+def test_a_table_names_each_object_s_prompt_and_pictures(runs, tmp_path):
+    for name in ("a", "b"):
+        save_disc(tmp_path / f"{name}.png", (200, ord(name), 0))
+    table = tmp_path / "wanted.csv"
+    table.write_text('prompt,images\n"a mug, red",a.png; b.png\na chair,b.png\n')
+    main([*runs.arguments, "--prompts", str(table)])
+    mug, chair = records(runs.out)
+    assert (mug["prompt"], chair["prompt"]) == ("a mug, red", "a chair")
+    assert mug["image"].endswith("+" + chair["image"])
+    for text, message in (
+        ("prompt,images\n", "is empty"), ("picture\na.png\n", "not picture"),
+        ("prompt\na mug, red\n", "quote"),
+        ("prompt,images\na mug,a.png\na car,\n", "none in line 3"), ("images\nno.png\n", "does not exist"),
+    ):  # fmt: skip
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            main([*runs.arguments, "--prompts", str(table)])
+    with pytest.raises(UserError, match="leave out --prompt"):
+        main([*runs.arguments, "--prompts", str(table), "--prompt", "a car"])
 
 
 def test_formats_are_the_ones_asked_for(runs):
@@ -258,39 +299,6 @@ def test_empty_prompt_files_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UserError, match="is empty; write one prompt a line"):
         read_prompts(tmp_path / "empty.txt")
-
-
-def test_pictures_come_upright_on_white_and_square(tmp_path):
-    image = Image.new("RGBA", (4, 2), (0, 0, 255, 0))
-    image.putpixel((0, 0), (255, 0, 0, 255))
-    image.save(tmp_path / "wide.png")
-    picture = load_image(tmp_path / "wide.png")
-    assert picture.shape == (4, 4, 3)
-    assert picture[1, 0].tolist() == [255, 0, 0]
-    assert (picture.reshape(-1, 3) == 255).all(axis=1).sum() == 15
-    turned = Image.new("RGB", (4, 2))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert (load_image(tmp_path / "turned.jpg")[:, 1] < 50).all()
-
-
-def test_files_that_are_no_pictures_or_too_large_are_refused(tmp_path):
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
-        load_image(tmp_path / "text.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
-    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
-        load_image(tmp_path / "a.bmp")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[:45])
-    with pytest.raises(UserError, match="can't be read as a PNG or JPEG"):
-        load_image(tmp_path / "cut.png")
-    with pytest.raises(UserError, match="8x8 pixels"):
-        load_image(tmp_path / "a.png", max_pixels=63)
-    with pytest.raises(UserError, match="larger than"):
-        load_image(tmp_path / "a.png", max_bytes=10)
 
 
 def test_gifs_and_sheets_keep_their_pictures(tmp_path):

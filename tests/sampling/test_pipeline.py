@@ -78,7 +78,24 @@ def test_each_prompt_may_have_a_picture_of_its_own(pipeline):
         (alone,) = pipeline("", image=picture, steps=3)
         torch.testing.assert_close(alone.latent, shape.latent, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="an image of its own, got 1 and 2"):
-        pipeline("", image=[dark, light])
+        pipeline([""], image=[dark, light])
+    with pytest.raises(ValueError, match="either all shapes of a batch have an image"):
+        pipeline(["", ""], image=[dark, []])
+
+
+def test_several_pictures_of_an_object_are_followed_together_whatever_others_have(pipeline):
+    dark, light, grey = (np.full((4, 4, 3), value, np.uint8) for value in (10, 240, 99))
+
+    def latent(*pictures: np.ndarray) -> torch.Tensor:
+        return pipeline("", image=pictures, steps=3)[0].latent
+
+    both, one, three = pipeline(["", "", ""], image=[[dark, light], grey, [dark, light, grey]], steps=3)
+    torch.testing.assert_close(both.latent, latent(dark, light), atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.latent, latent(grey), atol=1e-5, rtol=0)
+    torch.testing.assert_close(three.latent, latent(dark, light, grey), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latent(dark, light), latent(light, dark), atol=1e-5, rtol=0)
+    for other in (latent(dark), latent(light), latent(dark, light, grey)):
+        assert (other - both.latent).abs().max() > 1e-4
 
 
 def test_latents_are_saved_and_read_by_the_same_encoder_alone(pipeline, shape, tmp_path):

@@ -1,6 +1,8 @@
 """The web page: its work without a browser, what it refuses, and how it is used in a headless browser."""
 
+import base64
 import io
+import re
 import runpy
 import shutil
 import signal
@@ -17,18 +19,21 @@ import pytest
 import torch
 from PIL import Image
 
+from sampling.cutouts import load_image
 from serving.__main__ import main, served
+from serving.page import as_seen
 from serving.studio import KINDS, Cancelled, Edit, Order, Studio
 from shapeloom.config import UserError
 from tests.small_page import SMALL, small_site
+from tests.small_pictures import save_disc
 
 
 def quiet(done: int, total: int, what: str) -> None:
     """Nobody watches."""
 
 
-def order(prompt="a mug", negative="", image=None, seed=3, steps=2, guidance=3.0):
-    return Order(prompt, negative, image, seed, steps, guidance)
+def order(prompt="a mug", negative="", images=(), seed=3, steps=2, guidance=3.0):
+    return Order(prompt, negative, images, seed, steps, guidance)
 
 
 @pytest.fixture
@@ -119,7 +124,8 @@ def test_work_that_is_stopped_leaves_nothing(studio):
     [
         {"prompt": " "}, {"prompt": "a" * 100_000}, {"prompt": None}, {"negative": "a" * 301}, {"seed": -1},
         {"seed": "1"}, {"seed": 2**60}, {"steps": 500}, {"steps": True}, {"guidance": float("nan")},
-        {"guidance": None}, {"image": "/etc/passwd"}, {"image": "nowhere.png"},
+        {"guidance": None}, {"images": ("/etc/passwd",)}, {"images": ("nowhere.png",)}, {"images": (7,)},
+        {"images": ("a.png",) * 5},
     ],
 )  # fmt: skip
 def test_orders_beyond_the_limits_are_refused(studio, wrong):
@@ -148,20 +154,42 @@ def test_edits_beyond_the_limits_are_refused(studio, wrong):
 def test_pictures_that_claim_to_be_huge_are_refused_before_they_are_decoded(studio):
     Image.new("1", (5000, 5000)).save(studio.uploads / "bomb.png")
     with pytest.raises(UserError, match="The picture has 5000x5000 pixels"):
-        studio.make(order(image=str(studio.uploads / "bomb.png")), quiet)
+        studio.make(order(images=(str(studio.uploads / "bomb.png"),)), quiet)
 
 
 def test_a_picture_is_followed_but_none_from_outside_of_the_uploads(studio, pipeline):
-    picture = np.full((8, 8, 3), 200, np.uint8)
     for folder in (studio.uploads, studio.uploads.parent):
-        Image.fromarray(picture).save(folder / "grey.png")
-    item = studio.make(order(prompt="", image=str(studio.uploads / "grey.png")), quiet)
-    (shape,) = pipeline("", image=picture, seed=3, steps=2, guidance_scale=3.0)
+        save_disc(folder / "disc.png", (200, 0, 0))
+    path = str(studio.uploads / "disc.png")
+    item = studio.make(order(prompt="", images=(path,)), quiet)
+    (shape,) = pipeline("", image=load_image(Path(path)), seed=3, steps=2, guidance_scale=3.0)
     assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
-    (studio.uploads / "link.png").symlink_to(studio.uploads.parent / "grey.png")
-    for name in ("../grey.png", "link.png"):
+    (studio.uploads / "link.png").symlink_to(studio.uploads.parent / "disc.png")
+    for name in ("../disc.png", "link.png"):
         with pytest.raises(UserError, match="no other files are read"):
-            studio.make(order(prompt="", image=str(studio.uploads / name)), quiet)
+            studio.make(order(prompt="", images=(str(studio.uploads / name),)), quiet)
+
+
+def test_several_pictures_are_of_one_object(studio, pipeline):
+    paths = [studio.uploads / "red.png", studio.uploads / "blue.png"]
+    for path, colour in zip(paths, ((200, 0, 0), (0, 0, 200)), strict=True):
+        save_disc(path, colour)
+    item = studio.make(order(prompt="", images=tuple(map(str, paths))), quiet)
+    pictures = [load_image(path) for path in paths]
+    (shape,) = pipeline("", image=pictures, seed=3, steps=2, guidance_scale=3.0)
+    assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
+    assert item.title.startswith("your pictures")
+
+
+def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):
+    save_disc(studio.uploads / "disc.png", (200, 0, 0))
+    Image.new("RGB", (40, 40), "red").save(studio.uploads / "empty.png")
+    html = as_seen(studio, [str(studio.uploads / "disc.png"), None, str(studio.uploads / "empty.png")])
+    (data,) = re.findall('base64,([^"]+)', html)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        np.testing.assert_array_equal(np.array(shown), studio.check_upload(str(studio.uploads / "disc.png")))
+    assert "shows no object that stands out" in html
+    assert as_seen(studio, [None, None]) == ""
 
 
 def test_a_missing_gradio_says_what_to_install(studio, monkeypatch):
@@ -330,10 +358,12 @@ def test_mistakes_are_told_kindly_and_markup_stays_text(tab):
 
 
 def test_a_picture_is_chosen_and_followed(tab, tmp_path):
-    Image.new("RGB", (40, 20), "red").save(tmp_path / "mine.png")
-    tab.get_by_text("Follow a picture").click()
-    tab.locator("#picture input[type=file]").set_input_files(tmp_path / "mine.png")
-    tab.locator("#picture img").wait_for()
+    save_disc(tmp_path / "mine.png", (200, 0, 0))
+    tab.get_by_text("Follow pictures of one object").click()
+    for number in (1, 2):
+        tab.locator(f"#picture-{number} input[type=file]").set_input_files(tmp_path / "mine.png")
+        tab.locator("#seen img").nth(number - 1).wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     make(tab, "a mug", 5)
     assert tab.locator(".stage .note").inner_text().startswith("a mug · seed 5")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from benchmarks.drills.tiny_model import write_tiny_model
 from prior.model import load_prior
-from sampling.pictures import MAX_SIDE, load_image
+from sampling.cutouts import MAX_SIDE, PictureConfig, load_image
 from sampling.pipeline import ShapePipeline
 from shapeloom.clip import load_clip
 from shapeloom.config import UserError
@@ -107,7 +107,9 @@ def test_a_latent_of_another_shape_is_refused_unread(model: Path, tmp_path: Path
 def test_long_pictures_take_no_more_memory_than_square_ones(tmp_path: Path) -> None:
     for size in ((32_000, 20), (20, 32_000)):
         Image.new("RGB", size, "red").save(tmp_path / "long.png")
-        picture = load_image(tmp_path / "long.png")
+        picture = load_image(tmp_path / "long.png", PictureConfig(background="keep"))
+        with pytest.raises(UserError, match="shows no object that stands out"):
+            load_image(tmp_path / "long.png")
         assert picture.shape == (MAX_SIDE, MAX_SIDE, 3)
         assert (picture[..., 1] < 128).any()  # a line of red on white
     Image.new("1", (100_000, 4)).save(tmp_path / "longer.png")
@@ -118,9 +120,10 @@ def test_long_pictures_take_no_more_memory_than_square_ones(tmp_path: Path) -> N
 
 
 def test_pictures_within_the_bound_are_left_as_they_are(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "small.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "small.png"), pixels)
+    kept = load_image(tmp_path / "small.png", PictureConfig(background="keep"))
+    np.testing.assert_array_equal(kept, pixels)
 
 
 # ---------------------------------------------------------------- shared temporary places

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from PIL import Image
 from safetensors.torch import load_file
 
 import encoder.encode as encode_stage
@@ -22,6 +21,7 @@ from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
 from shapeloom.shards import LatentShards
+from tests.small_pictures import save_disc
 from tests.small_shap_e import SMALL, FakeClip, write_published
 
 QUICK = (
@@ -79,7 +79,7 @@ def test_files_that_are_not_the_published_ones_are_refused(models: dict[str, Pat
 
 
 def test_prompts_and_pictures_become_textured_glb_files(models: dict[str, Path], tmp_path: Path) -> None:
-    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "chair.png")
+    save_disc(tmp_path / "chair.png")
     for model, asked in (
         ("text300M", ["--prompt", "a chair"]),
         ("image300M", ["--image", f"{tmp_path}/chair.png"]),
