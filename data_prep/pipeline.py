@@ -24,6 +24,7 @@ from data_prep.geometry.sdf import sdf_samples, signed_distance
 from data_prep.isolation import STDERR_TAIL, Cost, Lost, Quota, call
 from data_prep.mesh import Mesh, plain_triangles
 from data_prep.procedural.dataset import ProceduralConfig
+from data_prep.render import zbuffer
 from data_prep.render.view_members import ViewConfig, renderer_facts, shoot
 from data_prep.render.views import is_covered
 from data_prep.sources.content import content_digest
@@ -123,7 +124,10 @@ def prepare_shard(task: ShardTask, report: Callable[[int], None]) -> Cost:
 
     `report` is told each asset's position before its work begins.
     Safe to kill and to repeat anywhere: the manifest appears last, and the bytes are the same whoever writes.
+    Raises UserError on a machine that lacks the renderer that the others use.
     """
+    if task.config.renderer == "zbuffer":
+        zbuffer.require()  # here, so that no asset's own process has to compile it
     if task.retry:
         return _retry_shard(task, report)
     failures, costs = [], []

@@ -16,7 +16,15 @@ import tempfile
 from pathlib import Path
 
 # No contraction (a * b + c in one rounding): the same bits on CPUs that have it and on those that don't.
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_SECONDS = 300
 
@@ -27,7 +35,7 @@ class NotBuilt(Exception):
 
 def load(source: Path) -> ctypes.CDLL:
     """The library made of one C++ file; compiled first if no earlier call has done so. Raises NotBuilt."""
-    path = _cache() / f"{source.stem}-{_digest(source)}.so"
+    path = library_path(source)
     try:
         return ctypes.CDLL(str(path))
     except OSError:  # not there yet, or damaged
@@ -38,21 +46,22 @@ def load(source: Path) -> ctypes.CDLL:
         raise NotBuilt(f"what the compiler made of {source.name} can't be loaded ({error})") from error
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shapeloom"
-
-
-def _digest(source: Path) -> str:
+def library_path(source: Path) -> Path:
+    """Where the library of a C++ file is, or will be."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shapeloom"
     # libc: homes are shared by machines of one cluster, whose systems may differ.
-    parts = [source.read_bytes(), repr((FLAGS, sys.platform, platform.machine(), platform.libc_ver())).encode()]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    system = (FLAGS, sys.platform, platform.machine(), platform.libc_ver())
+    digest = hashlib.sha256(source.read_bytes() + repr(system).encode()).hexdigest()[:16]
+    return cache / f"{source.stem}-{digest}.so"
 
 
 def _compile(source: Path, path: Path) -> None:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
     compiler = next((found for name in names if (found := shutil.which(name))), None)
     if compiler is None:
-        raise NotBuilt(f"no C++ compiler was found ({', '.join(names)}): install g++ or clang++, or name one in CXX")
+        raise NotBuilt(
+            f"no C++ compiler was found ({', '.join(names)}): install g++ or clang++, or name one in CXX"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Under a name of its own until it is whole: several processes may be at it.
@@ -66,4 +75,6 @@ def _compile(source: Path, path: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise NotBuilt(f"{compiler} took more than {COMPILE_SECONDS} s for {source.name}") from error
     except OSError as error:
-        raise NotBuilt(f"{path.parent} can't be written ({error}): name another folder in XDG_CACHE_HOME") from error
+        raise NotBuilt(
+            f"{path.parent} can't be written ({error}): name another folder in XDG_CACHE_HOME"
+        ) from error

@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -50,14 +50,14 @@ struct Mesh {  // every array by face, but for the vertices
     const float* opacity;   // or null
     const uint8_t* unlit;   // or null
     const Texture* textures;
-    const float* splats;    // points along the edges
+    const float* splats;    // [3, points], along the edges
     int64_t num_vertices, num_faces, num_splats;
 };
 
 struct Scene {
     const float *directions, *intensities;  // of the lights
     const uint8_t* encode;  // 8-bit sRGB by 4096 times the square root of linear light
-    const float* decode;    // linear light by 8-bit sRGB
+    const float* decode;    // [2, 256], linear light by 8-bit sRGB, and alpha by 8 bits
     const double* offsets;  // [samples, 2], places in the unit pixel
     float ambient;
     int32_t num_lights, num_samples, size;
@@ -78,7 +78,7 @@ struct Picture {  // [size, size, ..], all zero
 namespace {
 
 struct Corner {
-    float x, y, z, column, row;  // in the camera's frame, and on the picture where z >= NEAR
+    float x, y, z, column, row, nearness;  // in the camera's frame; where z >= NEAR, on the picture, and 1 / z
 };
 
 struct Edges {
@@ -105,6 +105,21 @@ inline bool make_edges(const Corner& a, const Corner& b, const Corner& c, Edges&
     return true;
 }
 
+typedef float Four __attribute__((vector_size(16)));  // as GCC and Clang have it on every CPU
+typedef int32_t Whole __attribute__((vector_size(16)));
+
+template <typename T>
+inline T load(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <typename T>
+inline T choose(Whole mask, T yes, T no) {
+    return (T)((mask & (Whole)yes) | (~mask & (Whole)no));
+}
+
 inline float floor_(float value) {  // std::floor calls a function on old x86
     if (!(std::fabs(value) < 8388608.0f)) return value;
     const float whole = float(int32_t(value));
@@ -119,6 +134,7 @@ inline int to_int(float value, int low, int high) {  // NaN: low
 // ---------------------------------------------------------------- textures
 
 inline float fold(float u, int wrap) {
+    if (u >= 0 && u < 1) return u;
     if (wrap == REPEAT) return u - floor_(u);
     if (wrap == MIRROR) return u - 2 * floor_(u / 2);
     return u > 0 ? (u < 1 ? u : 1) : 0;
@@ -133,35 +149,34 @@ inline int texel_index(int index, int size, int wrap) {  // of -1 .. size, or 2 
     return index < 0 ? 0 : index >= size ? size - 1 : index;
 }
 
-inline void read_texel(const Texture& t, const float* decode, int row, int column, float* out) {
+inline Four read_texel(const Texture& t, const float* decode, int row, int column) {
     const int64_t at = (int64_t(row) * t.width + column) * 4;
     if (t.is_float) {
-        const float* texel = static_cast<const float*>(t.texels) + at;
-        for (int k = 0; k < 4; k++) out[k] = texel[k];
-    } else {
-        const uint8_t* texel = static_cast<const uint8_t*>(t.texels) + at;
-        for (int k = 0; k < 3; k++) out[k] = decode[texel[k]];
-        out[3] = texel[3] / 255.0f;
+        return load<Four>(static_cast<const float*>(t.texels) + at);
     }
+    const uint8_t* texel = static_cast<const uint8_t*>(t.texels) + at;
+    return Four{decode[texel[0]], decode[texel[1]], decode[texel[2]], decode[256 + texel[3]]};
 }
 
-inline void sample_texture(const Texture& t, const float* decode, float u, float v, float* out) {
+inline Four sample_texture(const Texture& t, const float* decode, float u, float v) {
     float x = fold(u, t.wrap_u) * t.width, y = fold(1 - v, t.wrap_v) * t.height;
     if (!(x >= 0)) x = 0;  // of an infinite u
     if (!(y >= 0)) y = 0;
     if (t.nearest) {
         const int row = texel_index(int(y), t.height, t.wrap_v);
-        return read_texel(t, decode, row, texel_index(int(x), t.width, t.wrap_u), out);
+        return read_texel(t, decode, row, texel_index(int(x), t.width, t.wrap_u));
     }
     x -= 0.5f, y -= 0.5f;
     const float left = floor_(x), top = floor_(y), fx = x - left, fy = y - top;
-    const int columns[2] = {texel_index(int(left), t.width, t.wrap_u), texel_index(int(left) + 1, t.width, t.wrap_u)};
-    const int rows[2] = {texel_index(int(top), t.height, t.wrap_v), texel_index(int(top) + 1, t.height, t.wrap_v)};
-    float a[4], b[4], c[4], d[4];
-    read_texel(t, decode, rows[0], columns[0], a), read_texel(t, decode, rows[0], columns[1], b);
-    read_texel(t, decode, rows[1], columns[0], c), read_texel(t, decode, rows[1], columns[1], d);
-    for (int k = 0; k < 4; k++)
-        out[k] = (a[k] * (1 - fx) + b[k] * fx) * (1 - fy) + (c[k] * (1 - fx) + d[k] * fx) * fy;
+    int column = int(left), row = int(top), next_column = column + 1, next_row = row + 1;
+    if (!(column >= 0 && next_column < t.width && row >= 0 && next_row < t.height)) {
+        column = texel_index(column, t.width, t.wrap_u), next_column = texel_index(next_column, t.width, t.wrap_u);
+        row = texel_index(row, t.height, t.wrap_v), next_row = texel_index(next_row, t.height, t.wrap_v);
+    }
+    const Four upper = read_texel(t, decode, row, column) * (1 - fx) + read_texel(t, decode, row, next_column) * fx;
+    const Four lower =
+        read_texel(t, decode, next_row, column) * (1 - fx) + read_texel(t, decode, next_row, next_column) * fx;
+    return upper * (1 - fy) + lower * fy;
 }
 
 // ---------------------------------------------------------------- shading
@@ -251,9 +266,9 @@ class Shader {  // remembers the last face: neighbouring rays mostly see the sam
         }
         if (mesh.texture[at] >= 0) {
             const float* uv = mesh.uv + 6 * at;
-            float texel[4];
-            sample_texture(mesh.textures[mesh.texture[at]], scene.decode, w[0] * uv[0] + w[1] * uv[2] + w[2] * uv[4],
-                           w[0] * uv[1] + w[1] * uv[3] + w[2] * uv[5], texel);
+            const float u = w[0] * uv[0] + w[1] * uv[2] + w[2] * uv[4];
+            const float v = w[0] * uv[1] + w[1] * uv[3] + w[2] * uv[5];
+            const Four texel = sample_texture(mesh.textures[mesh.texture[at]], scene.decode, u, v);
             for (int k = 0; k < 3; k++) surface.plain[k] *= texel[k];
             alpha *= texel[3];
         }
@@ -267,6 +282,11 @@ class Shader {  // remembers the last face: neighbouring rays mostly see the sam
 
 struct Pixel {  // sums over rays: lit linear RGB times alpha, alpha, unlit RGB times alpha
     float lit[3], alpha, plain[3], depth, normal[3];
+
+    void add(const Surface& seen, float share) {
+        for (int k = 0; k < 3; k++) lit[k] += share * seen.lit[k], plain[k] += share * seen.plain[k];
+        alpha += share;
+    }
 };
 
 // ---------------------------------------------------------------- visibility
@@ -312,18 +332,22 @@ class Samples {  // the nearest opaque face of each sample, and the see-through 
         layered[slot[sample]].add(number, value);
     }
 
+    const Layers* layers(int64_t sample) const {
+        return slot.empty() || slot[sample] < 0 ? nullptr : &layered[slot[sample]];
+    }
+
     // Adds what the ray (x, y, 1) of a sample sees; sets depth and normal if they are wanted.
     void composite(int64_t sample, double x, double y, Shader& shader, Pixel& sum, bool geometry) const {
         float alpha = 0, most = 0;
-        const Layers* layers = slot.empty() || slot[sample] < 0 ? nullptr : &layered[slot[sample]];
-        const int count = layers == nullptr ? 0 : layers->count;
+        const Layers* before = layers(sample);
+        const int count = before == nullptr ? 0 : before->count;
         for (int i = 0; i <= count && i < MAX_LAYERS && alpha < OPAQUE; i++) {
-            const int32_t number = i < count ? layers->face[i] : face[sample];
+            const int32_t number = i < count ? before->face[i] : face[sample];
             if (number < 0) break;
             const Surface& seen = shader.shade(number, x, y);
             const float share = (1 - alpha) * seen.alpha;
-            for (int k = 0; k < 3; k++) sum.lit[k] += share * seen.lit[k], sum.plain[k] += share * seen.plain[k];
-            sum.alpha += share, alpha += share;
+            sum.add(seen, share);
+            alpha += share;
             if (geometry && share > most) {
                 most = share, sum.depth = seen.depth;
                 for (int k = 0; k < 3; k++) sum.normal[k] = seen.normal[k];
@@ -340,23 +364,32 @@ struct Box {  // of pixels, ends included
     int left, right, top, bottom;
 };
 
+struct Place {  // of a face on the picture
+    float start_x, end_x, start_y, end_y;  // within which it lies
+    int16_t left, right, top, bottom;      // pixels that it may touch
+    float nearest;                         // at least the 1 / depth of its nearest point
+    bool visible, holds_middle, see_through;
+};
+
 class View {
    public:
     View(const Mesh& mesh, const Scene& scene, const Camera& camera)
-        : mesh(mesh), scene(scene), camera(camera), corners(mesh.num_vertices), across(scene.size), down(scene.size) {
+        : mesh(mesh), scene(scene), camera(camera), corners(mesh.num_vertices), places(mesh.num_faces),
+          across(scene.size), down(scene.size) {
         for (int i = 0; i < scene.size; i++)
             across[i] = (i + 0.5 - camera.x) / camera.focal, down[i] = (i + 0.5 - camera.y) / camera.focal;
-        for (int64_t i = 0; i < mesh.num_faces; i++) see_through = see_through || mesh.cutoff[i] != 0;
         project();
+        for (int64_t i = 0; i < mesh.num_faces; i++) places[i] = place(i);
     }
 
     void draw(const Picture& picture) {
         if (region.left > region.right || region.top > region.bottom) return;
         width = region.right - region.left + 1, height = region.bottom - region.top + 1;
         pixels.assign(width * height, Pixel{});
+        seen.assign(width * height, -1);
         const int rows = int(std::max(int64_t(1), BATCH / width));
         for (int top = region.top; top <= region.bottom; top += rows)
-            draw_centres(top, std::min(top + rows - 1, region.bottom));
+            draw_middles(top, std::min(top + rows - 1, region.bottom));
         if (scene.num_samples > 1) refine();
         store(picture);
     }
@@ -366,33 +399,30 @@ class View {
     const Scene& scene;
     const Camera& camera;
     std::vector<Corner> corners;
+    std::vector<Place> places;
     std::vector<double> across, down;  // the rays of columns and rows of pixels, through their middles
     Box region{};
     int64_t width = 0, height = 0;
     bool see_through = false;
     std::vector<Pixel> pixels;  // of the region
+    std::vector<int32_t> seen;  // the opaque face behind the middle of each
     Samples samples;
 
-    void to_camera(const float* point, double* local) const {
-        const double *r = camera.rotation, *eye = camera.eye;
-        const double p[3] = {point[0] - eye[0], point[1] - eye[1], point[2] - eye[2]};
-        for (int k = 0; k < 3; k++) local[k] = p[0] * r[k] + p[1] * r[3 + k] + p[2] * r[6 + k];
-    }
-
     void project() {  // the corners, and the region of the picture that they may cover
+        const double *r = camera.rotation, *eye = camera.eye;
         float left = INFINITY, right = -INFINITY, top = INFINITY, bottom = -INFINITY;
+        const float focal = float(camera.focal);
         bool near = false;
         for (int64_t i = 0; i < mesh.num_vertices; i++) {
-            double p[3];
-            to_camera(mesh.vertices + 3 * i, p);
+            const float* v = mesh.vertices + 3 * i;
+            const double p[3] = {v[0] - eye[0], v[1] - eye[1], v[2] - eye[2]};
+            const double x = p[0] * r[0] + p[1] * r[3] + p[2] * r[6], y = p[0] * r[1] + p[1] * r[4] + p[2] * r[7];
+            const double z = p[0] * r[2] + p[1] * r[5] + p[2] * r[8];
             Corner& c = corners[i];
-            c.x = float(p[0]), c.y = float(p[1]), c.z = float(p[2]);
-            c.column = float(p[0] / p[2] * camera.focal + camera.x);
-            c.row = float(p[1] / p[2] * camera.focal + camera.y);
-            if (!(c.z >= NEAR)) {
-                near = true;
-                continue;
-            }
+            c.x = float(x), c.y = float(y), c.z = float(z), c.nearness = 1 / c.z;
+            c.column = c.x * c.nearness * focal + float(camera.x);
+            c.row = c.y * c.nearness * focal + float(camera.y);
+            near = near || !(c.z >= NEAR);
             left = std::min(left, c.column), right = std::max(right, c.column);
             top = std::min(top, c.row), bottom = std::max(bottom, c.row);
         }
@@ -403,71 +433,90 @@ class View {
                   to_int(bottom + 1, -1, last)};
     }
 
-    // Pixels of `within` that the triangle may cover: their middles, or any of their samples.
-    bool bounds(const int32_t* f, const Box& within, float reach, Box& box) const {
+    Place place(int64_t number) {
+        const int32_t* f = mesh.faces + 3 * number;
         const Corner &a = corners[f[0]], &b = corners[f[1]], &c = corners[f[2]];
-        if (a.z >= NEAR && b.z >= NEAR && c.z >= NEAR) {
-            const float less = reach - 0.5f + MARGIN, more = reach + 0.5f + MARGIN;
-            const float left = std::min(a.column, std::min(b.column, c.column)) - more;
-            const float right = std::max(a.column, std::max(b.column, c.column)) + less;
-            const float top = std::min(a.row, std::min(b.row, c.row)) - more;
-            const float bottom = std::max(a.row, std::max(b.row, c.row)) + less;
-            if (!(right >= within.left && bottom >= within.top && left <= within.right && top <= within.bottom))
-                return false;
-            // Up from below: the first middle at or after the left end.
-            box.left = left < within.left ? within.left : int(left) + (left > float(int(left)));
-            box.top = top < within.top ? within.top : int(top) + (top > float(int(top)));
-            box.right = right < within.right ? int(right) : within.right;
-            box.bottom = bottom < within.bottom ? int(bottom) : within.bottom;
-            return box.left <= box.right && box.top <= box.bottom;
+        Place p{};
+        p.see_through = mesh.cutoff[number] != 0;
+        see_through = see_through || p.see_through;
+        if (!(a.z >= NEAR && b.z >= NEAR && c.z >= NEAR)) {  // passes the plane of the eye, or has no place at all
+            p.left = int16_t(region.left), p.right = int16_t(region.right);
+            p.top = int16_t(region.top), p.bottom = int16_t(region.bottom);
+            p.visible = p.holds_middle = a.z > 0 || b.z > 0 || c.z > 0;
+            p.start_x = p.start_y = -INFINITY, p.end_x = p.end_y = p.nearest = INFINITY;
+            return p;
         }
-        box = within;  // passes the plane of the eye, or has no place at all
-        return a.z > 0 || b.z > 0 || c.z > 0;
+        const float left = std::min(a.column, std::min(b.column, c.column)) - MARGIN;
+        const float right = std::max(a.column, std::max(b.column, c.column)) + MARGIN;
+        const float top = std::min(a.row, std::min(b.row, c.row)) - MARGIN;
+        const float bottom = std::max(a.row, std::max(b.row, c.row)) + MARGIN;
+        p.visible = left < region.right + 1 && right >= region.left && top < region.bottom + 1 && bottom >= region.top;
+        if (!p.visible) return p;
+        p.start_x = left, p.end_x = right, p.start_y = top, p.end_y = bottom;
+        p.left = int16_t(to_int(left, region.left, region.right)), p.right = int16_t(to_int(right, region.left, region.right));
+        p.top = int16_t(to_int(top, region.top, region.bottom)), p.bottom = int16_t(to_int(bottom, region.top, region.bottom));
+        p.holds_middle = floor_(right - 0.5f) >= left - 0.5f && floor_(bottom - 0.5f) >= top - 0.5f;
+        p.nearest = std::max(a.nearness, std::max(b.nearness, c.nearness)) * (1 + 1e-6f);  // rounding of planes
+        return p;
+    }
+
+    bool edges_of(int64_t number, Edges& edges) const {
+        const int32_t* f = mesh.faces + 3 * number;
+        return make_edges(corners[f[0]], corners[f[1]], corners[f[2]], edges);
     }
 
     // ------------------------------------------------------------ through the middles
 
-    void draw_centres(int top, int bottom) {
-        const Box band = {region.left, region.right, top, bottom};
+    void draw_middles(int top, int bottom) {
         samples.clear(width * (bottom - top + 1));
         for (int pass = 0; pass < (see_through ? 2 : 1); pass++)
             for (int64_t i = 0; i < mesh.num_faces; i++) {
-                if ((mesh.cutoff[i] != 0) != (pass == 1)) continue;
-                const int32_t* f = mesh.faces + 3 * i;
-                Box box;
-                Edges edges;
-                if (bounds(f, band, 0, box) && make_edges(corners[f[0]], corners[f[1]], corners[f[2]], edges))
-                    fill(int32_t(i), edges, box, band, pass == 1);
+                const Place& p = places[i];
+                if (p.holds_middle && p.visible && p.see_through == (pass == 1) && p.top <= bottom && p.bottom >= top)
+                    fill(int32_t(i), {p.left, p.right, std::max<int>(p.top, top), std::min<int>(p.bottom, bottom)}, top);
             }
         Shader shader(mesh, scene, corners.data());
-        int64_t sample = 0;
-        for (int y = top; y <= bottom; y++)
-            for (int x = region.left; x <= region.right; x++, sample++) {
-                Pixel& pixel = pixels[int64_t(y - region.top) * width + x - region.left];
-                samples.composite(sample, across[x], down[y], shader, pixel, true);
-            }
+        const int64_t start = int64_t(top - region.top) * width;
+        for (int64_t sample = 0; sample < int64_t(samples.face.size()); sample++) {
+            seen[start + sample] = samples.face[sample];
+            const int64_t x = sample % width, y = sample / width;
+            samples.composite(sample, across[region.left + x], down[top + y], shader, pixels[start + sample], true);
+        }
     }
 
-    void fill(int32_t number, const Edges& e, const Box& box, const Box& band, bool layer) {
+    void fill(int32_t number, const Box& box, int first_row) {
+        const bool small = (box.right - box.left) * (box.bottom - box.top) < 16;
+        if (small && is_hidden(box, first_row, places[number].nearest)) return;
+        Edges e;
+        if (!edges_of(number, e)) return;
         for (int y = box.top; y <= box.bottom; y++) {
             double rest[3];
             for (int i = 0; i < 3; i++) rest[i] = e.y[i] * down[y] + e.z[i];
             int left = box.left, right = box.right;
             if (right - left > 8) narrow(e, rest, left, right);
-            const int64_t row = int64_t(y - band.top) * width - region.left;
+            const int64_t row = int64_t(y - first_row) * width - region.left;
             for (int x = left; x <= right; x++) {
                 const double a = e.x[0] * across[x] + rest[0], b = e.x[1] * across[x] + rest[1],
                              c = e.x[2] * across[x] + rest[2];
                 if (!(a >= 0 && b >= 0 && c >= 0)) continue;
                 const float nearness = float((a + b + c) * e.inverse);
                 if (!(nearness > samples.nearness[row + x])) continue;
-                if (layer) {
+                if (places[number].see_through) {
                     samples.add_layer(row + x, number, nearness);
                 } else {
                     samples.nearness[row + x] = nearness, samples.face[row + x] = number;
                 }
             }
         }
+    }
+
+    bool is_hidden(const Box& box, int first_row, float nearest) const {
+        for (int y = box.top; y <= box.bottom; y++) {
+            const float* row = samples.nearness.data() + int64_t(y - first_row) * width - region.left;
+            for (int x = box.left; x <= box.right; x++)
+                if (nearest > row[x]) return false;
+        }
+        return true;
     }
 
     // Leaves out pixels of a row that lie outside an edge by more than one.
@@ -481,114 +530,155 @@ class View {
 
     // ------------------------------------------------------------ several rays a pixel
 
-    std::vector<int32_t> rank;         // of each pixel of the region: how many uneven ones come before it
-    std::vector<int32_t> uneven;       // those pixels, in order
-    std::vector<double> aside, below;  // each sample's ray relative to that through the middle
+    std::vector<int32_t> rank;        // of each pixel of the region: how many uneven ones come before it
+    std::vector<int32_t> uneven;      // those pixels, in order
+    std::vector<int32_t> order;       // faces, first those that were seen, which hide most of the others
+    std::vector<float> columns, rows;  // each sample's place in its pixel
+    std::vector<float> aside, below;   // and its ray relative to that through the middle
+    std::vector<float> least;         // of each uneven pixel: the 1 / depth that a face must exceed to be seen
+    int stride = 0;                   // samples a pixel, rounded up for vector instructions
 
     void refine() {
         find_uneven();
-        const int num = scene.num_samples;
-        aside.resize(num), below.resize(num);
-        for (int s = 0; s < num; s++) {
-            aside[s] = (scene.offsets[2 * s] - 0.5) / camera.focal;
-            below[s] = (scene.offsets[2 * s + 1] - 0.5) / camera.focal;
+        find_order();
+        stride = (scene.num_samples + 3) / 4 * 4;
+        aside.assign(stride, 0), below.assign(stride, 0), columns.assign(stride, 0.5f), rows.assign(stride, 0.5f);
+        for (int s = 0; s < scene.num_samples; s++) {
+            columns[s] = float(scene.offsets[2 * s]), rows[s] = float(scene.offsets[2 * s + 1]);
+            aside[s] = float((scene.offsets[2 * s] - 0.5) / camera.focal);
+            below[s] = float((scene.offsets[2 * s + 1] - 0.5) / camera.focal);
         }
-        const int64_t step = std::max(int64_t(1), BATCH / num), total = int64_t(uneven.size());
+        const int64_t step = std::max(int64_t(1), BATCH / stride), total = int64_t(uneven.size());
         for (int64_t first = 0; first < total; first += step) draw_batch(first, std::min(first + step, total));
     }
 
+    void find_order() {
+        std::vector<uint8_t> was_seen(mesh.num_faces, 0);
+        for (int32_t face : seen)
+            if (face >= 0) was_seen[face] = 1;
+        order.clear();
+        for (int pass = 0; pass < 3; pass++)
+            for (int64_t i = 0; i < mesh.num_faces; i++)
+                if (places[i].visible && pass == (places[i].see_through ? 2 : was_seen[i] ? 0 : 1))
+                    order.push_back(int32_t(i));
+    }
+
     void draw_batch(int64_t first, int64_t last) {  // of uneven pixels
-        const int num = scene.num_samples;
-        samples.clear((last - first) * num);
-        Box band = region;
-        band.top = region.top + int(uneven[first] / width), band.bottom = region.top + int(uneven[last - 1] / width);
-        for (int pass = 0; pass < (see_through ? 2 : 1); pass++)
-            for (int64_t i = 0; i < mesh.num_faces; i++) {
-                if ((mesh.cutoff[i] != 0) != (pass == 1)) continue;
-                fill_uneven(int32_t(i), band, first, last, pass == 1);
-            }
+        samples.clear((last - first) * stride);
+        least.assign(last - first, 0.0f);
+        const int top = region.top + int(uneven[first] / width), bottom = region.top + int(uneven[last - 1] / width);
+        for (int32_t i : order)
+            if (places[i].top <= bottom && places[i].bottom >= top) fill_uneven(i, first, last);
         Shader shader(mesh, scene, corners.data());
-        for (int64_t u = first; u < last; u++) {
-            const double x = across[region.left + uneven[u] % width], y = down[region.top + uneven[u] / width];
-            Pixel sum{};
-            for (int s = 0; s < num; s++)
-                samples.composite((u - first) * num + s, x + aside[s], y + below[s], shader, sum, false);
-            Pixel& pixel = pixels[uneven[u]];
-            const float share = 1.0f / num;
-            for (int k = 0; k < 3; k++) pixel.lit[k] = sum.lit[k] * share, pixel.plain[k] = sum.plain[k] * share;
-            pixel.alpha = sum.alpha * share;
+        for (int64_t u = first; u < last; u++) average(u, (u - first) * stride, shader);
+    }
+
+    void average(int64_t u, int64_t start, Shader& shader) {  // the colour of an uneven pixel from its samples
+        const double x = across[region.left + uneven[u] % width], y = down[region.top + uneven[u] / width];
+        Pixel sum{};
+        for (int s = 0; s < scene.num_samples; s++) {
+            const int32_t face = samples.face[start + s];
+            if (samples.layers(start + s) != nullptr) {
+                samples.composite(start + s, x + aside[s], y + below[s], shader, sum, false);
+            } else if (face >= 0) {
+                for (int t = s; t < scene.num_samples; t++) {  // all of one face together
+                    if (samples.face[start + t] != face || samples.layers(start + t) != nullptr) continue;
+                    sum.add(shader.shade(face, x + aside[t], y + below[t]), 1);
+                    samples.face[start + t] = -1;
+                }
+            }
         }
+        Pixel& pixel = pixels[uneven[u]];
+        const float share = 1.0f / scene.num_samples;
+        for (int k = 0; k < 3; k++) pixel.lit[k] = sum.lit[k] * share, pixel.plain[k] = sum.plain[k] * share;
+        pixel.alpha = sum.alpha * share;
     }
 
     struct Spread {  // how each edge and the nearness change from a pixel's middle to its samples
         float edge[3][MAX_SAMPLES], nearness[MAX_SAMPLES], most[3];
     };
 
-    void fill_uneven(int32_t number, const Box& band, int64_t first, int64_t last, bool layer) {
-        const int32_t* f = mesh.faces + 3 * int64_t(number);
-        Box box;
-        if (!bounds(f, band, 0.5f, box)) return;
+    void fill_uneven(int32_t number, int64_t first, int64_t last) {
+        const Place& p = places[number];
         Edges e;
         Spread spread;
         bool ready = false;
-        for (int y = box.top; y <= box.bottom; y++) {
+        const bool is_small = p.right - p.left + p.bottom - p.top <= 2;
+        for (int y = p.top; y <= p.bottom; y++) {
             const int32_t* ranks = rank.data() + int64_t(y - region.top) * width - region.left;
-            const int64_t begin = std::max<int64_t>(ranks[box.left], first);
-            const int64_t end = std::min<int64_t>(ranks[box.right + 1], last);
-            if (begin >= end) continue;
-            if (!ready) {
-                if (!make_edges(corners[f[0]], corners[f[1]], corners[f[2]], e)) return;
-                spread_out(e, spread);
-                ready = true;
-            }
+            const int64_t begin = std::max<int64_t>(ranks[p.left], first);
+            const int64_t end = std::min<int64_t>(ranks[p.right + 1], last);
             for (int64_t u = begin; u < end; u++) {
-                const double x = across[region.left + uneven[u] % width];
+                if (!(p.nearest > least[u - first])) continue;
+                if (!ready) {
+                    if (is_small && !may_hit(p, int(uneven[u] % width) + region.left, y, (u - first) * stride)) continue;
+                    if (!edges_of(number, e)) return;
+                    spread_out(e, spread);
+                    ready = true;
+                }
+                const double x = across[region.left + uneven[u] - int64_t(y - region.top) * width];
                 float edge[3];
                 double sum = 0;
-                bool outside = false;
                 for (int i = 0; i < 3; i++) {
                     const double value = e.x[i] * x + (e.y[i] * down[y] + e.z[i]);
                     sum += value;
                     edge[i] = float(value);
-                    outside = outside || !(edge[i] >= -spread.most[i]);
                 }
-                if (!outside) test(number, edge, float(sum * e.inverse), spread, (u - first) * scene.num_samples, layer);
+                const bool inside = edge[0] >= -spread.most[0] && edge[1] >= -spread.most[1] && edge[2] >= -spread.most[2];
+                if (inside) test(number, edge, float(sum * e.inverse), spread, u - first);
             }
         }
+    }
+
+    // Whether a sample of this pixel lies within the box around a face, and what it saw so far behind it.
+    bool may_hit(const Place& p, int x, int y, int64_t start) const {
+        const float left = p.start_x - x, right = p.end_x - x, top = p.start_y - y, bottom = p.end_y - y;
+        Whole any{};
+        for (int s = 0; s < stride; s += 4) {
+            const Four column = load<Four>(&columns[s]), row = load<Four>(&rows[s]);
+            any |= (column >= left) & (column <= right) & (row >= top) & (row <= bottom) &
+                   (p.nearest > load<Four>(&samples.nearness[start + s]));
+        }
+        return any[0] | any[1] | any[2] | any[3];
     }
 
     void spread_out(const Edges& e, Spread& spread) const {
         for (int i = 0; i < 3; i++) {
-            spread.most[i] = 0;
-            for (int s = 0; s < scene.num_samples; s++) {
-                spread.edge[i][s] = float(e.x[i] * aside[s] + e.y[i] * below[s]);
-                spread.most[i] = std::max(spread.most[i], spread.edge[i][s]);
-            }
+            const float x = float(e.x[i]), y = float(e.y[i]);
+            for (int s = 0; s < stride; s++) spread.edge[i][s] = x * aside[s] + y * below[s];
+            // The samples lie within half a pixel of its middle, to rounding.
+            spread.most[i] = (std::fabs(x) + std::fabs(y)) * float(0.5001 / camera.focal);
         }
-        const double dx = (e.x[0] + e.x[1] + e.x[2]) * e.inverse, dy = (e.y[0] + e.y[1] + e.y[2]) * e.inverse;
-        for (int s = 0; s < scene.num_samples; s++) spread.nearness[s] = float(dx * aside[s] + dy * below[s]);
+        const float x = float((e.x[0] + e.x[1] + e.x[2]) * e.inverse), y = float((e.y[0] + e.y[1] + e.y[2]) * e.inverse);
+        for (int s = 0; s < stride; s++) spread.nearness[s] = x * aside[s] + y * below[s];
     }
 
-    void test(int32_t number, const float* edge, float nearness, const Spread& spread, int64_t start, bool layer) {
-        float* nearest = samples.nearness.data() + start;
-        int32_t* face = samples.face.data() + start;
-        const int num = scene.num_samples;
-        if (layer) {
-            for (int s = 0; s < num; s++) {
+    void test(int32_t number, const float* edge, float nearness, const Spread& spread, int64_t pixel) {
+        const int64_t start = pixel * stride;
+        if (places[number].see_through) {
+            for (int s = 0; s < scene.num_samples; s++) {
                 const float value = nearness + spread.nearness[s];
                 if (edge[0] + spread.edge[0][s] >= 0 && edge[1] + spread.edge[1][s] >= 0 &&
-                    edge[2] + spread.edge[2][s] >= 0 && value > nearest[s])
+                    edge[2] + spread.edge[2][s] >= 0 && value > samples.nearness[start + s])
                     samples.add_layer(start + s, number, value);
             }
             return;
         }
-        for (int s = 0; s < num; s++) {
-            const float value = nearness + spread.nearness[s];
-            const bool seen = (edge[0] + spread.edge[0][s] >= 0) & (edge[1] + spread.edge[1][s] >= 0) &
-                              (edge[2] + spread.edge[2][s] >= 0) & (value > nearest[s]);
-            nearest[s] = seen ? value : nearest[s];
-            face[s] = seen ? number : face[s];
+        const Whole numbers = Whole{} + number;
+        Four farthest = Four{} + INFINITY;
+        for (int s = 0; s < stride; s += 4) {
+            float* nearest = samples.nearness.data() + start + s;
+            int32_t* face = samples.face.data() + start + s;
+            const Four value = nearness + load<Four>(spread.nearness + s), before = load<Four>(nearest);
+            const Whole hit = (edge[0] + load<Four>(spread.edge[0] + s) >= 0) &
+                              (edge[1] + load<Four>(spread.edge[1] + s) >= 0) &
+                              (edge[2] + load<Four>(spread.edge[2] + s) >= 0) & (value > before);
+            const Four now = choose(hit, value, before);
+            const Whole faces = choose(hit, numbers, load<Whole>(face));
+            std::memcpy(nearest, &now, sizeof now), std::memcpy(face, &faces, sizeof faces);
+            farthest = choose(now < farthest, now, farthest);
         }
+        least[pixel] = std::min(std::min(farthest[0], farthest[1]), std::min(farthest[2], farthest[3]));
     }
 
     void find_uneven() {
@@ -605,36 +695,50 @@ class View {
     }
 
     void mark_steps(uint8_t* marked) const {  // pixels that differ from one of their four neighbours
-        std::vector<float> seen(width * height * 4);
+        std::vector<float> roots(width * height * 4);
         for (int64_t i = 0; i < width * height; i++) {
+            if (!(pixels[i].alpha > 0)) continue;
             const float values[4] = {pixels[i].lit[0], pixels[i].lit[1], pixels[i].lit[2], pixels[i].alpha};
-            for (int k = 0; k < 4; k++) seen[4 * i + k] = std::sqrt(values[k] > 0 ? values[k] : 0.0f);
+            for (int k = 0; k < 4; k++) roots[4 * i + k] = std::sqrt(values[k] > 0 ? values[k] : 0.0f);
         }
-        auto differ = [&](int64_t a, int64_t b) {
+        auto compare = [&](int64_t a, int64_t b) {
             bool any = false;
-            for (int k = 0; k < 4; k++) any |= std::fabs(seen[4 * a + k] - seen[4 * b + k]) > COLOR_STEP;
-            if (any) marked[a] = marked[b] = 1;
+            for (int k = 0; k < 4; k++) any |= std::fabs(roots[4 * a + k] - roots[4 * b + k]) > COLOR_STEP;
+            marked[a] |= any, marked[b] |= any;
         };
         for (int64_t y = 0; y < height; y++)
             for (int64_t x = 0; x < width; x++) {
                 const int64_t at = y * width + x;
-                if (x + 1 < width) differ(at, at + 1);
-                if (y + 1 < height) differ(at, at + width);
+                if (x + 1 < width) compare(at, at + 1);
+                if (y + 1 < height) compare(at, at + width);
             }
     }
 
     void mark_missed(uint8_t* marked) const {  // pixels with an edge before everything that their middles saw
-        const float shorter = float(1 - DEPTH_STEP / camera.focal);
-        for (int64_t i = 0; i < mesh.num_splats; i++) {
-            double p[3];
-            to_camera(mesh.splats + 3 * i, p);
-            if (!(p[2] > 0)) continue;
-            const double column = p[0] / p[2] * camera.focal + camera.x - region.left;
-            const double row = p[1] / p[2] * camera.focal + camera.y - region.top;
-            if (!(column >= 0 && column < double(width) && row >= 0 && row < double(height))) continue;
-            const int64_t at = int64_t(row) * width + int64_t(column);
-            const float depth = pixels[at].depth;
-            if (!(depth > 0) || float(p[2]) < depth * shorter) marked[at] = 1;
+        constexpr int BLOCK = 256;
+        const float shorter = float(1 - DEPTH_STEP / camera.focal), focal = float(camera.focal);
+        const float eye[3] = {float(camera.eye[0]), float(camera.eye[1]), float(camera.eye[2])};
+        const float left = float(camera.x) - float(region.left), top = float(camera.y) - float(region.top);
+        float r[9], column[BLOCK], row[BLOCK], depth[BLOCK];
+        for (int k = 0; k < 9; k++) r[k] = float(camera.rotation[k]);
+        for (int64_t first = 0; first < mesh.num_splats; first += BLOCK) {
+            const int num = int(std::min<int64_t>(BLOCK, mesh.num_splats - first));
+            const float *xs = mesh.splats + first, *ys = xs + mesh.num_splats, *zs = ys + mesh.num_splats;
+            for (int i = 0; i < num; i++) {
+                const float x = xs[i] - eye[0], y = ys[i] - eye[1], z = zs[i] - eye[2];
+                depth[i] = x * r[2] + y * r[5] + z * r[8];
+                const float scale = focal / depth[i];
+                column[i] = (x * r[0] + y * r[3] + z * r[6]) * scale + left;
+                row[i] = (x * r[1] + y * r[4] + z * r[7]) * scale + top;
+            }
+            for (int i = 0; i < num; i++) {
+                const bool inside = (column[i] >= 0) & (column[i] < float(width)) & (row[i] >= 0) &
+                                    (row[i] < float(height)) & (depth[i] > 0);
+                if (!inside) continue;
+                const int64_t at = int64_t(row[i]) * width + int64_t(column[i]);
+                const float limit = pixels[at].depth * shorter;
+                marked[at] |= !(limit > 0) | (depth[i] < limit);
+            }
         }
     }
 

@@ -18,12 +18,15 @@ from data_prep.mesh import Mesh, Sampler
 from data_prep.render.lighting import Lighting
 from data_prep.render.raycast import edge_points, sub_pixels
 from shapeloom.color import SRGB_DECODE, linear_to_srgb
+from shapeloom.config import UserError
 from shapeloom.native import NotBuilt, load
 
 _WRAPS = ("repeat", "clamp", "mirror")
 _FLOATS, _BYTES, _INTS = (ctypes.POINTER(t) for t in (ctypes.c_float, ctypes.c_uint8, ctypes.c_int32))
 # 8-bit sRGB by the square root of linear colour, near enough to it that 16 entries share each 8-bit value.
 ENCODED = np.rint(255 * linear_to_srgb(np.linspace(0, 1, 4097) ** 2)).astype(np.uint8)
+
+_DECODE = np.stack([SRGB_DECODE, np.arange(256, dtype=np.float32) / np.float32(255)])
 
 
 class _Texture(ctypes.Structure):
@@ -78,6 +81,14 @@ def reason_against() -> str:
     return ""
 
 
+def require() -> None:
+    """Raises UserError where this renderer can't be used."""
+    if reason := reason_against():
+        raise UserError(
+            f"renderer: zbuffer can't be used here: {reason}. Or use renderer: embree, which needs no compiler."
+        )
+
+
 class ZBuffer:
     """Square pictures of one mesh under one light; their planes are what `views.Views` holds."""
 
@@ -94,7 +105,7 @@ class ZBuffer:
             directions=self._pointer(lighting.directions, np.float32, _FLOATS),
             intensities=self._pointer(lighting.intensities, np.float32, _FLOATS),
             encode=self._pointer(ENCODED, np.uint8, _BYTES),
-            decode=self._pointer(SRGB_DECODE, np.float32, _FLOATS),
+            decode=self._pointer(_DECODE, np.float32, _FLOATS),
             offsets=self._pointer(sub_pixels(supersample), np.float64, ctypes.POINTER(ctypes.c_double)),
             ambient=lighting.ambient, num_lights=len(lighting.intensities), num_samples=supersample**2,
             size=size,
@@ -148,18 +159,14 @@ class ZBuffer:
             opacity=None if mesh.opacity is None else self._pointer(mesh.opacity, np.float32, _FLOATS),
             unlit=None if mesh.unlit is None else self._pointer(mesh.unlit, np.uint8, _BYTES),
             textures=(_Texture * len(textures))(*textures),
-            splats=self._pointer(splats, np.float32, _FLOATS),
+            splats=self._pointer(splats.T, np.float32, _FLOATS),
             num_vertices=len(mesh.vertices), num_faces=len(mesh.faces), num_splats=len(splats),
         )  # fmt: skip
 
     def _pack_texture(self, texture: ndarray, sampler: Sampler) -> _Texture:
-        if texture.ndim != 3 or texture.shape[2] != 4 or not texture.size:
-            raise ValueError(f"a texture of shape {texture.shape}: expected (height, width, 4)")
-        is_float = texture.dtype == np.float32
-        if not is_float and texture.dtype != np.uint8:
-            raise ValueError(f"a texture of {texture.dtype}: expected uint8 (sRGB) or float32 (linear)")
         return _Texture(
-            self._pointer(texture, texture.dtype, ctypes.c_void_p), *texture.shape[:2], is_float,
+            self._pointer(texture, texture.dtype, ctypes.c_void_p), *texture.shape[:2],
+            texture.dtype == np.float32,
             _WRAPS.index(sampler.wrap_u), _WRAPS.index(sampler.wrap_v), sampler.nearest,
         )  # fmt: skip
 
@@ -188,3 +195,8 @@ def _check(mesh: Mesh) -> None:
             )
     if max(num, len(mesh.vertices)) >= 2**31:
         raise ValueError(f"a mesh of {num:,} faces: expected fewer than 2^31")
+    for texture in mesh.textures:
+        if texture.ndim != 3 or texture.shape[2] != 4 or not texture.size:
+            raise ValueError(f"a texture of shape {texture.shape}: expected (height, width, 4)")
+        if texture.dtype not in (np.float32, np.uint8):
+            raise ValueError(f"a texture of {texture.dtype}: expected uint8 (sRGB) or float32 (linear)")
