@@ -1,8 +1,8 @@
 """C++ that is compiled once a machine, by whatever compiler is there, and called through ctypes.
 
 Neither Python's headers nor an own wheel for each platform are needed, and whoever has no compiler has the
-Python that the C++ is tested against. What is compiled lies in the user's cache and is named by a digest of all
-that it depends on, so that it never grows stale.
+Python that the C++ is tested against. What is compiled lies in the user's cache and is named by a digest of
+all that it depends on, so that it never grows stale.
 """
 
 import ctypes

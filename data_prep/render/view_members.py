@@ -44,8 +44,8 @@ class ViewConfig(Config):
     )
     renderer: Backend = Field(
         default="auto",
-        description="zbuffer: compiled; embree: ray casting; gl: OpenGL, on a GPU; auto: what the run was begun "
-        "with, or else zbuffer where there is a C++ compiler and embree elsewhere",
+        description="zbuffer: compiled; embree: ray casting; gl: OpenGL, on a GPU; auto: what the run was "
+        "begun with, or else zbuffer where there is a C++ compiler and embree elsewhere",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""Pictures by a compiled z-buffer (zbuffer.cpp): the fast renderer, where a C++ compiler has been found once.
+"""Pictures by a compiled z-buffer (zbuffer.cpp): the fast renderer, where there is a C++ compiler.
 
-`raycast` is its reference and stands in where there is none: the same samples, shading and layers. They differ
-where a sample lies on an edge to within rounding.
+`raycast` is its reference and stands in where there is none: the same samples, shading and layers. They
+differ where a sample lies on an edge to within rounding.
 """
 
 import ctypes
@@ -85,7 +85,7 @@ def require() -> None:
     """Raises UserError where this renderer can't be used."""
     if reason := reason_against():
         raise UserError(
-            f"renderer: zbuffer can't be used here: {reason}. Or use renderer: embree, which needs no compiler."
+            f"renderer: zbuffer can't be used here: {reason}. Or use renderer: embree, which needs none."
         )
 
 
@@ -97,7 +97,8 @@ class ZBuffer:
 
         Raises ValueError for a mesh whose arrays don't fit one another.
         """
-        self.size, self._kept = size, []
+        self.size = size
+        self._kept: list[ndarray] = []
         self._mesh = self._pack_mesh(mesh, edge_points(
             mesh.triangles.astype(np.float32), spacing=pixel / 2, most=size**2 + 4096
         ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""The compiled z-buffer against the ray caster: tight inside, few and unbiased flips at edges; hostile meshes.
+"""The compiled z-buffer against the ray caster: tight inside, few flips at edges, no bias; hostile meshes.
 
 The closed forms that both must fulfil are in test_views.py.
 """
@@ -59,7 +59,8 @@ def soup(rng, num=400, **kinds):
     coarse, fine = (rng.integers(0, 256, (size, size, 4), dtype=np.uint8) for size in (2, 8))
     return Mesh(
         vertices=vertices, faces=np.arange(3 * num).reshape(num, 3),
-        tint=rng.random((num, 3, 3)).astype(np.float32), shading=rng.normal(size=(num, 3, 3)).astype(np.float32),
+        tint=rng.random((num, 3, 3)).astype(np.float32),
+        shading=rng.normal(size=(num, 3, 3)).astype(np.float32),
         uv=rng.uniform(-1.5, 2.5, (num, 3, 2)).astype(np.float32), texture=rng.integers(-1, 2, num),
         cutoff=np.zeros(num, np.float32), textures=[coarse.repeat(4, 0).repeat(4, 1), fine], **kinds,
     )  # fmt: skip
