@@ -3,6 +3,7 @@
 Everything is a function of the asset's bytes, its captions and the config: no clock, host or order of work.
 """
 
+import functools
 import importlib.metadata
 import time
 import traceback
@@ -128,6 +129,7 @@ def prepare_shard(task: ShardTask, report: Callable[[int], None]) -> Cost:
     """
     if task.config.renderer == "zbuffer":
         zbuffer.require()  # here, so that no asset's own process has to compile it
+    _versions()
     if task.retry:
         return _retry_shard(task, report)
     failures, costs = [], []
@@ -289,6 +291,12 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     return sample
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the libraries that a sample's numbers depend on; looking them up takes milliseconds."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
 def _facts(
     source: Source, config: DataConfig, mesh: Mesh, placement: Placement, *, watertight: bool
 ) -> dict[str, Any]:
@@ -298,7 +306,7 @@ def _facts(
     return facts | {
         "schema": SCHEMA,
         "renderer": renderer_facts(config, source.key, config.seed),
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "versions": _versions(),
         "warnings": source.warnings + mesh.warnings,
         "watertight": watertight,
         "num_faces": len(mesh.faces),
