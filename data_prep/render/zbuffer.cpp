@@ -368,7 +368,8 @@ struct Place {  // of a face on the picture
     float start_x, end_x, start_y, end_y;  // within which it lies
     int16_t left, right, top, bottom;      // pixels that it may touch
     float nearest;                         // at least the 1 / depth of its nearest point
-    bool visible, holds_middle, see_through;
+    bool visible, holds_middle;
+    int8_t turn;  // when it is drawn: what mostly hides the rest first; 2: see-through
 };
 
 class View {
@@ -403,7 +404,6 @@ class View {
     std::vector<double> across, down;  // the rays of columns and rows of pixels, through their middles
     Box region{};
     int64_t width = 0, height = 0;
-    bool see_through = false;
     std::vector<Pixel> pixels;  // of the region
     std::vector<int32_t> seen;  // the opaque face behind the middle of each
     Samples samples;
@@ -437,8 +437,7 @@ class View {
         const int32_t* f = mesh.faces + 3 * number;
         const Corner &a = corners[f[0]], &b = corners[f[1]], &c = corners[f[2]];
         Place p{};
-        p.see_through = mesh.cutoff[number] != 0;
-        see_through = see_through || p.see_through;
+        p.turn = mesh.cutoff[number] != 0 ? 2 : 0;
         if (!(a.z >= NEAR && b.z >= NEAR && c.z >= NEAR)) {  // passes the plane of the eye, or has no place at all
             p.left = int16_t(region.left), p.right = int16_t(region.right);
             p.top = int16_t(region.top), p.bottom = int16_t(region.bottom);
@@ -456,6 +455,8 @@ class View {
         p.left = int16_t(to_int(left, region.left, region.right)), p.right = int16_t(to_int(right, region.left, region.right));
         p.top = int16_t(to_int(top, region.top, region.bottom)), p.bottom = int16_t(to_int(bottom, region.top, region.bottom));
         p.holds_middle = floor_(right - 0.5f) >= left - 0.5f && floor_(bottom - 0.5f) >= top - 0.5f;
+        const float turned = (b.column - a.column) * (c.row - a.row) - (c.column - a.column) * (b.row - a.row);
+        if (p.turn == 0 && turned > 0) p.turn = 1;  // seen against its winding
         p.nearest = std::max(a.nearness, std::max(b.nearness, c.nearness)) * (1 + 1e-6f);  // rounding of planes
         return p;
     }
@@ -469,10 +470,10 @@ class View {
 
     void draw_middles(int top, int bottom) {
         samples.clear(width * (bottom - top + 1));
-        for (int pass = 0; pass < (see_through ? 2 : 1); pass++)
+        for (int turn = 0; turn < 3; turn++)
             for (int64_t i = 0; i < mesh.num_faces; i++) {
                 const Place& p = places[i];
-                if (p.holds_middle && p.visible && p.see_through == (pass == 1) && p.top <= bottom && p.bottom >= top)
+                if (p.turn == turn && p.holds_middle && p.visible && p.top <= bottom && p.bottom >= top)
                     fill(int32_t(i), {p.left, p.right, std::max<int>(p.top, top), std::min<int>(p.bottom, bottom)}, top);
             }
         Shader shader(mesh, scene, corners.data());
@@ -501,7 +502,7 @@ class View {
                 if (!(a >= 0 && b >= 0 && c >= 0)) continue;
                 const float nearness = float((a + b + c) * e.inverse);
                 if (!(nearness > samples.nearness[row + x])) continue;
-                if (places[number].see_through) {
+                if (places[number].turn == 2) {
                     samples.add_layer(row + x, number, nearness);
                 } else {
                     samples.nearness[row + x] = nearness, samples.face[row + x] = number;
@@ -553,14 +554,12 @@ class View {
     }
 
     void find_order() {
-        std::vector<uint8_t> was_seen(mesh.num_faces, 0);
         for (int32_t face : seen)
-            if (face >= 0) was_seen[face] = 1;
+            if (face >= 0 && places[face].turn < 2) places[face].turn = -1;
         order.clear();
-        for (int pass = 0; pass < 3; pass++)
+        for (int turn = -1; turn < 3; turn++)
             for (int64_t i = 0; i < mesh.num_faces; i++)
-                if (places[i].visible && pass == (places[i].see_through ? 2 : was_seen[i] ? 0 : 1))
-                    order.push_back(int32_t(i));
+                if (places[i].turn == turn && places[i].visible) order.push_back(int32_t(i));
     }
 
     void draw_batch(int64_t first, int64_t last) {  // of uneven pixels
@@ -655,7 +654,7 @@ class View {
 
     void test(int32_t number, const float* edge, float nearness, const Spread& spread, int64_t pixel) {
         const int64_t start = pixel * stride;
-        if (places[number].see_through) {
+        if (places[number].turn == 2) {
             for (int s = 0; s < scene.num_samples; s++) {
                 const float value = nearness + spread.nearness[s];
                 if (edge[0] + spread.edge[0][s] >= 0 && edge[1] + spread.edge[1][s] >= 0 &&
