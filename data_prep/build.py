@@ -72,9 +72,9 @@ def _choose_renderer(wanted: Backend, out: AnyPath) -> Backend:
     path = out / "config.yaml"
     if path.is_file():
         with suppress(yaml.YAMLError, UnicodeDecodeError):  # Run.open says what is wrong with it
-            before = (yaml.safe_load(path.read_text()) or {}).get("renderer")
-            if before in ("zbuffer", "embree"):
-                return before
+            run = yaml.safe_load(path.read_text())
+            if isinstance(run, dict) and run.get("renderer") in ("zbuffer", "embree"):
+                return run["renderer"]
     if reason := zbuffer.reason_against():
         log.warning("views are drawn by ray casting, several times slower than by compiled code: %s", reason)
     return resolve("auto")
