@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import yaml
 
 from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.pipeline import DataConfig, ShardTask, prepare_shard, quarantine_path
 from data_prep.procedural.dataset import generate
-from data_prep.render.raster import require
+from data_prep.render import raster, zbuffer
+from data_prep.render.views import Backend, resolve
 from data_prep.report import write_report
 from data_prep.sources.find import NAMELESS, SPLITS, Source, SplitFractions, assets_root, find_sources
 from data_prep.sources.objaverse_cache import find_objaverse
@@ -33,8 +37,9 @@ def prepare(
     Raises UserError for a folder or captions file that can't be used, and if not a single asset could be
     prepared.
     """
+    config = config.model_copy(update={"renderer": _choose_renderer(config.renderer, out)})
     if config.renderer == "gl":
-        require()
+        raster.require()
     procedural = config.assets is None and config.objaverse is None
     if procedural and not isinstance(out, Path):
         raise UserError(f"The procedural set is generated beside the data, so {out} must be a local folder.")
@@ -44,6 +49,8 @@ def prepare(
         if run.done:
             log.info("%s is already done", out)
             return
+        if config.renderer == "zbuffer":
+            zbuffer.require()
         if found is None:
             folder = run.folder / "assets"
             generate(config.procedural, folder)
@@ -56,6 +63,21 @@ def prepare(
         tasks = plan_shards(sources, folder, out, config)
         _run_shards(tasks, config, run, executor, retry_quarantined)
         run.finish(**_finish(tasks, failures, config, out))
+
+
+def _choose_renderer(wanted: Backend, out: AnyPath) -> Backend:
+    """What "auto" is for this run: what it was begun with, since the two draw edges a little differently."""
+    if wanted != "auto":
+        return wanted
+    path = out / "config.yaml"
+    if path.is_file():
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # Run.open says what is wrong with it
+            run = yaml.safe_load(path.read_text())
+            if isinstance(run, dict) and run.get("renderer") in ("zbuffer", "embree"):
+                return run["renderer"]
+    if reason := zbuffer.reason_against():
+        log.warning("views are drawn by ray casting, several times slower than by compiled code: %s", reason)
+    return resolve("auto")
 
 
 def _find(config: DataConfig) -> tuple[Path, list[Source], list[Failure]]:

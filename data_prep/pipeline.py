@@ -3,6 +3,7 @@
 Everything is a function of the asset's bytes, its captions and the config: no clock, host or order of work.
 """
 
+import functools
 import importlib.metadata
 import time
 import traceback
@@ -24,6 +25,7 @@ from data_prep.geometry.sdf import sdf_samples, signed_distance
 from data_prep.isolation import STDERR_TAIL, Cost, Lost, Quota, call
 from data_prep.mesh import Mesh, plain_triangles
 from data_prep.procedural.dataset import ProceduralConfig
+from data_prep.render import zbuffer
 from data_prep.render.view_members import ViewConfig, renderer_facts, shoot
 from data_prep.render.views import is_covered
 from data_prep.sources.content import content_digest
@@ -123,7 +125,11 @@ def prepare_shard(task: ShardTask, report: Callable[[int], None]) -> Cost:
 
     `report` is told each asset's position before its work begins.
     Safe to kill and to repeat anywhere: the manifest appears last, and the bytes are the same whoever writes.
+    Raises UserError on a machine that lacks the renderer that the others use.
     """
+    if task.config.renderer == "zbuffer":
+        zbuffer.require()  # here, so that no asset's own process has to compile it
+    _versions()
     if task.retry:
         return _retry_shard(task, report)
     failures, costs = [], []
@@ -285,6 +291,12 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     return sample
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the libraries that a sample's numbers depend on; looking them up takes milliseconds."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
 def _facts(
     source: Source, config: DataConfig, mesh: Mesh, placement: Placement, *, watertight: bool
 ) -> dict[str, Any]:
@@ -294,7 +306,7 @@ def _facts(
     return facts | {
         "schema": SCHEMA,
         "renderer": renderer_facts(config, source.key, config.seed),
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "versions": _versions(),
         "warnings": source.warnings + mesh.warnings,
         "watertight": watertight,
         "num_faces": len(mesh.faces),

@@ -23,6 +23,10 @@ echo "Installing into $venv (about 2 minutes and 6 GB the first time) ..."
 "${pip[@]}" install --quiet --no-deps --require-hashes --only-binary :all: --requirement requirements-pytorch3d.txt 2>/dev/null ||
     echo "pytorch3d has no wheel for this machine; going on without it."
 
+# Views are drawn by compiled code where there is a C++ compiler, and several times slower elsewhere.
+"$venv/bin/python" -c "from data_prep.render.zbuffer import require; require()" 2>/dev/null ||
+    echo "No C++ compiler was found (g++ or clang++): views will be drawn by ray casting, several times slower."
+
 rm -f "$venv"/.stamp-*
 echo $(($(date +%s) - start)) > "$venv/.setup_seconds"
 touch "$stamp"

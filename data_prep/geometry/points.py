@@ -64,7 +64,7 @@ def surface_points(
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
     normals = face_normals(mesh.triangles)[face]
-    order = farthest_first(positions, int(EXPOSED * num))
+    order = farthest_first(positions, int(EXPOSED * num), height=6)  # the fastest for 10,000 to 50,000
     exposed = order[~hidden(positions[order], normals[order])]
     # Hidden altogether (one part just inside another's skin) or mostly cut out: repeat points then.
     order = np.resize(exposed if len(exposed) else order, num)

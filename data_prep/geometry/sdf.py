@@ -11,6 +11,7 @@
 Solid assets have no sheets and keep their exact distance.
 """
 
+import functools
 from dataclasses import dataclass
 
 import igl
@@ -150,8 +151,15 @@ class SignedDistance:
         corners = self.vertices[self.faces].reshape(-1, 3)
         boxed = ((points > corners.min(axis=0)) & (points < corners.max(axis=0))).all(axis=1)
         inside = np.zeros(len(points), bool)
-        inside[boxed] = igl.fast_winding_number(self.vertices, self.faces, points[boxed]) > 0.5
+        inside[boxed] = self._winding.winding_number(points[boxed]) > 0.5
         return inside
+
+    @functools.cached_property
+    def _winding(self) -> igl.FastWindingNumberBVH:
+        """The tree that every query shares."""
+        tree = igl.FastWindingNumberBVH()
+        tree.init(self.vertices, self.faces)
+        return tree
 
 
 def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> tuple[ndarray, ndarray]:

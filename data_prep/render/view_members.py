@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_prep.mesh import Mesh
 from data_prep.render.lighting import STUDIO, UNLIT, Lighting, random_lighting
-from data_prep.render.views import Backend, Views, render_views
+from data_prep.render.views import Backend, Views, render_views, resolve
 from shapeloom.config import Config
 from shapeloom.rendering import cameras
 from shapeloom.seed import derive_seed, numpy_rng
@@ -42,7 +42,11 @@ class ViewConfig(Config):
     lighting: Literal["studio", "random", "unlit"] = Field(
         default="studio", description="fixed lights; other lights for each asset; base colours as they are"
     )
-    renderer: Backend = Field(default="embree", description="embree: ray casting; gl: OpenGL, on a GPU")
+    renderer: Backend = Field(
+        default="auto",
+        description="zbuffer: compiled; embree: ray casting; gl: OpenGL, on a GPU; auto: what the run was "
+        "begun with, or else zbuffer where there is a C++ compiler and embree elsewhere",
+    )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewConfig":
@@ -115,7 +119,7 @@ def shoot(mesh: Mesh, config: ViewConfig, key: str, seed: int) -> tuple[Views, d
 def renderer_facts(config: ViewConfig, key: str, seed: int) -> dict[str, Any]:
     """What an asset's provenance says of its pictures."""
     return {
-        "name": config.renderer,
+        "name": resolve(config.renderer),
         "supersample": config.supersample,
         "fov_degrees": config.fov_degrees,
         "distance": config.distance,

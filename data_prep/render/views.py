@@ -18,9 +18,10 @@ from data_prep.render.lighting import STUDIO, Lighting
 from data_prep.render.prefilter import match_textures
 from data_prep.render.raster import Rasterizer, can_draw
 from data_prep.render.raycast import Painter, Samples
-from shapeloom.color import linear_to_srgb
+from data_prep.render.zbuffer import ENCODED, ZBuffer, reason_against
 
-Backend = Literal["embree", "gl"]
+Backend = Literal["auto", "zbuffer", "embree", "gl"]
+"""auto: `zbuffer` where a C++ compiler has been found, or else `embree`."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,20 @@ def render_views(
     size: int,
     supersample: int,
     lighting: Lighting = STUDIO,
-    backend: Backend = "embree",
+    backend: Backend = "auto",
 ) -> Views:
     """Every camera's view. intrinsics: one for all, or one for each. supersample: n x n samples at edges.
 
-    backend: "gl" raises UserError where OpenGL isn't there.
+    backend: "gl" raises UserError where OpenGL isn't there, "zbuffer" NotBuilt where it can't be compiled.
     """
     poses = cam_to_world.double().numpy()
     matrices = np.broadcast_to(intrinsics.double().numpy(), (len(poses), 3, 3))
     pixel = float((np.linalg.norm(poses[:, :3, 3], axis=1) / matrices[:, 0, 0]).min())
     mesh = match_textures(mesh, pixel)
+    backend = resolve(backend)
+    if backend == "zbuffer":
+        zbuffer = ZBuffer(mesh, lighting, size=size, supersample=supersample, pixel=pixel)
+        return _draw(zbuffer, poses, matrices)
     painter: Painter | Rasterizer
     if backend == "gl" and can_draw(mesh):
         painter = Rasterizer(mesh, lighting, size=size, supersample=supersample)
@@ -62,6 +67,25 @@ def render_views(
         painter = Painter(mesh, lighting, size=size, supersample=supersample, pixel=pixel)
     views = [_store(painter.paint(pose, matrix)) for pose, matrix in zip(poses, matrices, strict=True)]
     return Views(*(np.stack(pictures) for pictures in zip(*views, strict=True)))
+
+
+def resolve(backend: Backend) -> Backend:
+    """Which renderer "auto" is on this machine."""
+    if backend != "auto":
+        return backend
+    return "embree" if reason_against() else "zbuffer"
+
+
+def _draw(zbuffer: ZBuffer, poses: ndarray, matrices: ndarray) -> Views:
+    num, size = len(poses), zbuffer.size
+    views = Views(
+        np.zeros((num, size, size, 4), np.uint8), np.zeros((num, size, size), np.float32),
+        np.zeros((num, size, size, 3), np.uint8), np.zeros((num, size, size, 3), np.uint8),
+    )  # fmt: skip
+    for view in range(num):
+        planes = views.rgba[view], views.depth[view], views.normal[view], views.albedo[view]
+        zbuffer.draw(poses[view], matrices[view], planes)
+    return views
 
 
 def _store(image: Samples) -> tuple[ndarray, ndarray, ndarray, ndarray]:
@@ -79,13 +103,9 @@ def _store(image: Samples) -> tuple[ndarray, ndarray, ndarray, ndarray]:
 
 
 def _to_8_bit(linear: Float32[ndarray, "pixels channels"]) -> UInt8[ndarray, "pixels channels"]:
-    return _ENCODED[
-        (np.sqrt(np.clip(linear, 0, 1)) * np.float32(len(_ENCODED) - 1) + np.float32(0.5)).astype(np.int32)
+    return ENCODED[
+        (np.sqrt(np.clip(linear, 0, 1)) * np.float32(len(ENCODED) - 1) + np.float32(0.5)).astype(np.int32)
     ]
-
-
-# 8-bit sRGB by the square root of linear colour, near enough to it that 16 entries share each 8-bit value.
-_ENCODED = np.rint(255 * linear_to_srgb(np.linspace(0, 1, 4097) ** 2)).astype(np.uint8)
 
 
 def is_covered(rgba: UInt8[ndarray, "views size size 4"]) -> Bool[ndarray, " views"]:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import trimesh
 
 from benchmarks.experiments import sdf_error
-from benchmarks.speed import prep_stages, render
+from benchmarks.speed import prep_stages, render, renderers
+from data_prep.render.zbuffer import reason_against
 
 
 def test_rendering_is_measured(capsys):
@@ -21,6 +23,17 @@ def test_signed_distances_of_damaged_meshes(capsys):
     assert rows["none"][-1] == "0%"
     assert rows["20% missing"][-1] == "100%"
     assert all(float(right.rstrip("%")) > 95 for right, *_ in rows.values())
+
+
+@pytest.mark.skipif(bool(reason_against()), reason=reason_against())
+def test_both_renderers_are_compared(capsys, tmp_path: Path):
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    settings = ["--every", "1", "--turns", "1", "--set", "num_views=2", "resolution=16", "num_points=64"]
+    renderers.main([str(tmp_path), "--pictures", str(tmp_path / "both.png"), *settings])
+    assert "dB" in capsys.readouterr().out
+    assert (tmp_path / "both.png").is_file()
+    renderers.main([str(tmp_path), "--prepare", *settings])
+    assert "1 assets: median" in capsys.readouterr().out
 
 
 def test_stages_add_up(capsys, tmp_path: Path):
