@@ -35,7 +35,7 @@ Distance = Callable[
 class LpipsConfig(Config):
     """Which LPIPS, and its files."""
 
-    network: Literal["alex", "vgg"] = "alex"
+    network: Literal["alex", "vgg"] = Field("alex", description="AlexNet, LPIPS's own default, or VGG-16")
     file: str = Field(description="torchvision's weights, such as alexnet-owt-7be5be79.pth")
     sha256: str = Field(description="of that file")
     heads: str = Field(description="LPIPS's own, lpips/weights/v0.1/alex.pth of its package")
