@@ -32,7 +32,7 @@ from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError, validated
 from shapeloom.diffusion.guidance import classifier_free, within
 from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0
-from shapeloom.diffusion.samplers import SamplerName, initial_noise, sample
+from shapeloom.diffusion.samplers import SamplerName, sample
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.rendering.cameras import Cameras
 from shapeloom.runs import read_meta
@@ -102,7 +102,7 @@ class ViewModel:
         self, network: ViewNetwork, diffusion: DiffusionConfig, *, clip: Clip | None = None, vae: Any = None,
         digest: str = "", clip_digest: str = "",
     ) -> None:  # fmt: skip
-        self.network = network.eval().requires_grad_(False)
+        self.network = network
         self.diffusion, self.clip, self.vae = diffusion, clip, vae
         self.digest, self.clip_digest = digest, clip_digest
         self.size = network.config.size
@@ -286,6 +286,7 @@ def random_view_model(*, size: int = 16, clip: Clip | None = None, seed: int = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ViewNetwork(shapes, config)
+    network = network.eval().requires_grad_(False)
     return ViewModel(network, DiffusionConfig(), clip=clip, clip_digest="" if clip is None else clip.digest)
 
 
@@ -366,6 +367,6 @@ def load_view_model(
         needs = "pixels: leave vae out" if vae is not None else "a VAE's latents: name its folder (vae=...)"
         raise UserError(f"The view model in {folder} diffuses {needs}.")
     return ViewModel(
-        network.to(device), diffusion, clip=loaded, vae=None if vae is None else load_vae(vae, device),
+        network.to(device).eval().requires_grad_(False), diffusion, clip=loaded, vae=None if vae is None else load_vae(vae, device),
         digest=checked[0], clip_digest=wanted,
     )  # fmt: skip
