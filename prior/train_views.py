@@ -3,9 +3,10 @@
     python -m prior.train_views --config configs/views/tiny.yaml --out RUN/views \\
         --set data=RUN/data clip=RUN/clip
 
-Any stored view of an asset is made from any others of it (`prior.views`). The folder holds the averaged weights in
-diffusers' layout: unet/ (UNet2DConditionModel), conditioner/ and view_model.json, beside weights.safetensors of the
-training loop. `python -m sampling.views` makes turntables with it, `python -m eval.views` measures it.
+Any stored view of an asset is made from any others of it (`prior.views`). The folder holds the averaged
+weights in diffusers' layout: unet/ (UNet2DConditionModel), conditioner/ and view_model.json, beside the
+training loop's weights.safetensors. `python -m sampling.views` makes turntables with it,
+`python -m eval.views` measures it.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,10 @@ def make_model(config: ViewTrainConfig, shards: AssetShards, clip: Clip | None, 
     """Returns a fresh network that knows the pictures' statistics."""
     channels, side = (4, config.network.size) if vae is None else vae_shapes(vae, config.network.size)
     widths = (8, 8) if clip is None else (clip.embed_dim, clip.text_width)
-    shapes = ViewShapes(channels=channels, side=side, clip_dim=widths[0], text_width=widths[1])
+    shapes = ViewShapes(
+        channels=channels, side=side, clip_dim=widths[0], text_width=widths[1],
+        references=config.mixture.max_references,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("views", config.train.seed))
         model = ViewNetwork(shapes, config.network)
@@ -67,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(
-    config: ViewTrainConfig, shards: AssetShards, clip: Clip | None, vae: Any, run: Run, world: distributed.World
+    config: ViewTrainConfig,
+    shards: AssetShards,
+    clip: Clip | None,
+    vae: Any,
+    run: Run,
+    world: distributed.World,
 ) -> None:
     held_out = AssetShards(config.data, split="val") if "val" in shards.header["splits"] else shards
     model = make_model(config, shards, clip, vae)

@@ -1,8 +1,9 @@
-"""What the view model is trained on: views of an asset, from other views of it, or from a caption; and the loss.
+"""What the view model is trained on: an asset's views, from others of them or from a caption; and the loss.
 
-A sample is one asset: `views` of its stored views are made at the same noise level, from up to `max_references`
-others, or a caption, both, or neither. Any of its views is either, so every ordered pair occurs. Samples without a
-caption may be mirrored and have their colour channels permuted (captions name colours and sides).
+A sample is one asset: `views` of its stored views are made at the same noise level, from up to
+`max_references` others, or a caption, both, or neither. Any of its views is either, so every ordered pair
+occurs. Samples without a caption may be mirrored and have their colour channels permuted (captions name
+colours and sides).
 """
 
 import functools
@@ -54,7 +55,9 @@ class ViewMixture(Config):
     no_condition: float = Key(0.1, ge=0, le=1, description="share shown nothing but cameras")
     text_only: float = Key(0.25, ge=0, le=1, description="share shown a caption and no reference")
     text_and_references: float = Key(0.1, ge=0, le=1, description="share shown both")
-    max_references: int = Key(2, ge=1, le=32, description="references of a sample that is shown any: 1 to so many")
+    max_references: int = Key(
+        2, ge=1, le=32, description="references of a sample that is shown any: 1 to so many"
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ViewMixture":
@@ -75,7 +78,7 @@ class ViewTrainConfig(Config):
         None, description="folder of a VAE in diffusers' layout, whose latents are diffused; none: pixels"
     )
     network: ViewNetworkConfig = ViewNetworkConfig()
-    diffusion: DiffusionConfig = DiffusionConfig(times_mean=0.5)
+    diffusion: DiffusionConfig = DiffusionConfig(target="x0", times_mean=1.0)
     mixture: ViewMixture = ViewMixture()
     views: int = Key(2, ge=1, le=32, description="views of a sample, made together")
     mirror: bool = Key(True, description="mirror half of the samples that are shown no caption")
@@ -92,7 +95,7 @@ class ViewTrainConfig(Config):
 
 
 class Captions:
-    """CLIP's vectors of captions, each made alone, so that they don't depend on the batch; the latest are kept."""
+    """CLIP's vectors of captions, each made alone: they don't depend on the batch. The latest are kept."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip = clip
@@ -104,7 +107,9 @@ class Captions:
 
 
 def mirrored(
-    pictures: Float[Tensor, "views 4 size size"], poses: Float[Tensor, "views 4 4"], matrices: Float[Tensor, "views 3 3"]
+    pictures: Float[Tensor, "views 4 size size"],
+    poses: Float[Tensor, "views 4 4"],
+    matrices: Float[Tensor, "views 3 3"],
 ) -> tuple[Float[Tensor, "views 4 size size"], Float[Tensor, "views 4 4"], Float[Tensor, "views 3 3"]]:
     """Returns the views of the asset's mirror image, y -> -y."""
     world, camera = torch.diag(torch.tensor([1.0, -1, 1, 1])), torch.diag(torch.tensor([-1.0, 1, 1, 1]))
@@ -123,8 +128,8 @@ def read_pictures(
     factor, rest = divmod(shards.resolution, size)
     if rest or not factor:
         raise UserError(
-            f"network.size={size} doesn't divide the data's resolution of {shards.resolution} pixels. Use a size "
-            "that does, or prepare the data at that resolution."
+            f"network.size={size} doesn't divide the data's resolution of {shards.resolution} pixels. Use a "
+            "size that does, or prepare the data at that resolution."
         )
     asset = shards.read(index, views=views)
     assert asset.rgba is not None  # views were asked for
@@ -150,7 +155,7 @@ class ViewTask:
         needed = config.views + config.mixture.max_references
         if shards.num_views < needed:
             raise UserError(
-                f"views={config.views} and mixture.max_references={config.mixture.max_references} need {needed} "
+                f"views={config.views} and mixture.max_references={needed - config.views} need {needed} "
                 f"views an asset, but the data holds {shards.num_views}: lower them, or prepare more views."
             )
 
@@ -182,7 +187,7 @@ class ViewTask:
         few, num = int(rng.integers(1, mixture.max_references + 1)), config.views
         there = torch.arange(mixture.max_references) < (few if shows else 0)
         there &= (pictures[num:, 3] > -1).flatten(1).any(1)  # an empty picture says nothing
-        # Without references captions know the asset's own frame; half of what is shown nothing is in any frame.
+        # Captions alone know the asset's own frame; half of what is shown nothing is in any frame.
         frame = azimuths(poses[num : num + 1]) if shows else torch.zeros(1)
         if kind == 0 and rng.random() < 0.5:
             frame = torch.tensor([rng.uniform(-np.pi, np.pi)], dtype=torch.float32)
@@ -256,7 +261,7 @@ class ViewTask:
 
     @torch.no_grad()
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        """Returns held-out losses, and new views of held-out assets: reference, truth and sample above another."""
+        """Returns held-out losses, and a picture: references, beneath them true views, beneath these samples."""
         assert isinstance(model, ViewNetwork)
         numbers = {name: np.array(value) for name, value in self.measure(model).items()}
         shown = ViewModel(model, self.config.diffusion, vae=self.vae)

@@ -3,17 +3,17 @@
 The one seam for samplers and for score distillation:
 
     model = load_view_model(RUN / "views", clip=RUN / "clip")        # or random_view_model() in tests
-    cameras = Cameras(cam_to_world, intrinsics, size, size)          # [batch, views, ...]: views of each object
+    cameras = Cameras(cam_to_world, intrinsics, size, size)          # [batch, views, ...]
     condition = model.condition(captions=["a red chair"], cameras=cameras)
     x0 = model.denoise(x, sigma, condition)                          # x = x_0 + sigma eps, a row a view
 
-Pictures (`x`, in pixel space) are [rows, 4, size, size] in [-1, 1]: sRGB colours on white, then alpha. So every
-number means something where alpha is 0, soft edges have no fringe, and straight colours come back by
-`straight_rgba`. Rows are the views of the first object, then those of the second, and so on. The views of one
-object attend to one another, so that they agree; `condition.alone()` makes each for itself.
+Pictures (`x`, in pixel space) are [rows, 4, size, size] in [-1, 1]: sRGB colours on white, then alpha. So
+every number means something where alpha is 0, soft edges have no fringe, and straight colours come back by
+`straight_rgba`. Rows are the views of the first object, then those of the second, and so on. The views of
+one object attend to one another, so that they agree; `condition.alone()` makes each for itself.
 
-A model over a VAE's latents diffuses those in place of pictures: `encode` and `decode` are the identity in pixel
-space, so that code which uses them serves both.
+A model over a VAE's latents diffuses those in place of pictures: `encode` and `decode` are the identity in
+pixel space, so that code which uses them serves both.
 """
 
 import json
@@ -58,7 +58,7 @@ SIGMAS = (0.02, 80.0)
 
 
 def to_picture(rgba: UInt8[np.ndarray, "*views height width 4"]) -> Float[Tensor, "*views 4 height width"]:
-    """Returns stored views (straight alpha, 8 bits) as the model has them: colours on white, alpha; [-1, 1]."""
+    """Returns stored views (straight alpha, 8 bits) as the model has them: on white, alpha; [-1, 1]."""
     numbers = torch.from_numpy(rgba.astype(np.float32) / 255)
     alpha = numbers[..., 3:]
     shown = torch.cat([numbers[..., :3] * alpha + (1 - alpha), alpha], dim=-1)
@@ -117,9 +117,10 @@ class ViewModel:
         """Returns what `denoise` is to show: of each of cameras' objects, its views.
 
         Args:
-            captions: one an object, or one for all; vectors of `clip.text`, or texts if the model has its CLIP.
-            cameras: [batch, views] of the views; their pictures must be `size` pixels a side. With references,
-                azimuths count from the first one's camera; without, from the asset's own +X. +Z is up.
+            captions: one an object, or one for all; vectors of `clip.text`, or texts if it has its CLIP.
+            cameras: [batch, views] of the views; their pictures must be `size` pixels a side. With
+                references only differences of azimuths count, from the first one's camera on; without,
+                azimuth 0 is the asset's own +X. +Z is up.
             references: pictures of the same objects.
 
         Raises ValueError for sizes that don't fit, UserError for texts without a CLIP.
@@ -144,6 +145,8 @@ class ViewModel:
     def _text(self, captions: Sequence[str] | TextEmbedding | None) -> TextEmbedding | None:
         if captions is None or isinstance(captions, TextEmbedding):
             return captions
+        if self.clip is None and not self.clip_digest and self.digest:
+            raise UserError("This view model was trained without captions: show it pictures.")
         if self.clip is None:
             raise UserError(
                 "This view model was loaded without its CLIP, so it can't read captions: name the folder of "
@@ -172,7 +175,7 @@ class ViewModel:
             there = torch.ones(pictures.shape[:2], dtype=torch.bool) if there is None else there
             if pictures.shape[0] != batch or pictures.shape[2:] != (4, size, size):
                 raise ValueError(
-                    f"references must be [{batch}, references, 4, {size}, {size}], got {tuple(pictures.shape)}"
+                    f"references must be [{batch}, any, 4, {size}, {size}], got {list(pictures.shape)}"
                 )
         parts = ViewInputs(
             cam_to_world=turned(cameras.cam_to_world.cpu(), frame.cpu()), intrinsics=cameras.intrinsics,
@@ -238,7 +241,7 @@ class ViewModel:
 
 
 def load_vae(folder: Path, device: torch.device | str = "cpu") -> Any:
-    """Returns diffusers' AutoencoderKL of a folder (config.json and safetensors), frozen; UserError if none."""
+    """Returns diffusers' AutoencoderKL of a folder (config.json, safetensors), frozen; UserError if none."""
     from diffusers import AutoencoderKL
 
     if not (folder / "config.json").is_file() or not (folder / UNET.rpartition("/")[2]).is_file():
@@ -282,7 +285,7 @@ def random_view_model(*, size: int = 16, clip: Clip | None = None, seed: int = 0
         reference_depth=1,
     )  # fmt: skip
     widths = (16, 16) if clip is None else (clip.embed_dim, clip.text_width)
-    shapes = ViewShapes(channels=4, side=size, clip_dim=widths[0], text_width=widths[1])
+    shapes = ViewShapes(channels=4, side=size, clip_dim=widths[0], text_width=widths[1], references=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ViewNetwork(shapes, config)
@@ -326,8 +329,8 @@ def read_layout(folder: Path) -> tuple[ViewShapes, ViewNetworkConfig, DiffusionC
             raise ValueError(f"sizes from 1 to 16384 were expected, got {shapes}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} doesn't describe a view model ({type(error).__name__}: {error}). Copy it again, or train "
-            "the view model again."
+            f"{path} doesn't describe a view model ({type(error).__name__}: {error}). Copy it again, or "
+            "train the view model again."
         ) from error
     config = validated(ViewNetworkConfig, parts[0], f"`network` of {path}")
     return shapes, config, validated(DiffusionConfig, parts[1], f"`diffusion` of {path}")
@@ -339,9 +342,9 @@ def load_view_model(
 ) -> ViewModel:  # fmt: skip
     """Loads a finished prior.train_views run, or the folder RUN that holds it as RUN/views.
 
-    clip: the CLIP that it was trained with, for captions; by default the folder `clip` beside it, if there is one.
+    clip: the CLIP that it was trained with, for captions; by default the folder `clip` beside it, if any.
     vae: the folder of the VAE whose latents it diffuses, if it does.
-    Raises UserError if `folder` is no such run, or a file isn't what the run wrote, or is of another CLIP or VAE.
+    Raises UserError if `folder` is no such run, a file isn't what the run wrote, or the CLIP is another.
     """
     if (folder / "views" / "meta.json").is_file():
         folder = folder / "views"
@@ -367,6 +370,6 @@ def load_view_model(
         needs = "pixels: leave vae out" if vae is not None else "a VAE's latents: name its folder (vae=...)"
         raise UserError(f"The view model in {folder} diffuses {needs}.")
     return ViewModel(
-        network.to(device).eval().requires_grad_(False), diffusion, clip=loaded, vae=None if vae is None else load_vae(vae, device),
-        digest=checked[0], clip_digest=wanted,
+        network.to(device).eval().requires_grad_(False), diffusion, clip=loaded,
+        vae=None if vae is None else load_vae(vae, device), digest=checked[0], clip_digest=wanted,
     )  # fmt: skip

@@ -7,13 +7,13 @@
     the camera, the mean of the references, the caption's
     pooled vector                                          -> added to the noise level's embedding
 
-Every camera enters as rays, so that field of view, distance, roll and an off-centre axis are all told. A reference
-gives (size / reference_patch)^2 tokens: over a single token cross-attention would be a constant. The views of one
-object that are asked for together share the keys and values of the UNet's self-attention, which takes no weights of
-its own: saved, the UNet is diffusers' as it is.
+Every camera enters as rays, so that field of view, distance, roll and an off-centre axis are all told. A
+reference gives (size / reference_patch)^2 tokens: over a single token cross-attention would be a constant.
+The views of one object that are asked for together share the keys and values of the UNet's self-attention,
+which takes no weights of its own: saved, the UNet is diffusers' as it is.
 
-Rays are in the frame whose azimuth is 0 at the first reference (a picture doesn't say where its object's front is),
-or in the asset's own frame where there is no reference. +Z is up in both.
+Rays are in the frame whose azimuth is 0 at the first reference (a picture doesn't say where its object's
+front is), or in the asset's own frame where there is no reference. +Z is up in both.
 """
 
 import math
@@ -73,7 +73,7 @@ class ViewNetworkConfig(Config):
             raise ValueError(f"channels must be multiples of 8 (groups of the norms), got {self.channels}")
         if self.context_width % self.head_width:
             raise ValueError(
-                f"context_width must be a multiple of head_width, got {self.context_width} and {self.head_width}"
+                f"context_width must be a multiple of head_width={self.head_width}, got {self.context_width}"
             )
         return self
 
@@ -84,17 +84,19 @@ class ViewShapes:
 
     channels, side: of a picture as it is diffused: 4 and the config's size, or a VAE's latents'.
     clip_dim, text_width: of CLIP's pooled vectors and tokens.
+    references: of an object, at most, that it was trained with.
     """
 
     channels: int = 4
     side: int = 64
     clip_dim: int = 64
     text_width: int = 64
+    references: int = 1
 
 
 @dataclass(frozen=True)
 class ViewInputs:
-    """What a batch of objects' views is made for, as numbers. Poses are in the frame of the top of this file."""
+    """What a batch of objects' views is made for, as numbers; poses in the frame described above."""
 
     cam_to_world: Float[Tensor, "batch views 4 4"]
     intrinsics: Float[Tensor, "batch views 3 3"]
@@ -164,7 +166,7 @@ def plucker(
 def camera_vector(
     cam_to_world: Float[Tensor, "num 4 4"], intrinsics: Float[Tensor, "num 3 3"], *, size: int
 ) -> Float[Tensor, "num 5"]:
-    """Returns where a camera stands (unit vector), log distance, and log of its picture's half height at 1."""
+    """Returns where a camera stands (unit vector), log distance, log of its picture's half height at 1."""
     eye = cam_to_world[:, :3, 3]
     distance = eye.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     half = 0.5 * size / intrinsics[:, 1, 1, None]
