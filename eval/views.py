@@ -53,7 +53,7 @@ SYSTEMS = {
     "latent": "Picture to latent to render",
 }  # fmt: skip
 Record = dict[str, Any]
-Pictures = Float[ndarray, "views 4 size size"]
+Pictures = Float[ndarray, "_ 4 size size"]
 """As the view model has them, but in [0, 1]."""
 
 
@@ -70,7 +70,7 @@ class ViewEvalConfig(Config):
     clip: Path | None = Key(None, description="folder of prior.train_clip")
     splits: list[str] = Key(["val", "test"], min_length=1, description="held-out splits")
     max_assets: int = Key(64, ge=1, description="of each split")
-    gaps: list[float] = Key([30, 60, 90, 180], min_length=1, description="azimuth gaps, degrees")
+    gaps: list[float] = Key([30.0, 60.0, 90.0, 180.0], min_length=1, description="azimuth gaps, degrees")
     steps: int = Key(18, ge=1, description="of the sampler")
     guidance: float = Key(1.0, ge=0, description="scale of classifier-free guidance; 1: none")
     joint: bool = Key(True, description="make an asset's views together; false: each for itself")
@@ -216,7 +216,7 @@ def recovered(made: Pictures, question: Question) -> list[bool]:
 
 
 def summarise(records: Sequence[Record], gaps: Sequence[float]) -> Record:
-    """Returns means and 95% intervals over assets, by gap: each system's, and the model's over the others'."""
+    """Returns means and 95% intervals over assets, by gap: each system's, and the model's over others'."""
     out: Record = {}
     for gap in gaps:
         rows = [record for record in records if record["gap"] == gap]

@@ -37,6 +37,8 @@ from shapeloom.view_diffusion import References, ViewModel, load_view_model, str
 log = get_logger("views")
 OBJECT_SHARE = 0.56
 """Of the picture's side that an object's longer one takes: the median of data preparation's views."""
+CLEAR_SHARE = 0.01
+"""Of a picture that is see-through, beyond which its alpha is taken for a cut-out."""
 BACKGROUND_LEVEL = 8
 """Levels of 255 by which a colour differs from the plain background before it counts as the object's."""
 
@@ -114,8 +116,8 @@ def read_object(path: Path, *, size: int) -> UInt8[np.ndarray, "size size 4"]:
     alpha = np.where((255 - shown).max(axis=-1, keepdims=True) > BACKGROUND_LEVEL, 255, 0).astype(np.uint8)
     with Image.open(path) as opened:
         if opened.has_transparency_data:
-            own = Image.open(path).convert("RGBA").getchannel("A")
-            alpha = _as_shown(own, shown.shape[0])
+            own = _as_shown(opened.convert("RGBA").getchannel("A"), shown.shape[0])
+            alpha = own if (own < 128).mean() > CLEAR_SHARE else alpha
     return cut_out(np.concatenate([shown, alpha], axis=-1), size=size, name=str(path))
 
 

@@ -23,12 +23,12 @@ from shapeloom.view_diffusion import random_view_model
 def test_the_given_view_is_one_from_which_each_gap_is_found_most_exactly() -> None:
     azimuth = np.radians([10.0, 45, 100, 70, 220])
     # From 10: 35 (45), 60 (70), 90 (100), 150 (220, too far from 180). From 45 and the others fewer or worse.
-    given, asked = choose_views(azimuth, [30, 60, 90, 180])
-    assert (given, asked) == (0, {30: 1, 60: 3, 90: 2})
+    given, asked = choose_views(azimuth, [30.0, 60.0, 90.0, 180.0])
+    assert (given, asked) == (0, {30.0: 1, 60.0: 3, 90.0: 2})
 
 
 def test_a_gap_counts_the_shorter_way_around() -> None:
-    assert choose_views(np.radians([-170.0, 160.0]), [30]) == (0, {30: 1})
+    assert choose_views(np.radians([-170.0, 160.0]), [30.0]) == (0, {30.0: 1})
 
 
 def test_scores_of_known_pictures() -> None:
@@ -47,7 +47,7 @@ def test_scores_of_known_pictures() -> None:
 def test_a_pose_is_recovered_where_the_made_view_is_nearest_to_its_own() -> None:
     pictures = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 4, 16, 16)
     question = Question(
-        0, {30: 1, 60: 2}, pictures, torch.eye(4).expand(4, 4, 4), torch.eye(3).expand(4, 3, 3)
+        0, {30.0: 1, 60.0: 2}, pictures, torch.eye(4).expand(4, 4, 4), torch.eye(3).expand(4, 3, 3)
     )
     made = ((pictures + 1) / 2).numpy()
     assert recovered(made[[1, 2]], question) == [True, True]
@@ -56,16 +56,20 @@ def test_a_pose_is_recovered_where_the_made_view_is_nearest_to_its_own() -> None
 
 def test_gains_are_paired_and_of_the_model_over_the_other() -> None:
     def row(ours: float, theirs: float) -> dict:
-        return {"gap": 30, "recovered": True, "systems": {"model": {"psnr": ours}, "copy": {"psnr": theirs}}}
+        return {
+            "gap": 30.0,
+            "recovered": True,
+            "systems": {"model": {"psnr": ours}, "copy": {"psnr": theirs}},
+        }
 
-    found = summarise([row(12, 10), row(22, 20)], [30, 60])
+    found = summarise([row(12.0, 10.0), row(22.0, 20.0)], [30.0, 60.0])
     assert list(found) == ["30"]
     assert found["30"]["model_over"]["copy"]["psnr"] == {"mean": 2, "interval": [2, 2]}
     assert found["30"]["systems"]["model"]["psnr"]["mean"] == 17
 
 
 def test_the_evaluation_writes_figures_and_a_page(ball_dataset: Path, tmp_path: Path) -> None:
-    config = ViewEvalConfig(steps=2, max_assets=1, gaps=[60, 90, 120, 180], pictures=2)
+    config = ViewEvalConfig(steps=2, max_assets=1, gaps=[60.0, 90.0, 120.0, 180.0], pictures=2)
     results = evaluate(random_view_model(), config, ball_dataset, tmp_path)
     saved = json.loads((tmp_path / "views.json").read_text())
     assert saved["gaps"] == json.loads(json.dumps(results["gaps"]))

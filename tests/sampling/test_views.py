@@ -1,4 +1,4 @@
-"""`python -m sampling.views`: pictures cut out as training shows them, turns, files, words for what can't be used."""
+"""`python -m sampling.views`: pictures cut out as training shows them, turns, files, words of refusal."""
 
 import json
 from pathlib import Path
@@ -36,10 +36,8 @@ def model() -> ViewModel:
 def disk(side: int = 64, *, centre: tuple[int, int] = (40, 20), radius: int = 10) -> np.ndarray:
     y, x = np.mgrid[:side, :side]
     inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
-    return np.concatenate(
-        [np.full((side, side, 3), (200, 30, 40), np.uint8), (255 * inside[..., None]).astype(np.uint8)],
-        axis=-1,
-    )
+    alpha = (255 * inside[..., None]).astype(np.uint8)
+    return np.concatenate([np.full((side, side, 3), (200, 30, 40), np.uint8), alpha], axis=-1)
 
 
 def test_an_object_is_centred_at_the_size_that_training_shows() -> None:
