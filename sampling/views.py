@@ -2,16 +2,18 @@
 
     python -m sampling.views --model RUN --image chair.png --out DIR
     python -m sampling.views --model RUN --prompt "a red chair" --out DIR
+    python -m sampling.views --set zero123=zero123-xl.ckpt --image chair.png --out DIR
 
 Views are made together, so that they agree: `joint` at once, spread around the turn, and those between them
 are shown some of these. DIR gets turntable.gif, views.png (a contact sheet), view_000.png and so on with
 straight alpha, and cameras.json. The first view stands where the picture was taken, at the elevation that
-`elevation` says. The same command and seed write the same bytes.
+`elevation` says. The same command and seed write the same bytes. Zero-1-to-3's published weights (`zero123`)
+make each view alone, 256 x 256, opaque on white.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +35,13 @@ from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.storage import file_digest, write_atomic
 from shapeloom.view_diffusion import References, ViewModel, load_view_model, straight_rgba, to_picture
+from shapeloom.zero123 import Zero123, load_zero123, pose_difference
 
 log = get_logger("views")
 OBJECT_SHARE = 0.56
 """Of the picture's side that an object's longer one takes: the median of data preparation's views."""
+ZERO123_SIZE, ZERO123_SHARE = 256, 200 / 256
+"""Of Zero-1-to-3's pictures, and how much of them its own preparation lets an object take."""
 CLEAR_SHARE = 0.01
 """Of a picture that is see-through, beyond which its alpha is taken for a cut-out."""
 BACKGROUND_LEVEL = 8
@@ -47,6 +52,9 @@ class ViewsConfig(Config):
     """What is seen from where, and how it is sampled."""
 
     model: Path | None = Key(None, description="a finished prior.train_views, or a run folder with views/")
+    zero123: Path | None = Key(
+        None, description="Zero-1-to-3's weights in place of a model: CompVis' file or diffusers' folder"
+    )
     clip: Path | None = Key(
         None, description="CLIP that it was trained with; none: the folder clip beside it"
     )
@@ -80,9 +88,13 @@ class Turn:
 
 
 def cut_out(
-    picture: UInt8[np.ndarray, "height width 4"], *, size: int, name: str = "the picture"
+    picture: UInt8[np.ndarray, "height width 4"],
+    *,
+    size: int,
+    share: float = OBJECT_SHARE,
+    name: str = "the picture",
 ) -> UInt8[np.ndarray, "size size 4"]:
-    """Returns an object as training views show it: centred, its longer side OBJECT_SHARE of the frame.
+    """Returns an object as training views show it: centred, its longer side `share` of the frame.
 
     Raises UserError if alpha, or a plain white background, shows no object.
     """
@@ -95,7 +107,7 @@ def cut_out(
         )
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     longer = max(bottom - top, right - left)
-    side = max(1, round(longer / OBJECT_SHARE))
+    side = max(1, round(longer / share))
     square = np.zeros((side, side, 4), np.float32)
     y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
     crop = picture[top:bottom, left:right].astype(np.float32) / 255
@@ -110,7 +122,7 @@ def cut_out(
     return (small.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def read_object(path: Path, *, size: int) -> UInt8[np.ndarray, "size size 4"]:
+def read_object(path: Path, *, size: int, share: float = OBJECT_SHARE) -> UInt8[np.ndarray, "size size 4"]:
     """Returns the object of a PNG or JPEG, by its alpha or before plain white; UserError if none is seen."""
     shown = load_image(path)  # its checks, its words; on white
     alpha = np.where((255 - shown).max(axis=-1, keepdims=True) > BACKGROUND_LEVEL, 255, 0).astype(np.uint8)
@@ -118,7 +130,7 @@ def read_object(path: Path, *, size: int) -> UInt8[np.ndarray, "size size 4"]:
         if opened.has_transparency_data:
             own = _as_shown(opened.convert("RGBA").getchannel("A"), shown.shape[0])
             alpha = own if (own < 128).mean() > CLEAR_SHARE else alpha
-    return cut_out(np.concatenate([shown, alpha], axis=-1), size=size, name=str(path))
+    return cut_out(np.concatenate([shown, alpha], axis=-1), size=size, share=share, name=str(path))
 
 
 def _as_shown(alpha: Image.Image, side: int) -> UInt8[np.ndarray, "side side 1"]:
@@ -188,6 +200,23 @@ def turntable(
     return Turn(straight_rgba(made), cameras.cam_to_world[0], cameras.intrinsics[0, 0])
 
 
+def zero123_turntable(model: Zero123, config: ViewsConfig, picture: UInt8[np.ndarray, "size size 4"]) -> Turn:
+    """Returns a turn by Zero-1-to-3's weights from one picture, each view made alone and opaque."""
+    size = picture.shape[0]
+    cameras = turn_cameras(config, size=size)
+    poses = cameras.cam_to_world[0]
+    shown = to_picture(picture)[None, :3]
+    made = torch.ones(config.views, 4, size, size)
+    for view in range(config.views):
+        pose = pose_difference(poses[:1], poses[view : view + 1])
+        seed = torch.tensor([derive_seed("sampling views", config.seed, view)])
+        condition = model.condition(shown, pose)
+        made[view, :3] = model.sample(
+            condition, seeds=seed, steps=config.steps, scale=config.guidance, method=config.sampler
+        )[0].cpu()
+    return Turn(straight_rgba(made), poses, cameras.intrinsics[0, 0])
+
+
 def _given(pictures: Sequence[np.ndarray], config: ViewsConfig, size: int) -> References | None:
     """Pictures with the cameras that they are taken to be from."""
     if not pictures:
@@ -243,6 +272,24 @@ def shortcuts(arguments: argparse.Namespace) -> list[str]:
     return found + ([] if arguments.prompt is None else [f"prompt={json.dumps(arguments.prompt)}"])
 
 
+def _maker(
+    config: ViewsConfig, images: Sequence[Path]
+) -> tuple[Callable[[], Turn], list[UInt8[np.ndarray, "size size 4"]], str]:
+    """Returns what makes the turn, the pictures that it is shown, and the model's digest."""
+    if config.zero123 is not None:
+        if len(images) != 1 or config.prompt:
+            raise UserError("Zero-1-to-3 makes views of one picture: give one --image and no --prompt.")
+        weights = config.zero123
+        pictures = [read_object(images[0], size=ZERO123_SIZE, share=ZERO123_SHARE)]
+        published = load_zero123(weights)
+        digest = file_digest(weights if weights.is_file() else weights / "unet" / "config.json")
+        return lambda: zero123_turntable(published, config, pictures[0]), pictures, digest
+    assert config.model is not None
+    model = load_view_model(config.model, clip=config.clip, vae=config.vae)
+    shown = [read_object(path, size=model.size) for path in images]
+    return lambda: turntable(model, config, shown), shown, model.digest
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, arguments = parse_stage(
@@ -250,18 +297,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_arguments=add_arguments, shortcuts=shortcuts,
     )  # fmt: skip
     start_logging()
-    if config.model is None:
-        raise UserError("sampling.views needs --model RUN: a finished prior.train_views, or its run folder.")
+    if (config.model is None) == (config.zero123 is None):
+        raise UserError(
+            "sampling.views needs --model RUN (a finished prior.train_views, or its run folder), or --set "
+            "zero123=FILE in its place."
+        )
     for path in arguments.image:
         load_image(path)  # its words come before anything is loaded
-    model = load_view_model(config.model, clip=config.clip, vae=config.vae)
-    pictures = [read_object(path, size=model.size) for path in arguments.image]
-    inputs = {"model": model.digest} | {f"image{i}": file_digest(p) for i, p in enumerate(arguments.image)}
-    with Run.open(out, config, stage="sampling.views", inputs=inputs, places=("clip", "vae")) as run:
+    make, pictures, digest = _maker(config, arguments.image)
+    inputs = {"model": digest} | {f"image{i}": file_digest(p) for i, p in enumerate(arguments.image)}
+    with Run.open(
+        out, config, stage="sampling.views", inputs=inputs, places=("clip", "vae", "zero123")
+    ) as run:
         if run.done:
             log.info("%s already holds these views", out)
             return
-        write_turn(run.folder, turntable(model, config, pictures), pictures)
+        write_turn(run.folder, make(), pictures)
         run.finish(num_views=config.views)
     log.info("%d views are in %s; views.png shows them", config.views, out)
 

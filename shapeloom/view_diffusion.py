@@ -32,7 +32,7 @@ from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError, validated
 from shapeloom.diffusion.guidance import classifier_free, within
 from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0
-from shapeloom.diffusion.samplers import SamplerName, sample
+from shapeloom.diffusion.samplers import Denoise, SamplerName, sample
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.rendering.cameras import Cameras
 from shapeloom.runs import read_meta
@@ -158,11 +158,10 @@ class ViewModel:
         self, cameras: Cameras, text: TextEmbedding | None, references: References | None, batch: int
     ) -> ViewInputs:
         shapes, size = self.network.shapes, self.size
-        if text is None:
+        said = text
+        if said is None:
             tokens, mask = torch.zeros(1, 1, shapes.text_width), torch.zeros(1, 1, dtype=torch.bool)
             said = TextEmbedding(torch.zeros(1, shapes.clip_dim), tokens, mask)
-        else:
-            said = text
         frame = frame_of(None if references is None else references.cameras, batch)
         if references is None:
             pictures = torch.zeros(batch, 1, 4, size, size)
@@ -171,8 +170,8 @@ class ViewModel:
         else:
             pictures, pose = references.pictures, turned(references.cameras.cam_to_world.cpu(), frame.cpu())
             matrix = references.cameras.intrinsics
-            there = references.there
-            there = torch.ones(pictures.shape[:2], dtype=torch.bool) if there is None else there
+            every = torch.ones(pictures.shape[:2], dtype=torch.bool)
+            there = every if references.there is None else references.there
             if pictures.shape[0] != batch or pictures.shape[2:] != (4, size, size):
                 raise ValueError(
                     f"references must be [{batch}, any, 4, {size}, {size}], got {list(pictures.shape)}"
@@ -225,7 +224,7 @@ class ViewModel:
         noise = normal(seeds, self.shape, stream="views").to(self.device)
         low, high = (float(self.network.conditioner.std) * end for end in SIGMAS)
         sigmas = karras_sigmas(steps, sigma_min=low, sigma_max=high)
-        denoise = self.denoise
+        denoise: Denoise[ViewCondition] = self.denoise
         if scale != 1:
             assert condition.negative is not None
             denoise = classifier_free(denoise, condition.negative, scale=scale)
@@ -353,9 +352,10 @@ def load_view_model(
     checked = [checked_digest(folder / name, digests.get(name)) for name in (UNET, CONDITIONER)]
     with torch.device("meta"):
         network = ViewNetwork(shapes, config)
-    for part, name in ((network.unet, UNET), (network.conditioner, CONDITIONER)):
-        check_fits(lambda part=part: part, folder / name)
-        part.load_state_dict(read_tensors(folder / name), assign=True)
+    check_fits(lambda: network.unet, folder / UNET)
+    check_fits(lambda: network.conditioner, folder / CONDITIONER)
+    network.unet.load_state_dict(read_tensors(folder / UNET), assign=True)
+    network.conditioner.load_state_dict(read_tensors(folder / CONDITIONER), assign=True)
     beside = folder.parent / "clip"
     wanted = str(meta["inputs"].get("clip", ""))
     if clip is None and wanted and (beside / "model.json").is_file():

@@ -266,7 +266,7 @@ def make_unet(shapes: ViewShapes, config: ViewNetworkConfig) -> Any:
 
     count = len(config.channels)
     attends = [level >= count - config.attention for level in range(count)]
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=shapes.side // config.patch,
         in_channels=shapes.channels * config.patch**2 + RAY,
         out_channels=shapes.channels * config.patch**2,
@@ -301,7 +301,8 @@ class ViewNetwork(nn.Module):
 
     def told(self, inputs: ViewInputs) -> ViewCondition:
         """Returns what the UNet is told."""
-        return ViewCondition(*self.conditioner(inputs, self.cells), inputs.cam_to_world.shape[1])
+        rays, vector, context, mask = self.conditioner(inputs, self.cells)
+        return ViewCondition(rays, vector, context, mask, inputs.cam_to_world.shape[1])
 
     def forward(
         self,

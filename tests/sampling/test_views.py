@@ -10,6 +10,7 @@ from PIL import Image
 
 from sampling.views import (
     OBJECT_SHARE,
+    ZERO123_SHARE,
     ViewsConfig,
     cut_out,
     groups_of,
@@ -18,12 +19,14 @@ from sampling.views import (
     turn_cameras,
     turntable,
     write_turn,
+    zero123_turntable,
 )
 from shapeloom.config import UserError
 from shapeloom.rendering.cameras import fitting_distance
 from shapeloom.storage import file_digest
 from shapeloom.view_diffusion import CONDITIONER, UNET, ViewModel, random_view_model, save_layout
 from shapeloom.view_network import azimuths
+from shapeloom.zero123 import Zero123, Zero123Networks, Zero123Sizes
 
 QUICK = ViewsConfig(views=5, joint=2, steps=2, guidance=1.5)
 
@@ -114,6 +117,19 @@ def test_what_cannot_be_asked_for_is_told(model: ViewModel, tmp_path: Path) -> N
         main(["--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="does not exist"):
         main(["--out", str(tmp_path / "out"), "--model", "nowhere", "--image", "no.png"])
+
+
+def test_published_weights_turn_a_picture_at_the_size_that_they_are_for() -> None:
+    sizes = Zero123Sizes(
+        channels=(8, 16), layers=1, heads=2, context=8, vae_channels=(8, 8), vae_layers=1, tower_width=16,
+        tower_layers=1, tower_heads=2, tower_patch=8, tower_size=16, groups=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    published = Zero123(Zero123Networks(sizes))
+    shown = cut_out(disk(), size=16, share=ZERO123_SHARE)
+    turns = [zero123_turntable(published, QUICK.model_copy(update={"views": 2}), shown) for _ in range(2)]
+    assert turns[0].rgba.shape == (2, 16, 16, 4) and (turns[0].rgba[..., 3] == 255).all()
+    assert (turns[0].rgba == turns[1].rgba).all() and (turns[0].rgba[0] != turns[0].rgba[1]).any()
 
 
 def test_the_command_writes_a_turn_and_says_when_it_is_there(model: ViewModel, tmp_path: Path) -> None:
