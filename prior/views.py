@@ -78,7 +78,7 @@ class ViewTrainConfig(Config):
         None, description="folder of a VAE in diffusers' layout, whose latents are diffused; none: pixels"
     )
     network: ViewNetworkConfig = ViewNetworkConfig()
-    diffusion: DiffusionConfig = DiffusionConfig(target="x0", times_mean=1.0)
+    diffusion: DiffusionConfig = DiffusionConfig(target="x0", times_mean=2.5, times_std=1.5)
     mixture: ViewMixture = ViewMixture()
     views: int = Key(2, ge=1, le=32, description="views of a sample, made together")
     mirror: bool = Key(True, description="mirror half of the samples that are shown no caption")
@@ -261,7 +261,7 @@ class ViewTask:
 
     @torch.no_grad()
     def pictures(self, model: nn.Module, step: int) -> dict[str, np.ndarray]:
-        """Returns held-out losses, and a picture: references, beneath them true views, beneath these samples."""
+        """Returns held-out losses, and a picture: references, true views beneath, samples beneath these."""
         assert isinstance(model, ViewNetwork)
         numbers = {name: np.array(value) for name, value in self.measure(model).items()}
         shown = ViewModel(model, self.config.diffusion, vae=self.vae)

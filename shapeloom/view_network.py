@@ -40,12 +40,12 @@ class ViewNetworkConfig(Config):
     """Sizes of the view model."""
 
     size: int = Field(64, ge=8, le=1024, description="side of the pictures in pixels")
-    patch: int = Field(2, ge=1, le=16, description="pixels a side of a cell of the UNet")
+    patch: int = Field(4, ge=1, le=16, description="pixels a side of a cell of the UNet")
     channels: tuple[int, ...] = Field(
-        (32, 64, 128), min_length=1, max_length=6, description="of the UNet at each resolution, finest first"
+        (64, 96, 128), min_length=1, max_length=6, description="of the UNet at each resolution, finest first"
     )
     layers: int = Field(1, ge=1, le=8, description="residual blocks at each resolution")
-    attention: int = Field(1, ge=1, le=6, description="coarsest resolutions with attention, so many")
+    attention: int = Field(2, ge=1, le=6, description="coarsest resolutions with attention, so many")
     head_width: int = Field(32, ge=4, le=256, description="channels of an attention head")
     context_width: int = Field(
         128, ge=8, le=4096, description="channels of a token of references and captions"
@@ -279,6 +279,7 @@ def make_unet(shapes: ViewShapes, config: ViewNetworkConfig) -> Any:
         attention_head_dim=tuple(max(1, width // config.head_width) for width in config.channels),
         class_embed_type="projection",
         projection_class_embeddings_input_dim=config.context_width,
+        resnet_time_scale_shift="scale_shift",  # camera and references scale features too
         norm_num_groups=min(32, math.gcd(*config.channels) // 4),
     )
     unet.set_attn_processor(JointAttention())

@@ -82,6 +82,15 @@ def test_the_evaluation_writes_figures_and_a_page(ball_dataset: Path, tmp_path: 
     assert some["model_over"]["copy"]["psnr"]["mean"] < 0
 
 
+def test_a_run_s_report_shows_what_was_found_of_its_views(ball_dataset: Path, tmp_path: Path) -> None:
+    from eval.report import _views
+
+    assert _views(tmp_path) == ""
+    config = ViewEvalConfig(steps=1, max_assets=1, splits=["val"])
+    evaluate(random_view_model(), config, ball_dataset, tmp_path)
+    assert "New views of held-out assets" in _views(tmp_path)
+
+
 def test_data_without_held_out_assets_is_told(ball_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no assets of nothing; it has"):
         evaluate(random_view_model(), ViewEvalConfig(splits=["nothing"]), ball_dataset, tmp_path)

@@ -125,10 +125,11 @@ def test_a_killed_training_goes_on_bit_for_bit(
 
 def test_it_learns_to_tell_balls_of_two_colours_and_sizes(ball_dataset: Path, tmp_path: Path) -> None:
     settings = [
-        "network={size: 16, channels: [16, 32], head_width: 8, context_width: 32, reference_depth: 1}",
+        "network={size: 16, patch: 2, channels: [16, 32], attention: 1, head_width: 8, context_width: 32, "
+        "reference_depth: 1}",
         "train={steps: 80, batch_size: 8, warmup_steps: 10, learning_rate: 0.004, precision: fp32, "
         "ema_decay: 0.9, picture_every: 80}",
-        "views=1",
+        "views=1", "diffusion={target: x0, times_mean: 1, times_std: 1}",
     ]  # fmt: skip
     main(["--out", str(tmp_path / "views"), "--set", f"data={ball_dataset}", *settings])
     model, shards = load_view_model(tmp_path / "views"), AssetShards(ball_dataset, "train")

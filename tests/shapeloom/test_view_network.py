@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_refused_with_a_word(model: ViewModel, tmp_path: Pa
     (tmp_path / FILE).write_text('{"shapes": {"channels": 0}, "network": {}, "diffusion": {}}')
     with pytest.raises(UserError, match="doesn't describe a view model"):
         read_layout(tmp_path)
-    with pytest.raises(ValueError, match="size must be a multiple of 8"):
+    with pytest.raises(ValueError, match="size must be a multiple of 16"):
         ViewNetworkConfig(size=60)
 
 
