@@ -24,7 +24,9 @@ from PIL import Image
 from pydantic import Field as Key
 from torch import Tensor
 
-from sampling.pictures import contact_sheet, load_image, png, save_frames
+from sampling.cutouts import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, OBJECT_SHARE, PictureConfig, read_picture
+from sampling.cutouts import cut_out as matted
+from sampling.pictures import contact_sheet, png, save_frames
 from sampling.pipeline import MAX_SEED, check_prompt
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.diffusion.samplers import SamplerName
@@ -38,14 +40,8 @@ from shapeloom.view_diffusion import References, ViewModel, load_view_model, str
 from shapeloom.zero123 import Zero123, load_zero123, pose_difference
 
 log = get_logger("views")
-OBJECT_SHARE = 0.56
-"""Of the picture's side that an object's longer one takes: the median of data preparation's views."""
 ZERO123_SIZE, ZERO123_SHARE = 256, 200 / 256
 """Of Zero-1-to-3's pictures, and how much of them its own preparation lets an object take."""
-CLEAR_SHARE = 0.01
-"""Of a picture that is see-through, beyond which its alpha is taken for a cut-out."""
-BACKGROUND_LEVEL = 8
-"""Levels of 255 by which a colour differs from the plain background before it counts as the object's."""
 
 
 class ViewsConfig(Config):
@@ -59,6 +55,7 @@ class ViewsConfig(Config):
         None, description="CLIP that it was trained with; none: the folder clip beside it"
     )
     vae: Path | None = Key(None, description="folder of the VAE whose latents it diffuses, if it does")
+    matting: Path | None = Key(None, description="as pictures.matting of sampling: a network of rembg's")
     views: int = Key(12, ge=1, le=360, description="of one turn")
     joint: int = Key(6, ge=1, le=64, description="views that are made together, so that they agree")
     elevation: float = Key(
@@ -96,14 +93,14 @@ def cut_out(
 ) -> UInt8[np.ndarray, "size size 4"]:
     """Returns an object as training views show it: centred, its longer side `share` of the frame.
 
-    Raises UserError if alpha, or a plain white background, shows no object.
+    Raises UserError if it is see-through all over.
     """
     alpha = picture[..., 3].astype(np.float32) / 255
     rows, columns = np.nonzero(alpha > 0.02)
     if len(rows) < 4:
         raise UserError(
-            f"{name} shows no object: every pixel is transparent, or as white as the background. Give a "
-            "picture of one object, cut out or on plain white."
+            f"{name} shows no object: every pixel is see-through. Give a picture of one object, cut out or "
+            "with its background."
         )
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     longer = max(bottom - top, right - left)
@@ -122,24 +119,14 @@ def cut_out(
     return (small.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def read_object(path: Path, *, size: int, share: float = OBJECT_SHARE) -> UInt8[np.ndarray, "size size 4"]:
-    """Returns the object of a PNG or JPEG, by its alpha or before plain white; UserError if none is seen."""
-    shown = load_image(path)  # its checks, its words; on white
-    alpha = np.where((255 - shown).max(axis=-1, keepdims=True) > BACKGROUND_LEVEL, 255, 0).astype(np.uint8)
-    with Image.open(path) as opened:
-        if opened.has_transparency_data:
-            own = _as_shown(opened.convert("RGBA").getchannel("A"), shown.shape[0])
-            alpha = own if (own < 128).mean() > CLEAR_SHARE else alpha
-    return cut_out(np.concatenate([shown, alpha], axis=-1), size=size, share=share, name=str(path))
-
-
-def _as_shown(alpha: Image.Image, side: int) -> UInt8[np.ndarray, "side side 1"]:
-    """Alpha at the place and scale at which `load_image` shows the picture."""
-    scale = side / max(alpha.size)
-    small = alpha.resize((max(1, round(alpha.width * scale)), max(1, round(alpha.height * scale))))
-    square = Image.new("L", (side, side))
-    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-    return np.array(square)[..., None]
+def read_object(
+    path: Path, *, size: int, share: float = OBJECT_SHARE, matting: Path | None = None
+) -> UInt8[np.ndarray, "size size 4"]:
+    """Returns the object of a PNG or JPEG; UserError for what `sampling.cutouts` refuses."""
+    name = str(path)
+    rgba = read_picture(path, name=name, max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_IMAGE_PIXELS)
+    found = matted(rgba, PictureConfig(matting=matting), name=name)
+    return cut_out(found, size=size, share=share, name=name)
 
 
 def turn_cameras(config: ViewsConfig, *, size: int) -> Cameras:
@@ -258,7 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shortcuts that people type daily."""
     parser.add_argument(
         "--image", type=Path, action="append", default=[],
-        help="a PNG or JPEG of the object, cut out or on plain white; repeatable: evenly around the turn",
+        help="a PNG or JPEG of the object, whose background is removed; repeatable: evenly around the turn",
     )  # fmt: skip
     parser.add_argument("--prompt", help="what to see, alone or beside pictures")
     parser.add_argument("--model", help="a finished prior.train_views, or a run folder")
@@ -280,13 +267,15 @@ def _maker(
         if len(images) != 1 or config.prompt:
             raise UserError("Zero-1-to-3 makes views of one picture: give one --image and no --prompt.")
         weights = config.zero123
-        pictures = [read_object(images[0], size=ZERO123_SIZE, share=ZERO123_SHARE)]
+        pictures = [read_object(images[0], size=ZERO123_SIZE, share=ZERO123_SHARE, matting=config.matting)]
         published = load_zero123(weights)
         digest = file_digest(weights if weights.is_file() else weights / "unet" / "config.json")
         return lambda: zero123_turntable(published, config, pictures[0]), pictures, digest
     assert config.model is not None
+    for path in images:
+        read_picture(path, name=str(path), max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_IMAGE_PIXELS)
     model = load_view_model(config.model, clip=config.clip, vae=config.vae)
-    shown = [read_object(path, size=model.size) for path in images]
+    shown = [read_object(path, size=model.size, matting=config.matting) for path in images]
     return lambda: turntable(model, config, shown), shown, model.digest
 
 
@@ -302,8 +291,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             "sampling.views needs --model RUN (a finished prior.train_views, or its run folder), or --set "
             "zero123=FILE in its place."
         )
-    for path in arguments.image:
-        load_image(path)  # its words come before anything is loaded
     make, pictures, digest = _maker(config, arguments.image)
     inputs = {"model": digest} | {f"image{i}": file_digest(p) for i, p in enumerate(arguments.image)}
     with Run.open(
