@@ -68,7 +68,9 @@ def test_transparent_and_white_backgrounds_give_the_same_object(tmp_path: Path) 
 def test_a_picture_without_an_object_is_refused(tmp_path: Path, kind: str) -> None:
     color = (255, 255, 255, 255) if kind == "white" else (9, 9, 9, 0)
     Image.new("RGBA", (32, 32), color).save(tmp_path / "none.png")
-    with pytest.raises(UserError, match=r"none\.png (shows no object that stands out|is see-through all over)"):
+    with pytest.raises(
+        UserError, match=r"none\.png (shows no object that stands out|is see-through all over)"
+    ):
         read_object(tmp_path / "none.png", size=16)
 
 
