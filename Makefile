@@ -27,11 +27,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean"
 
 setup: $(STAMP)
 
@@ -67,6 +67,14 @@ train-point-prior: $(STAMP)
 	    "clip=$(RUN)/clip" "embeddings=$(RUN)/latents"
 	CPU_NPROC=1 $(LAUNCH) prior.train --config configs/prior/points_$(CONFIG).yaml --out "$(RUN)/point_prior" \
 	    --set "latents=$(RUN)/clouds"
+
+# From a picture or a caption, and a camera, to what it shows (docs/views.md).
+train-views: $(STAMP)
+	CPU_NPROC=1 $(LAUNCH) prior.train_views --config configs/views/$(CONFIG).yaml --out "$(RUN)/views" \
+	    --set "data=$(RUN)/data" "clip=$(RUN)/clip"
+
+eval-views: $(STAMP)
+	$(PY) -m eval.views --model "$(RUN)/views" --data "$(RUN)/data" --out "$(RUN)/views_eval"
 
 # Latents against points on a finished run, written up in PAGE: docs/headline.md is such a page. A batch of 16 for both,
 # since the presets' 64 are 16,384 points a step.

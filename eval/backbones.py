@@ -43,7 +43,9 @@ SEEDED_WIDTHS = (16, 32, 64)
 class BackboneConfig(Config):
     """One feature network."""
 
-    kind: Literal["seeded", "clip", "dinov2", "inception"]
+    kind: Literal["seeded", "clip", "dinov2", "inception"] = Field(
+        description="seeded: random convolutions, of no meaning but always there; the others: their weights"
+    )
     file: str | None = Field(None, description="weights; none: not computed. clip: a folder, or MODEL/FILE")
     sha256: str | None = Field(
         None, description="of the file; clip: the digest in its meta.json, may be left out"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from eval import tables, viewer
+from eval import tables, viewer, views
 from eval.reconstruction import SHEET
 from sampling.faults import FAULTS
 from shapeloom import page
@@ -71,6 +71,7 @@ def build_report(
         _beside(folders.evaluation, generated),
         _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
+        _views(folders.evaluation.parent / "views_eval"),
         _curves(folders),
         tables.costs(metrics),
         _failures(folders.data, config.failures),
@@ -252,6 +253,14 @@ def _curves(folders: Folders) -> str:
         if drawn:
             parts.append(f"<h3>{name}</h3>{page.tiles(drawn, 'large')}")
     return f"<h2>Training curves</h2>{''.join(parts)}" if parts else ""
+
+
+def _views(folder: Path) -> str:
+    """What eval.views found, if it has looked at this run's view model."""
+    if not (folder / views.RESULTS).is_file():
+        return ""
+    results = read_json(folder / views.RESULTS, advice="Run eval.views again.")
+    return views.section(results, folder / views.SHEET)
 
 
 def _failures(data: Path, limit: int) -> str:

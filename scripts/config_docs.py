@@ -20,9 +20,12 @@ STAGES = {
     "prior.train": "prior.train:PriorConfig",
     "prior.distill": "prior.distill:DistillConfig",
     "prior.classifier": "prior.classifier:ClassifierConfig",
+    "prior.train_views": "prior.views:ViewTrainConfig",
     "sampling": "sampling.config:SamplingConfig",
     "sampling.edits": "sampling.edits:EditConfig",
+    "sampling.views": "sampling.views:ViewsConfig",
     "eval": "eval.__main__:EvalConfig",
+    "eval.views": "eval.views:ViewEvalConfig",
 }
 """Command -> module:class of its config."""
 HEAD = """# Configuration
