@@ -223,7 +223,10 @@ class Conditioner(nn.Module):
         return rays, vector, context.repeat_interleave(views, dim=0), mask.repeat_interleave(views, dim=0)
 
     def _references(self, inputs: ViewInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of all references, which are there, and a vector of their mean. Each is read for itself."""
+        """Tokens of all references, which are there, and a vector of their mean. Each is read for itself.
+
+        Patches count in the mean by how much of the object they show: most of a picture is background.
+        """
         config, seen = self.config, inputs.has_reference
         cells = config.size // config.reference_patch
         tokens = self.patches(inputs.references.flatten(0, 1)).flatten(2).transpose(1, 2)
@@ -236,7 +239,9 @@ class Conditioner(nn.Module):
             tokens = block(tokens)
         tokens = self.norm(tokens).unflatten(0, seen.shape)
         share = seen.to(tokens.dtype) / seen.sum(1, keepdim=True).clamp_min(1)
-        mean = (tokens.mean(2) * share[..., None]).sum(1)
+        covered = F.avg_pool2d((inputs.references[:, :, 3] + 1) / 2, config.reference_patch).flatten(2) + 1e-3
+        weights = (share / covered.sum(2))[..., None] * covered
+        mean = (tokens * weights.to(tokens.dtype)[..., None]).sum((1, 2))
         pooled = torch.where(seen.any(1)[:, None], self.pooled(mean), self.no_reference.to(mean.dtype))
         return tokens.flatten(1, 2), seen.repeat_interleave(cells * cells, dim=1), pooled
 
