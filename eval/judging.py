@@ -6,7 +6,6 @@ Writes OUT/results.json, table.md and report.html. Every output is looked at onc
 keeps what was seen by the files' content, so that a second run, a killed one or another folder reads it.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -66,7 +65,7 @@ class JudgingConfig(Config):
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, arguments = parse_stage(
-        JudgingConfig, stage="eval judge", description=__doc__ or "", argv=argv, add_arguments=_add_arguments
+        JudgingConfig, stage="eval judge", description=__doc__ or "", argv=argv
     )
     named = {"prompts": arguments.prompts, "reference": arguments.reference}
     config = config.model_copy(update={key: value for key, value in named.items() if value is not None})
@@ -74,12 +73,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.reference is None:
         raise UserError("Name what outputs are held against: --reference DATA (or a folder of 3D files).")
     judge(arguments.folders, out, config)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a system's outputs")
-    parser.add_argument("--prompts", type=Path, help="CSV with the columns path and prompt, for all folders")
-    parser.add_argument("--reference", type=Path, help="data of data_prep, or a folder of 3D files")
 
 
 def judge(folders: Sequence[Path], out: Path, config: JudgingConfig) -> None:

@@ -31,34 +31,10 @@ from shapeloom.storage import file_digest
 log = get_logger("sampling")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shortcuts that people type daily."""
-    parser.add_argument("--prompt", action="append", default=[], help="what to make; repeatable")
-    parser.add_argument(
-        "--prompts", type=Path, help="a text file with one prompt a line, or a .csv with prompt,images"
-    )
-    parser.add_argument(
-        "--image", type=Path, nargs="+", action="append", default=[], metavar="FILE",
-        help="PNG or JPEG pictures of one object to follow, beside each prompt or without one; repeatable",
-    )  # fmt: skip
-    parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th object, from I on")
-    parser.add_argument("--num", type=int, help="objects a prompt")
-    parser.add_argument("--seed", type=int, help="the first object's seed")
-
-
 def shortcuts(arguments: argparse.Namespace) -> list[str]:
     """Returns what of these are keys of the config, as overrides."""
     given = {key: getattr(arguments, key) for key in ("num", "seed", "model")}
     return [f"{key}={value}" for key, value in given.items() if value is not None]
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (index, count) of "2/8", index from 0; raises ArgumentTypeError for anything else."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, such as 0/8, not {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def asked_for(config: SamplingConfig, arguments: argparse.Namespace) -> list[tuple[str, tuple[Path, ...]]]:
@@ -119,7 +95,7 @@ def picture_digest(path: Path) -> str:
 def parse(argv: Sequence[str] | None) -> tuple[SamplingConfig, Path, argparse.Namespace]:
     """Returns the config with the shortcuts in it, the folder, and what else was typed."""
     config, out, arguments = parse_stage(
-        SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv, add_arguments=add_arguments,
+        SamplingConfig, stage="sampling", description=__doc__ or "", argv=argv,
         shortcuts=shortcuts,
     )  # fmt: skip
     if arguments.shard is not None:

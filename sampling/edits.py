@@ -51,21 +51,6 @@ class EditConfig(SamplingConfig):
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shortcuts that people type daily."""
-    parser.add_argument("edit", choices=("vary", "between", "morph"))
-    parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
-    parser.add_argument(
-        "--shape", type=Path, action="append", default=[], help="a file to start from; repeatable"
-    )
-    parser.add_argument("--prompt", action="append", default=[], help="what it becomes; morph takes two")
-    parser.add_argument("--strength", type=float, help="of vary, up to 1: made anew")
-    parser.add_argument("--layers", choices=("all", "geometry", "color"), help="what vary changes")
-    parser.add_argument("--num", type=int, help="variations, or steps of a walk")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--to-seed", type=int, help="of the other end of morph")
-
-
 def shortcuts(arguments: argparse.Namespace) -> list[str]:
     """Returns them as overrides of the config."""
     given: dict[str, Any] = {
@@ -142,7 +127,7 @@ def save(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, _ = parse_stage(
-        EditConfig, stage="sampling.edits", description=__doc__ or "", argv=argv, add_arguments=add_arguments,
+        EditConfig, stage="sampling.edits", description=__doc__ or "", argv=argv,
         shortcuts=shortcuts,
     )  # fmt: skip
     check(config)

@@ -241,17 +241,6 @@ def write_turn(folder: Path, turn: Turn, pictures: Sequence[UInt8[np.ndarray, "s
     write_atomic(folder / "cameras.json", json.dumps(cameras))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shortcuts that people type daily."""
-    parser.add_argument(
-        "--image", type=Path, action="append", default=[],
-        help="a PNG or JPEG of the object, whose background is removed; repeatable: evenly around the turn",
-    )  # fmt: skip
-    parser.add_argument("--prompt", help="what to see, alone or beside pictures")
-    parser.add_argument("--model", help="a finished prior.train_views, or a run folder")
-    parser.add_argument("--seed", type=int, help="the same one gives the same bytes")
-
-
 def shortcuts(arguments: argparse.Namespace) -> list[str]:
     """Returns what of these are keys of the config, as overrides."""
     given = {key: getattr(arguments, key) for key in ("model", "seed")}
@@ -283,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, arguments = parse_stage(
         ViewsConfig, stage="sampling.views", description=__doc__ or "", argv=argv,
-        add_arguments=add_arguments, shortcuts=shortcuts,
+        shortcuts=shortcuts,
     )  # fmt: skip
     start_logging()
     if (config.model is None) == (config.zero123 is None):

@@ -6,7 +6,6 @@ It listens on localhost alone unless told otherwise, makes one object at a time 
 Ctrl-C, a hang-up or SIGTERM end it, and its files go with it.
 """
 
-import argparse
 import os
 import signal
 import tempfile
@@ -20,8 +19,9 @@ from sampling.config import SamplingConfig, captions_of, load_pipeline
 from serving.offline import stay_offline
 from serving.stage import CSS, head
 from serving.studio import MAX_UPLOAD_BYTES, Studio
-from shapeloom.config import UserError, add_config_options, resolved, run_main
+from shapeloom.config import UserError, resolved, run_main
 from shapeloom.log import get_logger, start_logging
+from shapeloom.options import stage_parser
 
 log = get_logger("app")
 
@@ -103,11 +103,7 @@ def ending_on_signals() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
-    add_config_options(parser)
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--host", default=LOCAL[0], help="another address lets others in: there is no login")
-    arguments = parser.parse_args(argv)
+    arguments = stage_parser("serving", __doc__ or "").parse_args(argv)
     config = resolved(SamplingConfig, arguments)
     if not 0 < arguments.port < 65536:
         raise UserError(f"--port is a number from 1 to 65535, got {arguments.port}.")

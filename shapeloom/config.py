@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from shapeloom import finished
+from shapeloom.options import stage_parser
 from shapeloom.troubles import explain
 
 MAX_BYTES = 1 << 20
@@ -122,17 +123,6 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return sorted(cls.model_fields)
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config F [--set a.b=v ...] [--print-config]`, which every command with a config has."""
-    parser.add_argument("--config", type=Path, help="YAML preset, e.g. configs/<stage>/tiny.yaml")
-    parser.add_argument(
-        "--set", action="append", nargs="+", default=[], metavar="KEY=VALUE", help="change one config key"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved config as YAML, and stop"
-    )
-
-
 def resolved(
     cls: type[ConfigT], arguments: argparse.Namespace, shortcuts: Sequence[str] = (),
     *, preset: Path | UPath | None = None,
@@ -156,22 +146,17 @@ def parse_stage(
     stage: str,
     description: str,
     argv: Sequence[str] | None = None,
-    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     shortcuts: Callable[[argparse.Namespace], Sequence[str]] = lambda arguments: (),
     preset: Callable[[argparse.Namespace], Path | UPath | None] = lambda arguments: None,
     out_may_be_url: bool = False,
 ) -> tuple[ConfigT, Path, argparse.Namespace]:
-    """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...] [--print-config]`.
+    """Parses the options that every stage shares: `--config F --out DIR [--set a.b=v ...] [--print-config]`,
+    and the stage's own (`shapeloom.options`).
 
-    `add_arguments` adds a stage's few options, `shortcuts` turns them into overrides, `preset` stands in for
-    a missing --config. Returns the config, the output folder and the namespace, in which `out` is as typed:
-    a URL, where the stage takes one, is no Path.
+    `shortcuts` turns those into overrides, `preset` stands in for a missing --config. Returns the config, the
+    output folder and the namespace, in which `out` is as typed: a URL, where the stage takes one, is no Path.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
-    parser.add_argument("--out", help="folder to write; re-running resumes in it")
-    add_config_options(parser)
-    if add_arguments is not None:
-        add_arguments(parser)
+    parser = stage_parser(stage, description)
     arguments = parser.parse_args(argv)
     if arguments.out is None and not arguments.print_config:
         parser.error("the following arguments are required: --out")

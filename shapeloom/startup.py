@@ -13,6 +13,7 @@ import time
 
 from shapeloom.finished import is_finished, stage_command, told
 from shapeloom.locks import named_folder, refusal
+from shapeloom.options import help_text
 
 LOOKS_ONLY = "SHAPELOOM_LOOKS_ONLY"
 """Set by launch/torchrun.sh, which starts more than one process only where there is something to do."""
@@ -31,6 +32,10 @@ def begin() -> None:
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
     command = stage_command(sys.orig_argv)
+    text = help_text(command)
+    if text:
+        sys.stdout.write(text)
+        raise SystemExit(0)
     folder = named_folder(command)
     text = folder and refusal(folder)
     if text:

@@ -1,0 +1,13 @@
+"""Options that the commands of this room have beside --out and the config's. Standard library alone."""
+
+import argparse
+from pathlib import Path
+
+
+def _judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a system's outputs")
+    parser.add_argument("--prompts", type=Path, help="CSV with the columns path and prompt, for all folders")
+    parser.add_argument("--reference", type=Path, help="data of data_prep, or a folder of 3D files")
+
+
+OPTIONS = {"eval judge": _judge}
