@@ -38,6 +38,7 @@ from shapeloom.runs import Run, read_meta
 from shapeloom.saved import check_fits
 from shapeloom.seed import derive_seed, normal
 from shapeloom.shards import LatentShards, ReadingOrder
+from shapeloom.shared_run import open_run
 from shapeloom.storage import read_json, write_atomic
 from shapeloom.training import TrainConfig, train
 from shapeloom.weights import checked_digest, read_tensors
@@ -294,7 +295,7 @@ def new_classifier(
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, or goes on, or says that it is done."""
     config, out, _ = parse_stage(ClassifierConfig, stage="prior.classifier", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if config.prior is None or config.latents is None:
         raise UserError(
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = LatentShards(config.latents, config.split)
     prior.check(encoder_digest=shards.header["encoder"])
     inputs = {"latents": shards.digest, "encoder": shards.header["encoder"], "prior": prior.digest}
-    with Run.open(out, config, stage="classifier", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="classifier", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished classifier", out)
             return

@@ -46,6 +46,7 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import LatentShards
+from shapeloom.shared_run import open_run
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("distill")
@@ -208,7 +209,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Distils, or goes on, or says that it is done."""
     config, out, _ = parse_stage(DistillConfig, stage="prior.distill", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if config.teacher is None or config.latents is None:
         raise UserError(
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     header = shards.header
     inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
     inputs["teacher"] = teacher.digest
-    with Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="prior", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished prior", out)
             return

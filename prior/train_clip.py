@@ -30,6 +30,7 @@ from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.shared_run import open_run
 from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
 from shapeloom.training import TrainConfig, train
 
@@ -277,7 +278,7 @@ def _record_pretrained(spec: str, run: Run, world: distributed.World) -> Clip:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains or records, or goes on, or says that it is done."""
     config, out, _ = parse_stage(DualEncoderConfig, stage="prior.train_clip", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if world.size > 1:  # its loss compares all pairs of a batch
         raise UserError("train_clip runs in one process: start it without torchrun or the like.")
@@ -285,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("train_clip needs --set data=RUN/data (asset shards), or --set pretrained=MODEL/TAG.")
     shards = None if config.pretrained or config.data is None else AssetShards(config.data, config.split)
     inputs = {"data": shards.digest} if shards else {}
-    with Run.open(out, config, stage="clip", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="clip", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished CLIP", out)
             return

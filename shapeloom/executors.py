@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from shapeloom import cores
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
 
@@ -55,7 +56,7 @@ def run_tasks(
         return
     pool = _Pool(function, deque(tasks), on_report, preload)
     try:
-        yield from pool.run(min(workers or os.cpu_count() or 1, len(tasks)))
+        yield from pool.run(min(workers or cores.usable(), len(tasks)))
     finally:
         pool.close()
 

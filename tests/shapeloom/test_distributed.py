@@ -14,6 +14,20 @@ os.environ["MASTER_PORT"] = str(taken.getsockname()[1])  # as a parent process m
 print(distributed.start().size, os.environ["MASTER_PORT"] != str(taken.getsockname()[1]))
 """
 
+LIMITS = """
+import torch
+from shapeloom import distributed
+
+distributed.start(hang_seconds=100)
+groups = [torch.distributed.group.WORLD, torch.distributed.new_group([0])]
+print([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])
+"""
+
+
+def test_collectives_give_up_after_the_longest_step_in_groups_that_others_make_too() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITS], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[160.0, 160.0]", done.stderr[-2000:]
+
 
 def test_a_process_alone_exchanges_a_port_that_is_taken() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300)
