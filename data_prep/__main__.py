@@ -3,13 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 from data_prep.build import prepare
 from data_prep.checks import inspect_asset, inspect_dataset, verify
 from data_prep.pipeline import DataConfig
 from shapeloom.config import UserError, parse_stage, run_main
-from shapeloom.executors import Executor
+from shapeloom.executors import add_executor
 from shapeloom.log import start_logging
 from shapeloom.storage import AnyPath, parse_path
 from shapeloom.verify import verify_run
@@ -51,10 +50,7 @@ def _preset(arguments: argparse.Namespace) -> AnyPath | None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--executor", choices=get_args(Executor), default="processes",
-        help="where shards are prepared: on this machine, or on the Ray cluster that RAY_ADDRESS names",
-    )  # fmt: skip
+    add_executor(parser)
     parser.add_argument(
         "--retry-quarantined", action="store_true",
         help="try again what was left out; without --config, with the run's own and whatever --set changes",

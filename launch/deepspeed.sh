@@ -30,8 +30,7 @@ elif [ ${#hosts[@]} -gt 1 ]; then
     fi
     : "${LAUNCHER:=$(command -v pdsh >/dev/null && echo pdsh || echo ssh)}"
     if [ "$LAUNCHER" = ssh ]; then
-        . "$(dirname "${BASH_SOURCE[0]}")/over_ssh.sh"
-        over_ssh "$@"
+        exec "$bin/python" "$(dirname "${BASH_SOURCE[0]}")/over_ssh.py" "$@"
     fi
     DS_ENV_FILE=$(mktemp)
     export DS_ENV_FILE

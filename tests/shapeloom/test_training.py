@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -300,17 +301,41 @@ def test_deepspeed_s_launcher_and_a_hostfile(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
 
 
-def test_deepspeed_s_hosts_are_reached_by_plain_ssh_where_there_is_no_pdsh(tmp_path: Path) -> None:
-    """With a stand-in for ssh that runs what it is given on this machine."""
-    (tmp_path / "ssh").write_text('#!/usr/bin/env bash\necho $3 >&2\nshift 3; exec "$@"')
-    (tmp_path / "ssh").chmod(0o755)
-    (tmp_path / "hosts").write_text("# two names of one machine\nlocalhost slots=1\n127.0.0.1 slots=1\n")
-    places = {"HOSTFILE": str(tmp_path / "hosts"), "MASTER_PORT": str(distributed.free_port())}
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LAUNCHER": "ssh"}
-    done = start_line("launch/deepspeed.sh", tmp_path / "run", places | path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es)" in done.stderr
-    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
+def start_over_ssh(folder: Path, deepspeed: str) -> CompletedProcess[str]:
+    """With stand-ins for ssh, which runs what it is given on this machine, and for DeepSpeed's launcher."""
+    for name, script in (("ssh", 'shift 3; exec "$@"'), ("bin/deepspeed", deepspeed)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "hosts").write_text("# two machines\none slots=1\ntwo slots=1\n")
+    own = {"VENV": str(folder), "HOSTFILE": str(folder / "hosts"), "FORWARD": "WORDS", "LAUNCHER": "ssh"}
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", "launch/deepspeed.sh", "a.stage", "--out", "a folder's"]
+    environment = {**os.environ, **own, **path, "WORDS": "it's $HOME", "OUT": str(folder)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_hosts_are_reached_by_plain_ssh_where_there_is_no_pdsh(tmp_path: Path) -> None:
+    done = start_over_ssh(tmp_path, 'echo "$WORDS|$PWD|$*"')
+    assert done.returncode == 0, done.stderr
+    expected = (
+        f"it's $HOME|{os.getcwd()}|--hostfile {tmp_path / 'hosts'} --master_port 29500 --no_ssh --node_rank "
+        "{} --master_addr one --no_local_rank --module a.stage --out a folder's"
+    )
+    assert sorted(done.stdout.splitlines()) == [expected.replace("{}", rank) for rank in "01"]
+
+
+def test_a_host_that_fails_ends_the_others_gently(tmp_path: Path) -> None:
+    """They get SIGTERM, at which trainers save."""
+    script = """if [[ $* == *"node_rank 1"* ]]; then sleep 0.5; exit 75; fi
+trap 'touch $OUT/saved; exit 143' TERM; while :; do sleep 0.1; done"""
+    done = start_over_ssh(tmp_path, script)
+    assert done.returncode == 75, done.stderr
+    end = time.monotonic() + 20
+    while not (tmp_path / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "saved").exists()
 
 
 def test_deepspeed_s_hosts_need_ssh(tmp_path: Path) -> None:
