@@ -23,6 +23,6 @@ else
     echo "$(hostname): meeting the other machines ($NNODES) at $MASTER_ADDR:$MASTER_PORT" >&2
     where=(--nnodes "$NNODES" --max-restarts "${MAX_RESTARTS:-3}" --rdzv-backend c10d --rdzv-id "shapeloom-$MASTER_PORT"
         --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-conf "last_call_timeout=${LAST_CALL:-10}")
-    [ -n "${LOCAL_ADDR:-}" ] && where+=(--local-addr "$LOCAL_ADDR")
+    if [ -n "${LOCAL_ADDR:-}" ]; then where+=(--local-addr "$LOCAL_ADDR"); fi
 fi
 exec "$python" -m shapeloom.torchrun "${where[@]}" --nproc-per-node "$NPROC" -m "$@"

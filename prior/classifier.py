@@ -39,7 +39,7 @@ from shapeloom.saved import check_fits
 from shapeloom.seed import derive_seed, normal
 from shapeloom.shards import LatentShards, ReadingOrder
 from shapeloom.shared_run import open_run
-from shapeloom.storage import read_json, write_atomic
+from shapeloom.storage import AnyPath, Location, read_json, write_atomic
 from shapeloom.training import TrainConfig, train
 from shapeloom.weights import checked_digest, read_tensors
 
@@ -62,7 +62,7 @@ class ClassifierConfig(Config):
     """What `python -m prior.classifier` does."""
 
     prior: Path | None = Field(default=None, description="folder of the finished prior to be steered")
-    latents: Path | None = Field(default=None, description="latents that the prior was trained on")
+    latents: Location | None = Field(default=None, description="latents that the prior was trained on")
     split: str = Field(default="train", description="which assets to learn from")
     network: ClassifierSize = ClassifierSize()
     train: TrainConfig = TrainConfig(
@@ -189,7 +189,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> LatentC
 
 
 def read_labelled(
-    folder: Path, split: str, classes: Sequence[str] = ()
+    folder: AnyPath | str, split: str, classes: Sequence[str] = ()
 ) -> tuple[Float[Tensor, "assets tokens channels"], Int64[Tensor, " assets"], tuple[str, ...]]:
     """Returns the latents of assets whose category is one of `classes` (none given: all), numbers, classes.
 

@@ -47,6 +47,7 @@ from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import LatentShards
 from shapeloom.shared_run import open_run
+from shapeloom.storage import Location
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("distill")
@@ -59,7 +60,7 @@ class DistillConfig(Config):
     """What `python -m prior.distill` does."""
 
     teacher: Path | None = Field(default=None, description="folder of the finished prior to distil")
-    latents: Path | None = Field(default=None, description="latents that the teacher was trained on")
+    latents: Location | None = Field(default=None, description="latents that the teacher was trained on")
     split: str = Field(default="train", description="which assets to learn from")
     method: Method = Field(
         "progressive", description="progressive distillation (Salimans & Ho 2022), or consistency"

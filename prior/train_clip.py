@@ -10,7 +10,6 @@ RUN/clip holds config.yaml, meta.json, model.json, weights.safetensors; `shapelo
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
 from shapeloom.shared_run import open_run
-from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
+from shapeloom.storage import Location, file_digest, put_file, scratch_file, write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("clip")
@@ -42,7 +41,7 @@ MAX_LOGIT_SCALE = 100.0
 class DualEncoderConfig(Config):
     """What `train_clip` does; sizes are those of the small model and mean nothing with `pretrained`."""
 
-    data: Path | None = Field(default=None, description="folder of asset shards to train on")
+    data: Location | None = Field(default=None, description="a data_prep run to train on: a folder or a URL")
     split: str = Field(default="train", description="which assets to learn from")
     pretrained: str | None = Field(
         None, description='"MODEL/TAG" or "MODEL/FILE" of open_clip, instead of training'

@@ -94,6 +94,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of 15, a busy machine gives them next to nothing
     # Workers import the project as this process does.
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     cluster = cluster_utils.Cluster(
