@@ -39,7 +39,7 @@ def last_words(rank: int, failure: ProcessFailure) -> tuple[str, int]:
 def tell_place(arguments: argparse.Namespace) -> None:
     """Completes torchrun's options for several machines: whether the meeting point is here, and this address.
 
-    torchrun goes by the machine's own name, which Debian calls 127.0.1.1: then none believes to be the meeting
+    torchrun goes by the own name, which Debian calls 127.0.1.1: then no machine believes to be the meeting
     point, or the others are sent to their own loopback.
     """
     meeting = arguments.rdzv_endpoint.rpartition(":")[0]
