@@ -6,7 +6,6 @@ word for what is there, once they have seen a file in it that it has just made.
 """
 
 import json
-import os
 import secrets
 import socket
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from shapeloom import watch
 from shapeloom.config import Config, UserError
 from shapeloom.distributed import World, barrier, from_all, from_main
-from shapeloom.locks import STALE_SECONDS, refusal
+from shapeloom.locks import STALE_SECONDS, refusal, restarted
 from shapeloom.log import get_logger
 from shapeloom.runs import Run, text_digest
 
@@ -51,12 +50,9 @@ def open_run(
 
 def _opened(out: Path, config: Config, stage: str, inputs: Mapping[str, str]) -> Run:
     """Waits for the lock of a machine that was lost, where a launcher has started the job again by itself."""
-    restarted = any(
-        int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    )
     told = False
     for _ in range(round(STALE_SECONDS)):
-        if not restarted or refusal(out) is None:
+        if not restarted() or refusal(out) is None:
             break
         if not told:
             log.warning("%s is still locked by the run before; waiting until it surely has ended", out)

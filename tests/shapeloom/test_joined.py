@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shapeloom import locks
+from shapeloom.config import UserError
 from shapeloom.distributed import free_port
 from shapeloom.watch import EXIT_AGAIN
 from tests.shapeloom.line_training import read_losses, run_line
@@ -58,3 +60,16 @@ def test_a_lost_process_ends_the_other_and_the_run_goes_on_alone(
     assert blow == signal.SIGKILL or f"Rank {lost} on" in text
     np.testing.assert_allclose(run_line(out), run_line(tmp_path / "whole"), rtol=1e-5)
     assert len(read_losses(out)) == 20
+
+
+def test_a_job_started_again_waits_for_the_lock_of_a_lost_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other command is refused at once."""
+    lost = {"token": "t", "host": "lost-host", "machine": "another boot", "pid": 1, "started": "1"}
+    (tmp_path / ".lock").write_text(json.dumps(lost))
+    with pytest.raises(UserError, match="lost-host"):
+        run_line(tmp_path, steps=2)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 2.0)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert len(run_line(tmp_path, steps=2)) == 2
