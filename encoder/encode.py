@@ -289,13 +289,10 @@ def _encode(
 
 def _anywhere(config: EncodeConfig) -> EncodeConfig:
     """The config with absolute paths, for workers that were started in other folders."""
-    paths = {
-        "data": config.data,
-        "encoder": config.encoder,
-        "clip": config.clip,
-        "embeddings": config.embeddings,
+    given: dict[str, Any] = {
+        name: getattr(config, name) for name in ("data", "encoder", "clip", "embeddings")
     }
-    found = {name: Path(path).absolute() for name, path in paths.items() if path and Path(path).exists()}
+    found = {name: Path(path).absolute() for name, path in given.items() if path and Path(path).exists()}
     kept = {name: str(path) if name in ("data", "clip") else path for name, path in found.items()}
     return config.model_copy(update=kept)
 
