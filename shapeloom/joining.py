@@ -7,6 +7,7 @@ says "here" in the group's store before anything else, so that whoever is missin
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -35,12 +36,13 @@ JOIN_SECONDS = 1800.0
 @dataclass(frozen=True)
 class Arrival:
     """What a process says of itself. main: the address that MASTER_ADDR is to it; own: its own, seen from
-    there."""
+    there; number: drawn for this process."""
 
     host: str
     cores: list[int]
     main: str
     own: str
+    number: str
 
 
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -90,7 +92,8 @@ def join(backend: str, *, hang_seconds: float, device: torch.device) -> None:
     # new_group, by which DeepSpeed makes groups of its own, knows no other place for it.
     c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
     store = _connect(rank, size)
-    arrivals = _meet(store, rank, size)
+    session, arrivals = _meet(store, rank, size)
+    store = torch.distributed.PrefixStore(session, store)
     here = [other.cores for other in arrivals if other.host == arrivals[rank].host]
     cores.take_share(arrivals[rank].cores, here)
     if backend == "gloo":
@@ -126,33 +129,48 @@ def _connect(rank: int, size: int) -> torch.distributed.Store:
             ) from error
 
 
-def _meet(store: torch.distributed.Store, rank: int, size: int) -> list[Arrival]:
-    """Returns what every process says of itself, by rank, once all have come."""
+def _meet(store: torch.distributed.Store, rank: int, size: int) -> tuple[str, list[Arrival]]:
+    """Returns a name for this meeting, and what every process says of itself, by rank, once all have come.
+
+    After a restart torchrun's store still holds the words of those before. So each process waits until the
+    main one repeats its own, which hold a number drawn for it, and the main one until all have agreed.
+    """
     main = _address(os.environ["MASTER_ADDR"])
-    mine = Arrival(socket.gethostname(), cores.affinity(), main, own_address(main))
-    store.set(f"here/{rank}", json.dumps(asdict(mine)))
-    keys = [f"here/{other}" for other in range(size)]
-
-    def waiting() -> str:
-        missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
-        came = {Arrival(**json.loads(store.get(key))).host for key in keys if store.check([key])}
-        return (
-            f"{size - len(missing)} of {size} processes have come (on {', '.join(sorted(came))}); waiting "
-            f"for rank {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}"
-        )
-
-    # The main process speaks for all: it is the one whose log is read.
-    begun = said = time.monotonic()
-    while time.monotonic() - begun < JOIN_SECONDS:
-        if store.check(keys):
-            return [Arrival(**json.loads(store.get(key))) for key in keys]
+    mine = Arrival(
+        socket.gethostname(), cores.affinity(), main, own_address(main), secrets.token_hex(8)
+    )  # fmt: skip
+    words, session, said = json.dumps(asdict(mine)), secrets.token_hex(8), time.monotonic()
+    store.set(f"here/{rank}", words)
+    keys, end = [f"here/{other}" for other in range(size)], said + JOIN_SECONDS
+    while time.monotonic() < end:
+        if rank == 0 and store.check(keys):
+            store.set("all", json.dumps([session, [store.get(key).decode() for key in keys]]))
+            if store.check([f"agreed/{session}/{other}" for other in range(1, size)] or keys):
+                store.set(f"go/{session}", "")
+        if store.check(["all"]):
+            name, found = json.loads(store.get("all"))
+            if len(found) == size and found[rank] == words:
+                store.set(f"agreed/{name}/{rank}", "")
+                if store.check([f"go/{name}"]):
+                    return name, [Arrival(**json.loads(each)) for each in json.loads(store.get("all"))[1]]
+        # The main process speaks for all: it is the one whose log is read.
         if rank == 0 and time.monotonic() - said > SAY_EVERY_SECONDS:
             said = time.monotonic()
-            log.warning("%s", waiting())
+            log.warning("%s", _waiting(store, keys))
         time.sleep(0.1)
     raise TryAgain(
-        f"Not all processes came within {JOIN_SECONDS / 60:.0f} minutes: {waiting()}. Look at those "
-        "machines' logs; is the command running there, with this host's name and port?"
+        f"Not all processes came within {JOIN_SECONDS / 60:.0f} minutes: {_waiting(store, keys)}. Look at "
+        "those machines' logs; is the command running there, with this host's name and port?"
+    )
+
+
+def _waiting(store: torch.distributed.Store, keys: Sequence[str]) -> str:
+    here = [store.check([key]) for key in keys]
+    missing = [str(rank) for rank, came in enumerate(here) if not came]
+    hosts = {json.loads(store.get(key))["host"] for key, came in zip(keys, here, strict=True) if came}
+    return (
+        f"{sum(here)} of {len(keys)} processes have come (on {', '.join(sorted(hosts))}); waiting for rank "
+        f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}"
     )
 
 
