@@ -90,7 +90,8 @@ class _Shards:
             kind = self.header.get("kind")
             raise UserError(f"{self.folder} holds {kind!r} shards, but {self.kind!r} are needed here.")
         self.shards = list_shards(self.folder)
-        facts = read_facts(self.folder, self.shards, self.header)
+        # To look for damage, the manifests themselves are read, whatever the index says.
+        facts = read_facts(self.folder, self.shards, self.header if checked else {})
         with ThreadPoolExecutor(1 if is_local(self.folder) else 16) as pool:
             sizes = list(pool.map(_size, self.shards))
         self.problems = _problems(self.header, self.shards, facts, sizes)
