@@ -27,11 +27,11 @@ STAMP  = $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements-
 # One process a GPU, two on CPUs (one for the prior, which has many gradients to share), or NPROC.
 LAUNCH = VENV=$(VENV) NPROC=$(NPROC) bash launch/torchrun.sh
 
-.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean
+.PHONY: help setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit drill-cluster clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
-	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit clean"
+	@echo "targets: setup assets-sweethome3d data-prep train-clip train-encoder encode train-prior train-point-prior train-views eval-views distill classifier sample eval demo serve test lint bench headline mutants config-docs overfit drill-cluster clean"
 
 setup: $(STAMP)
 
@@ -127,6 +127,10 @@ mutants: NUM = 60
 mutants: $(STAMP)
 	@$(PY) -c "import cosmic_ray" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	$(PY) scripts/mutants.py --num $(NUM) --seed $(SEED) $(FILES)
+
+# Two hosts as network namespaces: a cable is pulled, a folder isn't shared. Needs root (docs/clusters.md).
+drill-cluster: $(STAMP)
+	$(PY) -m benchmarks.drills.cluster
 
 # docs/config.md, every key of every stage, from the configs themselves.
 config-docs: $(STAMP)

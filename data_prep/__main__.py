@@ -1,22 +1,20 @@
-"""`python -m data_prep --config F --out DIR`, and the subcommands `verify DIR` and `inspect DIR [KEY]`."""
+"""Raw 3D assets with captions -> views, coloured points and signed distances in WebDataset shards.
+
+Also: `python -m data_prep verify DIR` checks a prepared folder, `inspect DIR [KEY]` shows it. DIR may be a
+URL (s3://bucket/folder, ...). `verify` takes latents, trainings and whole runs too.
+"""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 from data_prep.build import prepare
 from data_prep.checks import inspect_asset, inspect_dataset, verify
 from data_prep.pipeline import DataConfig
 from shapeloom.config import UserError, parse_stage, run_main
-from shapeloom.executors import Executor
 from shapeloom.log import start_logging
 from shapeloom.storage import AnyPath, parse_path
 from shapeloom.verify import verify_run
-
-_DESCRIPTION = """Raw 3D assets with captions -> views, coloured points and signed distances in WebDataset
-shards. Also: `python -m data_prep verify DIR` checks a prepared folder, `inspect DIR [KEY]` shows it. DIR may
-be a URL (s3://bucket/folder, ...). `verify` takes latents, trainings and whole runs too."""
 
 
 def main() -> None:
@@ -33,7 +31,7 @@ def main() -> None:
 
 def _prepare() -> None:
     config, _, arguments = parse_stage(
-        DataConfig, stage="data_prep", description=_DESCRIPTION, add_arguments=_add_arguments,
+        DataConfig, stage="data_prep", description=__doc__ or "",
         preset=_preset, out_may_be_url=True,
     )  # fmt: skip
     out = parse_path(arguments.out)
@@ -48,17 +46,6 @@ def _preset(arguments: argparse.Namespace) -> AnyPath | None:
     if not own.is_file():
         raise UserError(f"{own.parent} holds no data_prep run whose quarantined assets could be tried again.")
     return own
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--executor", choices=get_args(Executor), default="processes",
-        help="where shards are prepared: on this machine, or on the Ray cluster that RAY_ADDRESS names",
-    )  # fmt: skip
-    parser.add_argument(
-        "--retry-quarantined", action="store_true",
-        help="try again what was left out; without --config, with the run's own and whatever --set changes",
-    )  # fmt: skip
 
 
 def _verify(argv: list[str]) -> None:

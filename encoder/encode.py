@@ -23,7 +23,7 @@ from shapeloom.box import symmetries
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, RenderConfig, load_decoder
-from shapeloom.executors import run_tasks
+from shapeloom.executors import Executor, run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import mask_iou, psnr
 from shapeloom.pictures import on_white, read_views
@@ -81,7 +81,7 @@ class ShardTask:
 
     @property
     def device(self) -> str:
-        """Where to encode it."""
+        """Where to encode it: on Ray the one GPU that the task was given."""
         num_gpus = torch.cuda.device_count()
         return f"cuda:{self.shard % num_gpus}" if num_gpus else "cpu"
 
@@ -239,7 +239,7 @@ def _fidelity(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Encodes, or goes on, or says that it is done."""
-    config, out, _ = parse_stage(EncodeConfig, stage="encoder.encode", description=__doc__, argv=argv)
+    config, out, arguments = parse_stage(EncodeConfig, stage="encoder.encode", description=__doc__, argv=argv)
     start_logging()
     shards = AssetShards(config.data)
     decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
@@ -253,11 +253,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.done:
             log.warning("%s was done, but has lost shards since, which are made again", out)
             run.reopen(config)
-        _encode(config, shards, decoder, run)
+        _encode(config, shards, decoder, run, arguments.executor)
 
 
-def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Run) -> None:
-    out = run.folder
+def _encode(
+    config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Run, executor: Executor
+) -> None:
+    # Workers on other machines write there too.
+    out = run.folder.absolute()
     members: dict[int, list[int]] = {}
     for index, row in enumerate(shards.rows):
         if row.split in config.splits:
@@ -265,10 +268,10 @@ def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Ru
     if not members:
         raise UserError(f"{config.data} has no assets of the splits {config.splits}.")
     tasks = [
-        ShardTask(out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), config)
+        ShardTask(out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), _anywhere(config))
         for shard, indices in members.items()
     ]
-    _run_shards(tasks, config, run)
+    _run_shards(tasks, config, run, executor)
     tokens, channels = decoder.latent_shape
     facts = {"tokens": tokens, "channels": channels, **run.meta["inputs"]}
     facts["layers"], facts["is_set"] = decoder.layout.layers, decoder.layout.is_set
@@ -282,7 +285,17 @@ def _encode(config: EncodeConfig, shards: AssetShards, decoder: Decoder, run: Ru
     run.finish(num_latents=len(psnr), median_psnr=round(float(np.median(psnr)), 3))
 
 
-def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run) -> None:
+def _anywhere(config: EncodeConfig) -> EncodeConfig:
+    """The config with absolute paths, for workers that were started in other folders."""
+    given: dict[str, Any] = {
+        name: getattr(config, name) for name in ("data", "encoder", "clip", "embeddings")
+    }
+    found = {name: Path(path).absolute() for name, path in given.items() if path and Path(path).exists()}
+    kept = {name: str(path) if name in ("data", "clip") else path for name, path in found.items()}
+    return config.model_copy(update=kept)
+
+
+def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run, executor: Executor) -> None:
     done = {task.path: len(task.indices) if shard_is_finished(task.path) else 0 for task in tasks}
     total = sum(len(task.indices) for task in tasks)
     with progress(total, "encoding assets", done=sum(done.values())) as bar:
@@ -293,11 +306,22 @@ def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run) -> N
 
         workers = config.workers if config.workers is not None else torch.cuda.device_count() or None
         open_tasks = [task for task in tasks if not done[task.path]]
-        for _ in run_tasks(
-            encode_shard, open_tasks, workers=workers, on_report=on_report, preload=["encoder.model"]
-        ):
+        for task, _ in run_tasks(
+            encode_shard, open_tasks, workers=workers, on_report=on_report, executor=executor,
+            preload=["encoder.model"], on_gpu=True,
+        ):  # fmt: skip
+            if not shard_is_finished(task.path):
+                raise UserError(
+                    f"{task.path} was written on another machine and isn't here: with --executor ray, --out "
+                    "must lie on storage that all nodes share, at the same path."
+                )
+            bar.advance(len(task.indices) - done[task.path])  # Ray passes no reports on
+            done[task.path] = len(task.indices)
             run.save_progress()
 
 
 if __name__ == "__main__":
-    run_main(main)
+    # By its name: what workers are sent must not be of a module called __main__.
+    from encoder.encode import main as by_name
+
+    run_main(by_name)

@@ -25,6 +25,7 @@ from shapeloom.pictures import read_views, to_uint8
 from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.shared_run import open_run
 from shapeloom.storage import Location, write_atomic
 from shapeloom.surface_metrics import FIELD_SCORES, decoder_scores
 from shapeloom.surfaces import read_surface
@@ -149,12 +150,12 @@ def starting_weights(config: EncoderTrainConfig) -> Autoencoder | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, or goes on, or says that it is done."""
     config, out, _ = parse_stage(EncoderTrainConfig, stage="encoder.train", description=__doc__, argv=argv)
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
+    start_logging(quiet=not world.is_main)
     shards = AssetShards(config.data, split="train")
     start = starting_weights(config)
     inputs = {"data": shards.digest} | ({"start": start.decoder.digest} if start else {})
-    world = distributed.start()
-    start_logging(quiet=not world.is_main)
-    with Run.open(out, config, stage="encoder", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="encoder", inputs=inputs, world=world) as run:
         if run.done:
             log.info("the encoder in %s is already trained", out)
             return

@@ -29,6 +29,7 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.shared_run import open_run
 from shapeloom.storage import Location, write_atomic
 from shapeloom.surface_metrics import FIELD_SCORES, decoder_scores
 from shapeloom.surfaces import read_surface
@@ -110,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, _ = parse_stage(
         CloudTrainConfig, stage="encoder.train_cloud", description=__doc__ or "", argv=argv
     )
-    shards = AssetShards(config.data, split="train")
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
-    with Run.open(out, config, stage="encoder", inputs={"data": shards.digest}, writes=world.is_main) as run:
+    shards = AssetShards(config.data, split="train")
+    with open_run(out, config, stage="encoder", inputs={"data": shards.digest}, world=world) as run:
         if run.done:
             log.info("the cloud field in %s is already trained", out)
             return

@@ -10,4 +10,9 @@ def _judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, help="data of data_prep, or a folder of 3D files")
 
 
-OPTIONS = {"eval judge": _judge}
+def _views(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="a finished prior.train_views")
+    parser.add_argument("--data", help="folder of data_prep")
+
+
+OPTIONS = {"eval judge": _judge, "eval.views": _views}

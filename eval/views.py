@@ -339,12 +339,6 @@ def evaluate(model: ViewModel, config: ViewEvalConfig, data: Path, folder: Path)
     return results
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two folders that are always named."""
-    parser.add_argument("--model", help="a finished prior.train_views")
-    parser.add_argument("--data", help="folder of data_prep")
-
-
 def shortcuts(arguments: argparse.Namespace) -> list[str]:
     """Returns them as overrides."""
     given = {"model": arguments.model, "data": arguments.data}
@@ -355,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, _ = parse_stage(
         ViewEvalConfig, stage="eval.views", description=__doc__ or "", argv=argv,
-        add_arguments=add_arguments, shortcuts=shortcuts,
+        shortcuts=shortcuts,
     )  # fmt: skip
     start_logging()
     if config.model is None or config.data is None:

@@ -38,7 +38,8 @@ from shapeloom.runs import Run, read_meta
 from shapeloom.saved import check_fits
 from shapeloom.seed import derive_seed, normal
 from shapeloom.shards import LatentShards, ReadingOrder
-from shapeloom.storage import read_json, write_atomic
+from shapeloom.shared_run import open_run
+from shapeloom.storage import AnyPath, Location, read_json, write_atomic
 from shapeloom.training import TrainConfig, train
 from shapeloom.weights import checked_digest, read_tensors
 
@@ -61,7 +62,7 @@ class ClassifierConfig(Config):
     """What `python -m prior.classifier` does."""
 
     prior: Path | None = Field(default=None, description="folder of the finished prior to be steered")
-    latents: Path | None = Field(default=None, description="latents that the prior was trained on")
+    latents: Location | None = Field(default=None, description="latents that the prior was trained on")
     split: str = Field(default="train", description="which assets to learn from")
     network: ClassifierSize = ClassifierSize()
     train: TrainConfig = TrainConfig(
@@ -188,7 +189,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> LatentC
 
 
 def read_labelled(
-    folder: Path, split: str, classes: Sequence[str] = ()
+    folder: AnyPath | str, split: str, classes: Sequence[str] = ()
 ) -> tuple[Float[Tensor, "assets tokens channels"], Int64[Tensor, " assets"], tuple[str, ...]]:
     """Returns the latents of assets whose category is one of `classes` (none given: all), numbers, classes.
 
@@ -294,7 +295,7 @@ def new_classifier(
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, or goes on, or says that it is done."""
     config, out, _ = parse_stage(ClassifierConfig, stage="prior.classifier", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if config.prior is None or config.latents is None:
         raise UserError(
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = LatentShards(config.latents, config.split)
     prior.check(encoder_digest=shards.header["encoder"])
     inputs = {"latents": shards.digest, "encoder": shards.header["encoder"], "prior": prior.digest}
-    with Run.open(out, config, stage="classifier", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="classifier", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished classifier", out)
             return

@@ -46,6 +46,8 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import normal
 from shapeloom.shards import LatentShards
+from shapeloom.shared_run import open_run
+from shapeloom.storage import Location
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("distill")
@@ -58,7 +60,7 @@ class DistillConfig(Config):
     """What `python -m prior.distill` does."""
 
     teacher: Path | None = Field(default=None, description="folder of the finished prior to distil")
-    latents: Path | None = Field(default=None, description="latents that the teacher was trained on")
+    latents: Location | None = Field(default=None, description="latents that the teacher was trained on")
     split: str = Field(default="train", description="which assets to learn from")
     method: Method = Field(
         "progressive", description="progressive distillation (Salimans & Ho 2022), or consistency"
@@ -208,7 +210,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Distils, or goes on, or says that it is done."""
     config, out, _ = parse_stage(DistillConfig, stage="prior.distill", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if config.teacher is None or config.latents is None:
         raise UserError(
@@ -224,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     header = shards.header
     inputs = {"latents": shards.digest, "encoder": header["encoder"], "clip": header["clip"]}
     inputs["teacher"] = teacher.digest
-    with Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="prior", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished prior", out)
             return

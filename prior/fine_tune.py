@@ -17,6 +17,7 @@ from shapeloom.denoising import DenoisingNetwork
 from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.log import get_logger
 from shapeloom.seed import derive_seed
+from shapeloom.storage import Location
 
 log = get_logger("prior")
 MAX_FORGETTING = 0.1
@@ -33,7 +34,7 @@ class FineTuneConfig(Config):
     last_layers: int = Field(
         default=0, ge=0, description="only so many of the last blocks, and what follows them, train; 0: all"
     )
-    old_latents: Path | None = Field(
+    old_latents: Location | None = Field(
         default=None, description="latents that init_from was trained on, to measure what is forgotten"
     )
     replay: float = Field(default=0.25, ge=0, lt=1, description="share of samples that are old ones")

@@ -40,6 +40,7 @@ from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed, normal, numpy_rng
 from shapeloom.shards import LatentShards, ReadingOrder
+from shapeloom.storage import AnyPath, Location
 from shapeloom.training import TrainConfig
 
 log = get_logger("prior")
@@ -53,7 +54,7 @@ PICTURES, PICTURE_SIZE, PICTURE_STEPS, PICTURE_FOV = 8, 64, 16, 0.7
 class PriorConfig(Config):
     """What `python -m prior.train` does."""
 
-    latents: Path | None = Field(default=None, description="folder of latent shards")
+    latents: Location | None = Field(default=None, description="latent shards: a folder or a URL")
     split: str = Field(default="train", description="which assets to learn from")
     min_psnr: float | None = Field(
         default=None, description="leave out assets whose latents' renders encode found worse, dB"
@@ -100,7 +101,9 @@ class PriorConfig(Config):
         return self
 
 
-def read_latents(folder: Path, split: str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents:
+def read_latents(
+    folder: AnyPath | str, split: str, config: PriorConfig, classes: Sequence[str] = ()
+) -> Latents:
     """What the config says to learn, of a split."""
     kind = Latents if config.predict == "latents" else ViewLatents
     shards = LatentShards(folder, split)
@@ -112,7 +115,7 @@ def read_latents(folder: Path, split: str, config: PriorConfig, classes: Sequenc
     return kind(shards, config.mixture, classes)
 
 
-def read_held_out(folder: Path, config: PriorConfig, classes: Sequence[str] = ()) -> Latents | None:
+def read_held_out(folder: AnyPath | str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents | None:
     """The latents of split "val", if the folder has any."""
     if not LatentShards(folder).header["splits"].get("val"):
         return None

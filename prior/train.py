@@ -29,6 +29,7 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.shards import LatentShards
+from shapeloom.shared_run import open_run
 from shapeloom.training import train
 
 log = get_logger("prior")
@@ -97,7 +98,7 @@ def _compare(
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, or goes on, or says that it is done."""
     config, out, _ = parse_stage(PriorConfig, stage="prior.train", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if config.latents is None:
         raise UserError("prior.train needs --set latents=RUN/latents: the folder that encoder.encode wrote.")
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if config.fine_tune.old_latents is not None:
         inputs["old_latents"] = LatentShards(config.fine_tune.old_latents).digest
-    with Run.open(out, config, stage="prior", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="prior", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished prior", out)
             return

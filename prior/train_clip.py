@@ -10,7 +10,6 @@ RUN/clip holds config.yaml, meta.json, model.json, weights.safetensors; `shapelo
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,8 @@ from shapeloom.pictures import on_white
 from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
-from shapeloom.storage import file_digest, put_file, scratch_file, write_atomic
+from shapeloom.shared_run import open_run
+from shapeloom.storage import Location, file_digest, put_file, scratch_file, write_atomic
 from shapeloom.training import TrainConfig, train
 
 log = get_logger("clip")
@@ -41,7 +41,7 @@ MAX_LOGIT_SCALE = 100.0
 class DualEncoderConfig(Config):
     """What `train_clip` does; sizes are those of the small model and mean nothing with `pretrained`."""
 
-    data: Path | None = Field(default=None, description="folder of asset shards to train on")
+    data: Location | None = Field(default=None, description="a data_prep run to train on: a folder or a URL")
     split: str = Field(default="train", description="which assets to learn from")
     pretrained: str | None = Field(
         None, description='"MODEL/TAG" or "MODEL/FILE" of open_clip, instead of training'
@@ -277,7 +277,7 @@ def _record_pretrained(spec: str, run: Run, world: distributed.World) -> Clip:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains or records, or goes on, or says that it is done."""
     config, out, _ = parse_stage(DualEncoderConfig, stage="prior.train_clip", description=__doc__, argv=argv)
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
     if world.size > 1:  # its loss compares all pairs of a batch
         raise UserError("train_clip runs in one process: start it without torchrun or the like.")
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("train_clip needs --set data=RUN/data (asset shards), or --set pretrained=MODEL/TAG.")
     shards = None if config.pretrained or config.data is None else AssetShards(config.data, config.split)
     inputs = {"data": shards.digest} if shards else {}
-    with Run.open(out, config, stage="clip", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="clip", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished CLIP", out)
             return

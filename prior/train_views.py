@@ -23,6 +23,7 @@ from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
+from shapeloom.shared_run import open_run
 from shapeloom.storage import file_digest
 from shapeloom.training import train
 from shapeloom.view_diffusion import CONDITIONER, UNET, load_vae, save_layout, vae_shapes
@@ -53,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, out, _ = parse_stage(
         ViewTrainConfig, stage="prior.train_views", description=__doc__ or "", argv=argv
     )
-    shards = AssetShards(config.data, split="train")
-    world = distributed.start()
+    world = distributed.start(hang_seconds=config.train.hang_seconds)
     start_logging(quiet=not world.is_main)
+    shards = AssetShards(config.data, split="train")
     clip = None if config.clip is None else load_clip(config.clip)
     vae = None if config.vae is None else load_vae(config.vae, world.device)
     inputs = {"data": shards.digest}
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs["clip"] = clip.digest
     if config.vae is not None:
         inputs["vae"] = file_digest(config.vae / UNET.rpartition("/")[2])
-    with Run.open(out, config, stage="views", inputs=inputs, writes=world.is_main) as run:
+    with open_run(out, config, stage="views", inputs=inputs, world=world) as run:
         if run.done:
             log.info("%s already holds a finished view model", out)
             return

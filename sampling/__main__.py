@@ -12,7 +12,6 @@ their background, and NAME_seen.png shows what the model saw of them (`pictures`
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -13,6 +13,9 @@ startup.begin()
 # then wakes its threads. Read by GNU's OpenMP, once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
+# Torch's own words on sockets that close, which repeat in code what the run's last sentence says in words.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import torch  # noqa: E402  see above
 
 __version__ = "0.1.0"

@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from shapeloom import finished
+from shapeloom import finished, watch
 from shapeloom.options import stage_parser
-from shapeloom.troubles import explain
+from shapeloom.troubles import explain, is_lost_peer
 
 MAX_BYTES = 1 << 20
 """Of a config file."""
@@ -172,24 +172,35 @@ def _end_of_thread(end: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(end)
 
 
+def _told(text: str, code: int) -> SystemExit:
+    """Says it here, and to the other processes of the run."""
+    sys.stderr.write(f"\nerror: {text}\n")
+    watch.tell_failure(text, code)
+    return SystemExit(code)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs a stage; what the user or the world is to blame for becomes one paragraph on stderr, no traceback.
 
-    Exit code 2 for a UserError, 1 for a full disk, a lost file, exhausted memory and the like.
+    Exit code 2 for a UserError, 1 for a full disk, a lost file, exhausted memory and the like, 75 for a lost
+    process, after which the same command may succeed.
     """
     threading.excepthook = _end_of_thread
     try:
         main()
         finished.remember()
     except UserError as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        raise SystemExit(2) from None
+        raise _told(str(error), 2) from None
+    except watch.TryAgain as error:
+        raise _told(str(error), watch.EXIT_AGAIN) from None
     except Exception as error:
+        if watch.current is not None and is_lost_peer(error):
+            raise _told(watch.current.lost_peer(), watch.EXIT_AGAIN) from None
         text = explain(error)
         if text is None:  # a bug, for which the traceback is
+            watch.tell_failure(f"{type(error).__name__}: {error}", 1)
             raise
-        sys.stderr.write(f"\nerror: {text}\n")
-        raise SystemExit(1) from None
+        raise _told(text, 1) from None
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Run the same command again to go on from here.\n")
         raise SystemExit(130) from None

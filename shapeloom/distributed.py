@@ -1,7 +1,6 @@
-"""Processes and DeepSpeed: the only module that imports `deepspeed` and `torch.distributed`.
+"""Processes and DeepSpeed: the only module that imports `deepspeed`, and with `joining` `torch.distributed`.
 
-A single CPU process is an ordinary run: a group of one over gloo, made from no environment at all. torchrun,
-the deepspeed launcher and Slurm (srun) are recognised by the variables that they set.
+A single CPU process is an ordinary run: a group of one over gloo, made from no environment at all.
 """
 
 import atexit
@@ -11,7 +10,6 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,9 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils.tensor_fragment import fragment_address
+
+from shapeloom import cores, watch
+from shapeloom.joining import join, launcher_variables
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _CHECKPOINT_CLASSES: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
@@ -50,59 +51,48 @@ class World:
         return self.rank == 0
 
 
-def start() -> World:
-    """Joins the process group, shares the cores among this machine's processes, and returns the world."""
-    os.environ.update(slurm_variables(os.environ))
+def start(*, hang_seconds: float = watch.HANG_SECONDS) -> World:
+    """Joins the process group, shares the cores among this machine's processes, and returns the world.
+
+    hang_seconds: no step of the work that follows takes longer (see shapeloom.watch).
+    """
+    os.environ.update(launcher_variables(os.environ))
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
-    # Two pools of spinning OpenMP threads on the same cores run ten times slower than one thread each.
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if "OMP_NUM_THREADS" not in os.environ or local_size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     deepspeed_logger.setLevel(logging.ERROR)
     # Without this the first run on a CPU compiles a kernel for a minute or more, in silence.
     __compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
-        _join("nccl" if on_gpu else "gloo", tries=5 if alone else 1)
+        _join("nccl" if on_gpu else "gloo", hang_seconds, device, tries=5 if alone else 1)
         # At the very end: DeepSpeed keeps groups of its own that outlive any one training.
         atexit.register(torch.distributed.destroy_process_group)
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+        if watch.current is not None:
+            atexit.register(watch.current.stop)
+    # Two pools of spinning OpenMP threads on the same cores run ten times slower than one thread each.
+    if "OMP_NUM_THREADS" not in os.environ or not alone:
+        torch.set_num_threads(cores.usable())
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
-def _join(backend: str, *, tries: int) -> None:
+def _join(backend: str, hang_seconds: float, device: torch.device, *, tries: int) -> None:
     """Joins the process group; by another free port where this one is taken, if there are tries left."""
     for left in reversed(range(tries)):
         try:
-            deepspeed.init_distributed(dist_backend=backend, verbose=False)
-            return
+            join(backend, hang_seconds=hang_seconds, device=device)
+            break
         except torch.distributed.DistNetworkError:
             if not left:
                 raise
             os.environ["MASTER_PORT"] = str(free_port())
-
-
-def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns torch.distributed's variables for a process that srun started and no other launcher.
-
-    MASTER_ADDR and MASTER_PORT are the job script's to set.
-    """
-    if "RANK" in environment or int(environment.get("SLURM_NTASKS", 1)) == 1:
-        return {}
-    names = {
-        "RANK": "SLURM_PROCID",
-        "WORLD_SIZE": "SLURM_NTASKS",
-        "LOCAL_RANK": "SLURM_LOCALID",
-        "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
-    }
-    return {name: environment[slurm] for name, slurm in names.items() if slurm in environment}
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def free_port() -> int:

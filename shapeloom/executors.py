@@ -14,19 +14,22 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
+from shapeloom import cores
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
+from shapeloom.options import Executor
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 Function = Callable[[TaskT, Callable[[Any], None]], ResultT]
-Executor = Literal["processes", "ray"]
 
 log = get_logger("executors")
 MAX_ATTEMPTS = 10
 """A task that has lost that many workers is to blame for it."""
+_CREDENTIALS = ("AWS_", "FSSPEC_", "GOOGLE_", "GCS_", "AZURE_", "HF_")
+"""How the names of variables begin by which fsspec's file systems find what they need."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "IGL_NUM_THREADS")
 
 
@@ -38,16 +41,18 @@ def run_tasks(
     on_report: Callable[[TaskT, Any], None],
     executor: Executor = "processes",
     preload: Sequence[str] = (),
+    on_gpu: bool = False,
 ) -> Iterator[tuple[TaskT, ResultT]]:
     """Yields (task, `function(task, report)`) of every task as they finish.
 
     workers: processes on this machine (none: one a core), each with one thread; 0 runs in this process. Ray
-    takes the CPUs that its cluster has, and passes no reports on. `preload`: modules that workers share.
+    takes the CPUs that its cluster has (`on_gpu`: its GPUs, one a task, where it has any), gives its workers
+    this process's credentials for storage, and passes no reports on. `preload`: modules that workers share.
     A task that loses its worker starts over in another one. A UserError, MemoryError or OSError in
     `function` is raised here as it is, any other exception, a bug, as RuntimeError.
     """
     if executor == "ray":
-        yield from _run_on_ray(function, tasks, preload)
+        yield from _run_on_ray(function, tasks, preload, on_gpu)
         return
     if workers == 0:
         for task in tasks:
@@ -55,7 +60,7 @@ def run_tasks(
         return
     pool = _Pool(function, deque(tasks), on_report, preload)
     try:
-        yield from pool.run(min(workers or os.cpu_count() or 1, len(tasks)))
+        yield from pool.run(min(workers or cores.usable(), len(tasks)))
     finally:
         pool.close()
 
@@ -200,24 +205,31 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _run_on_ray(
-    function: Function[TaskT, ResultT], tasks: Sequence[TaskT], preload: Sequence[str]
+    function: Function[TaskT, ResultT], tasks: Sequence[TaskT], preload: Sequence[str], on_gpu: bool
 ) -> Iterator[tuple[TaskT, ResultT]]:
     """On the cluster that RAY_ADDRESS names, or else on one that Ray finds or starts on this machine."""
     ray = _join_cluster()
     # Each task has one core for its own, so nothing may start more threads than that.
     threads = {"env_vars": dict.fromkeys(_THREAD_VARIABLES, "1")}
-    remote: Any = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
+    unit = "GPU" if on_gpu and ray.cluster_resources().get("GPU") else "CPU"
+    # As an argument: Ray shows the environments of its tasks to whoever looks.
+    credentials = {name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)}
+    needs = {"num_cpus": 1, "num_gpus": 1 if unit == "GPU" else 0}
+    remote: Any = ray.remote(**needs, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
     waiting = deque(tasks)
     running: dict[Any, TaskT] = {}
     while waiting or running:
         # A task's arguments live in this process until it is done: a million of them are not sent at once.
-        while waiting and len(running) < max(16, 2 * int(ray.cluster_resources().get("CPU", 0))):
+        while waiting and len(running) < max(16, 2 * int(ray.cluster_resources().get(unit, 0))):
             task = waiting.popleft()
-            running[remote.remote(function, task, list(preload))] = task
+            running[remote.remote(function, task, list(preload), credentials)] = task
         done, _ = ray.wait(list(running), num_returns=1)
         try:
             result = ray.get(done[0])
         except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError | MemoryError | OSError):  # no bug: told as in one process
+                raise cause from None
             raise RuntimeError(f"a task failed on Ray:\n{error}") from error
         yield running.pop(done[0]), result
 
@@ -254,7 +266,10 @@ def _ray_token() -> str:
     return str(path) if Path(path).is_file() else ""
 
 
-def _in_ray_task(function: Function[TaskT, ResultT], task: TaskT, preload: Sequence[str]) -> ResultT:
+def _in_ray_task(
+    function: Function[TaskT, ResultT], task: TaskT, preload: Sequence[str], credentials: dict[str, str]
+) -> ResultT:
     """A pool of one worker within Ray's own, whose many threads no careful process would fork."""
+    os.environ.update(credentials)
     results = run_tasks(function, [task], workers=1, on_report=lambda *_: None, preload=preload)
     return next(results)[1]

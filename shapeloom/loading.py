@@ -1,6 +1,5 @@
 """Batches made ahead of their step, by threads, and how they come to the device."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +7,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from shapeloom import cores
 
 T = TypeVar("T")
 Batch = dict[str, Tensor]
@@ -19,7 +20,7 @@ def num_workers(device: torch.device) -> int:
     """Threads that make batches: one beside the cores that train; for a GPU, this process's cores."""
     if device.type == "cpu":
         return 1
-    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(MAX_WORKERS, cores.usable())
 
 
 def made_ahead(make: Callable[[int], T], steps: range, *, workers: int) -> Iterator[tuple[int, T]]:

@@ -143,6 +143,12 @@ def refusal(folder: Path) -> str | None:
     return found.refusal(folder, age)
 
 
+def restarted() -> bool:
+    """Whether a launcher has started this job again by itself: torchrun its processes, or Slurm the job."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count not in ("", "0") for count in counts)
+
+
 def _create(path: Path, text: str) -> bool:
     """Whether the lock is ours now: written aside and linked, which on NFS too only one can do."""
     aside = path.with_name(f"{NAME}.{secrets.token_hex(6)}")

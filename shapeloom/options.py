@@ -1,7 +1,7 @@
 """The command line of every stage, and its --help before anything heavy is imported. Standard library alone.
 
-Options that a stage has of its own lie in `options.py` of its room: OPTIONS, by the stage's name, which is what
-follows `python -m`.
+Options that a stage has of its own lie in `options.py` of its room: OPTIONS, by the stage's name, which is
+what follows `python -m`.
 """
 
 import argparse
@@ -9,7 +9,9 @@ import ast
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
+Executor = Literal["processes", "ray"]
 AddOptions = Callable[[argparse.ArgumentParser], None]
 HELP = {"-h", "--help"}
 WITHOUT_OUT = {"serving"}
@@ -25,6 +27,14 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config as YAML, and stop"
     )
+
+
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """Adds `--executor`."""
+    parser.add_argument(
+        "--executor", choices=get_args(Executor), default="processes",
+        help="where shards are made: on this machine, or on the Ray cluster that RAY_ADDRESS names",
+    )  # fmt: skip
 
 
 def stage_parser(stage: str, description: str) -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ log = get_logger("runs")
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
 MAY_CHANGE = {
     "learning_rate", "min_learning_rate", "grad_clip", "precision", "checkpoint_every", "log_every",
-    "picture_every",
+    "picture_every", "hang_seconds",
 }  # fmt: skip
 """Keys of `train` with which an unfinished training may go on in its folder: what a divergence calls for, and
 what changes nothing but how often something is written."""

@@ -12,7 +12,7 @@ import threading
 import time
 
 from shapeloom.finished import is_finished, stage_command, told
-from shapeloom.locks import named_folder, refusal
+from shapeloom.locks import named_folder, refusal, restarted
 from shapeloom.options import help_text
 
 LOOKS_ONLY = "SHAPELOOM_LOOKS_ONLY"
@@ -37,14 +37,15 @@ def begin() -> None:
         sys.stdout.write(text)
         raise SystemExit(0)
     folder = named_folder(command)
-    text = folder and refusal(folder)
+    # A job that a launcher starts again waits for the lock of a machine that was lost (shapeloom.shared_run).
+    text = None if folder is None or restarted() else refusal(folder)
     if text:
         sys.stderr.write(f"\nerror: {text}\n")
         raise SystemExit(2)
     if num == 1 and is_finished(command):
         sys.stderr.write(told(command))
         raise SystemExit(0)
-    if command and os.environ.get(LOOKS_ONLY):
+    if os.environ.get(LOOKS_ONLY):  # for modules that are no stage too: they must not do their work alone
         raise SystemExit(GO_ON)
 
 

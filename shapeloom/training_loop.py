@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shapeloom import distributed
+from shapeloom import distributed, watch
 from shapeloom.checkpoint import save_state
 from shapeloom.config import UserError
 from shapeloom.health import NUM_NAMED, Health
@@ -102,17 +102,30 @@ class Loop:
         self.counted, self.since = 0, time.monotonic()
 
     def run_from(self, first: int) -> None:
-        config = self.config
         previous = signal.signal(signal.SIGTERM, self._on_signal)
         try:
-            with progress(config.steps, f"training {self.run.meta['stage']}", done=first) as bar:
-                steps, workers = range(first, config.steps), num_workers(self.world.device)
-                for step, batches in made_ahead(self._make, steps, workers=workers):
-                    loss = self._step(step, batches)
-                    bar.advance(note=f"loss {loss:.4g}")
-                    self._after_step(step + 1)
+            self._run_from(first)
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+    def _run_from(self, first: int) -> None:
+        config = self.config
+        self._note("waiting for its batch", first)
+        if first:
+            self._note_saved(first)
+        with progress(config.steps, f"training {self.run.meta['stage']}", done=first) as bar:
+            steps, workers = range(first, config.steps), num_workers(self.world.device)
+            for step, batches in made_ahead(self._make, steps, workers=workers):
+                self._note("in the middle of a step", step)
+                loss = self._step(step, batches)
+                bar.advance(note=f"loss {loss:.4g}")
+                self._after_step(step + 1)
+                self._note("waiting for its batch", step + 1)
+
+    def _note(self, doing: str, step: int) -> None:
+        """For the other processes (see shapeloom.watch)."""
+        if watch.current is not None:
+            watch.current.doing(doing, step=step)
 
     def _make(self, step: int) -> list[Batch]:
         """This process's parts of a step's batch."""
@@ -231,6 +244,7 @@ class Loop:
 
     def _after_step(self, done: int) -> None:
         config, last = self.config, done == self.config.steps
+        self._note("making pictures or a checkpoint", done)
         numbers = self._pictures(done) if done % config.picture_every == 0 or last else {}
         if (done % config.log_every == 0 or last) and self.counted:
             self._log(done, numbers)
@@ -242,10 +256,15 @@ class Loop:
             facts = {"step": done, "ema": self.averages.state(), "health": self.health.state()}
             healthy = self.health.healthy_until(done)
             save_state(self.engine, self.run.folder, done, facts, self.world, healthy_until=healthy)
+            self._note_saved(done)
             self._note_health()
         if stopping and not last:
             log.warning("stopped by SIGTERM after step %d; the same command goes on from here", done)
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _note_saved(self, step: int) -> None:
+        if watch.current is not None:
+            watch.current.saved(f"step {step}, in {self.run.folder}")
 
     def _note_health(self) -> None:
         for name in ("divergence", "skipped_steps"):

@@ -8,6 +8,7 @@ from pydantic import Field as Key
 from torch import Tensor, nn
 
 from shapeloom.config import Config
+from shapeloom.watch import HANG_SECONDS
 
 
 class TrainConfig(Config):
@@ -37,6 +38,10 @@ class TrainConfig(Config):
     checkpoint_every: int = Key(100, ge=1, description="steps")
     log_every: int = Key(10, ge=1, description="steps")
     picture_every: int = Key(500, ge=1, description="steps")
+    hang_seconds: float = Key(
+        HANG_SECONDS, gt=0,
+        description="several processes: no step, with its pictures and checkpoint, takes longer",
+    )  # fmt: skip
     seed: int = Key(0, description="of initial weights and every draw")
 
 

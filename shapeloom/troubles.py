@@ -13,6 +13,11 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LOST = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _AGAIN = "Then give the same command again: it goes on from what is finished."
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "std::bad_alloc")
+_NO_PEER = (
+    "Connection closed by peer", "Connection reset by peer", "Application timeout caused pair closure",
+    "Timed out waiting",
+)  # fmt: skip
+"""How gloo says that another process has ended or can't be reached."""
 _NO_ROOM = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "os error 28")
 """How torch and safetensors say that a file could not be written to its end: without errno or name."""
 
@@ -32,12 +37,19 @@ def explain(error: BaseException) -> str | None:
             return f"A JSON file is damaged ({each}){_place(error)}. Copy it again, or make it again."
         if type(each).__name__ == "SafetensorError":
             return f"A .safetensors file is damaged ({each}){_place(error)}. Copy it again, or make it again."
-        if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        if is_lost_peer(each):
             return (
                 "Another process of this run has ended, and this one can't go on without it. Its own last "
                 "words, above or in its log, say why. The same command goes on from the last checkpoint."
             )
+        if "EADDRINUSE" in text:
+            return "The port of this run is taken by another: set MASTER_PORT to a free one."
     return None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether torch says of a collective that another process has gone."""
+    return type(error).__name__ == "DistBackendError" or any(words in str(error) for words in _NO_PEER)
 
 
 def is_no_room(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """What many tests share: single threads, shape checks, and a small data set of spheres in closed form."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,23 @@ def ball_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_shard(folder / "shards" / f"{shard:06d}.tar", samples)
     finish_dataset(folder, kind="assets", facts={"views": 4, "resolution": 16})
     return folder
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes of one core each, found by RAY_ADDRESS. Skips the test without Ray."""
+    ray = pytest.importorskip("ray")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of 15, a busy machine gives them next to nothing
+    # Workers import the project as this process does.
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20}
+    )
+    cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()

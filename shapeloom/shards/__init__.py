@@ -1,6 +1,8 @@
 """Shards on disk: asset shards (stage 1 -> 2), latent shards (stage 2 -> 3), their writer and readers.
 
     DIR/dataset.json              header: schema, kind, number of assets, samples of each split, digest, ...
+    DIR/index.json                each shard's digest, sizes and counts, so that opening reads no manifest
+    DIR/index.json                each shard's digest, sizes and counts, so that opening reads no manifest
     DIR/shards/000000.tar         a plain WebDataset tar: members KEY.json, KEY.rgba_000.png, KEY.points.npy
     DIR/shards/000000.index.json  its manifest: sha256, size, and each sample's row and members' byte ranges
 
@@ -20,7 +22,8 @@ from shapeloom.shards.members import (
     encode_png,
 )
 from shapeloom.shards.order import ReadingOrder
-from shapeloom.shards.reading import AssetSample, AssetShards, LatentShards, Row, SampleStream
+from shapeloom.shards.reading import AssetSample, AssetShards, LatentShards, SampleStream
+from shapeloom.shards.rows import Row
 from shapeloom.shards.writing import (
     SCHEMA,
     Sample,

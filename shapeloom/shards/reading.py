@@ -20,30 +20,11 @@ from shapeloom.config import UserError
 from shapeloom.shards.cache import ShardCache
 from shapeloom.shards.members import decode_npy, decode_png, depth_from_png
 from shapeloom.shards.order import ReadingOrder
-from shapeloom.shards.writing import REMAKE, check_schema, digest_of, list_shards, read_manifest
+from shapeloom.shards.rows import Row, Rows, read_facts
+from shapeloom.shards.writing import REMAKE, ShardFacts, check_schema, digest_of, list_shards
 from shapeloom.storage import AnyPath, is_local, parse_path, read_json
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a manifest tells of one sample: enough to choose it, caption it and find its members."""
-
-    key: str
-    shard: int
-    split: str
-    group: str
-    category: str
-    captions: list[str]
-    attributes: dict[str, str]
-    members: dict[str, tuple[int, int]]
-    """Extension -> (byte offset, size) in the shard's tar."""
-
-    @property
-    def label(self) -> str:
-        """For messages: its key and first caption."""
-        return f"{self.key} ({self.captions[0]!r})" if self.captions else self.key
 
 
 @dataclass(frozen=True)
@@ -109,23 +90,21 @@ class _Shards:
             kind = self.header.get("kind")
             raise UserError(f"{self.folder} holds {kind!r} shards, but {self.kind!r} are needed here.")
         self.shards = list_shards(self.folder)
+        # To look for damage, the manifests themselves are read, whatever the index says.
+        facts = read_facts(self.folder, self.shards, self.header if checked else {})
         with ThreadPoolExecutor(1 if is_local(self.folder) else 16) as pool:
-            manifests = list(pool.map(read_manifest, self.shards))
             sizes = list(pool.map(_size, self.shards))
-        self.problems = _problems(self.header, self.shards, manifests, sizes)
+        self.problems = _problems(self.header, self.shards, facts, sizes)
         if checked and self.problems:
             raise UserError(
                 f"{self.folder} isn't whole: {'; '.join(self.problems[:3])}. Run the stage that wrote it "
                 "again (it makes what is missing), or copy the missing files back."
             )
-        self.rows: list[Row] = []
-        for shard, manifest in enumerate(manifests):
-            samples = manifest["samples"]
-            self.rows += [_row(shard, s) for s in samples if split is None or s["split"] == split]
+        self.rows = Rows(self.shards, facts, split)
         if not self.rows:
             have = ", ".join(sorted(self.header["splits"])) or "none at all"
             raise UserError(f"{self.folder} has no samples of split {split!r}; it has: {have}.")
-        self._sha256 = [manifest["sha256"] for manifest in manifests]
+        self._sha256 = [each.sha256 for each in facts]
         self._cache = cache or (None if is_local(self.folder) else ShardCache())
 
     @property
@@ -136,7 +115,7 @@ class _Shards:
     @property
     def shard_sizes(self) -> list[int]:
         """Rows of this split in each shard, in the order of `rows`: what `ReadingOrder` wants."""
-        return np.bincount([row.shard for row in self.rows], minlength=len(self.shards)).tolist()
+        return self.rows.per_shard()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,9 +161,8 @@ def _size(path: AnyPath) -> int:
 
 
 def _problems(
-    header: Mapping[str, Any], shards: Sequence[AnyPath], manifests: Sequence[Mapping[str, Any]],
-    sizes: Sequence[int],
-) -> list[str]:  # fmt: skip
+    header: Mapping[str, Any], shards: Sequence[AnyPath], facts: Sequence[ShardFacts], sizes: Sequence[int]
+) -> list[str]:
     """How the shards that are there differ from what the header was written over."""
     found = []
     known = header.get("shards")  # data sets from before they were listed have no names to compare
@@ -192,20 +170,15 @@ def _problems(
     if known is not None:
         found += [f"shards/{name} is missing" for name in sorted(set(known) - set(names))]
         found += [f"shards/{name} isn't of this data set" for name in sorted(set(names) - set(known))]
-    have = sum(len(manifest["samples"]) for manifest in manifests)
+    have = sum(sum(each.splits.values()) for each in facts)
     if have != header["num_assets"]:
         found.append(f"dataset.json counts {header['num_assets']} assets, the shards have {have}")
-    for path, manifest, size in zip(shards, manifests, sizes, strict=True):
-        if size != manifest.get("size", size):
-            found.append(f"shards/{path.name} has {size} bytes in place of {manifest['size']}")
-    if not found and digest_of(shards, manifests) != header["digest"]:
+    for path, each, size in zip(shards, facts, sizes, strict=True):
+        if each.size is not None and size != each.size:
+            found.append(f"shards/{path.name} has {size} bytes in place of {each.size}")
+    if not found and digest_of(shards, [each.sha256 for each in facts]) != header["digest"]:
         found.append("dataset.json was written over other shards than these")
     return found
-
-
-def _row(shard: int, entry: Mapping[str, Any]) -> Row:
-    members = {name: (offset, size) for name, (offset, size) in entry["members"].items()}
-    return Row(**{**entry, "shard": shard, "members": members})
 
 
 class AssetShards(_Shards):
@@ -315,7 +288,7 @@ class LatentShards(_Shards):
             )
         kept = quality >= below_psnr
         left_out = [row.key for row, keep in zip(self.rows, kept, strict=True) if not keep]
-        self.rows = [row for row, keep in zip(self.rows, kept, strict=True) if keep]
+        self.rows = self.rows.chosen(lambda index: bool(kept[index]))
         return left_out
 
     def load(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from shapeloom.config import UserError
@@ -14,8 +15,21 @@ from shapeloom.storage import AnyPath, file_digest, put_file, read_json, scratch
 SCHEMA = 1
 REMAKE = "Copy it again, or delete it and run the stage that writes it again."
 
+INDEX = "index.json"
+
 Sample = Mapping[str, Any]
 """{"__key__": str, "json": dict, "name.npy": ndarray, "name.png": ndarray or bytes}; see `write_shard`."""
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """Of a finished shard: its digest, its bytes and its manifest's, and how many samples of which split."""
+
+    sha256: str
+    size: int | None
+    """None: an old manifest doesn't tell."""
+    manifest_size: int
+    splits: dict[str, int]
 
 
 def manifest_path(shard: AnyPath) -> AnyPath:
@@ -88,13 +102,12 @@ def list_shards(folder: AnyPath) -> list[AnyPath]:
 def dataset_digest(folder: AnyPath) -> str:
     """Of the names and sha256 of all finished shards."""
     shards = list_shards(folder)
-    return digest_of(shards, [read_manifest(path) for path in shards])
+    return digest_of(shards, [read_manifest(path)["sha256"] for path in shards])
 
 
-def digest_of(shards: Sequence[AnyPath], manifests: Sequence[Mapping[str, Any]]) -> str:
+def digest_of(shards: Sequence[AnyPath], sha256: Sequence[str]) -> str:
     """Of the shards' names and sha256."""
-    pairs = zip(shards, manifests, strict=True)
-    lines = (f"{path.name} {manifest['sha256']}\n" for path, manifest in pairs)
+    lines = (f"{path.name} {digest}\n" for path, digest in zip(shards, sha256, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -110,16 +123,44 @@ def dataset_is_whole(folder: AnyPath) -> bool:
 
 
 def finish_dataset(folder: AnyPath, *, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `dataset.json` over all shards of `folder`; returns it. `facts` are further header entries."""
+    """Write `dataset.json` over all shards of `folder`; returns it. `facts` are further header entries.
+
+    `index.json` says the same of each shard, so that readers needn't read all manifests.
+    """
+    shards = list_shards(folder)
+    known = [shard_facts(path, read_manifest(path)) for path in shards]
     splits: dict[str, int] = {}
-    for path in list_shards(folder):
-        for row in read_manifest(path)["samples"]:
-            splits[row["split"]] = splits.get(row["split"], 0) + 1
+    for each in known:
+        for name, count in each.splits.items():
+            splits[name] = splits.get(name, 0) + count
     header = {"schema": SCHEMA, "kind": kind, "num_assets": sum(splits.values()), "splits": splits}
-    names = [path.name for path in list_shards(folder)]
-    header |= {**facts, "digest": dataset_digest(folder), "shards": names}
+    names, digest = [path.name for path in shards], digest_of(shards, [each.sha256 for each in known])
+    header |= {**facts, "digest": digest, "shards": names}
+    index = {name: list(astuple(each)) for name, each in zip(names, known, strict=True)}
+    write_atomic(folder / INDEX, json.dumps({"schema": SCHEMA, "digest": digest, "shards": index}))
     write_atomic(folder / "dataset.json", json.dumps(header, indent=2, sort_keys=True))
     return header
+
+
+def shard_facts(shard: AnyPath, manifest: Mapping[str, Any]) -> ShardFacts:
+    """Returns what `index.json` says of a shard."""
+    splits: dict[str, int] = {}
+    for row in manifest["samples"]:
+        splits[row["split"]] = splits.get(row["split"], 0) + 1
+    size = manifest_path(shard).stat().st_size
+    return ShardFacts(manifest["sha256"], manifest.get("size"), size, splits)
+
+
+def read_index(folder: AnyPath, header: Mapping[str, Any]) -> dict[str, ShardFacts]:
+    """Returns what is known of each shard, by name; nothing where the index is missing, damaged or of another
+    header."""
+    try:
+        index = read_json(folder / INDEX, advice=REMAKE)
+        if index["digest"] != header["digest"]:
+            return {}
+        return {name: ShardFacts(*entry) for name, entry in index["shards"].items()}
+    except (OSError, UserError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def check_schema(path: AnyPath, found: Any) -> None:

@@ -1,6 +1,5 @@
 """The same shards from a Ray cluster of two nodes, one of which is lost halfway."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,6 @@ from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
 from shapeloom.shards import list_shards, shard_is_finished
 
-ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
-
 # Ray's own processes leave sockets and files to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -19,28 +15,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers import the project as this process does.
-    monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    cluster = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20}
-    )
-    cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def contents(out: Path) -> dict[str, bytes]:
     paths = [out / "dataset.json", out / "quarantine.jsonl", *(out / "shards").iterdir()]
     return {path.name: path.read_bytes() for path in paths}
 
 
-def test_lost_node_costs_nothing_but_time(cluster, tmp_path, make_box, monkeypatch):
+def test_lost_node_costs_nothing_but_time(ray_cluster, tmp_path, make_box, monkeypatch):
     for number in range(12):
         make_box(tmp_path / "assets" / f"box{'abcdefghijkl'[number]}.glb", extents=(1, 2, 3 + number))
     (tmp_path / "assets/broken.glb").write_bytes(b"not a model")
@@ -56,7 +36,7 @@ def test_lost_node_costs_nothing_but_time(cluster, tmp_path, make_box, monkeypat
     def lose_a_node(*arguments, **options):
         for result in real(*arguments, **options):
             if not lost:
-                lost.append(cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False))
+                lost.append(ray_cluster.remove_node(ray_cluster.list_all_nodes()[1], allow_graceful=False))
                 finished = [shard_is_finished(path) for path in list_shards(tmp_path / "there")]
                 assert sum(finished) < 6
             yield result

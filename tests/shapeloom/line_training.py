@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shapeloom import distributed
+from shapeloom import distributed, watch
+from shapeloom.config import run_main, validated
 from shapeloom.log import start_logging
-from shapeloom.runs import Run
 from shapeloom.seed import derive_seed, normal
+from shapeloom.shared_run import open_run
 from shapeloom.training import TrainConfig, train
 
 BATCH_SIZE = 8
@@ -24,16 +26,23 @@ BATCH_SIZE = 8
 class Line:
     """Fits y = 3 x - 1 with a small network; noise comes from the samples' own seeds."""
 
-    def __init__(self, *, broken_from: int = 10**9, stop_at: int = 10**9) -> None:
+    def __init__(
+        self, *, broken_from: int = 10**9, stop_at: int = 10**9, seconds: float = 0.0, kill_at: int = 10**9
+    ) -> None:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Sequential(
             nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 1)
         )
+        self.seconds, self.kill_from = seconds, BATCH_SIZE * kill_at
         self.broken_from, self.stop_from = broken_from, BATCH_SIZE * stop_at
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
         if samples[0] >= self.stop_from:
             os.kill(os.getpid(), signal.SIGTERM)
+        first_try = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if samples[0] >= self.kill_from and os.environ["RANK"] == "1" and first_try:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.seconds)
         seeds = torch.tensor([derive_seed("line", n) for n in samples])
         bad = torch.tensor([float("nan") if n >= self.broken_from else 0.0 for n in samples])
         return {"x": normal(seeds, (1,), stream="x") + bad[:, None]}
@@ -58,9 +67,9 @@ def run_line(out: Path, task: Line | None = None, **settings: object) -> list[fl
         "checkpoint_every": 7,
         "log_every": 1,
     }
-    config = TrainConfig.model_validate(given | settings)
+    config = validated(TrainConfig, given | settings, "the test")
     world = distributed.start()
-    with Run.open(out, config, stage="line", writes=world.is_main) as run:
+    with open_run(out, config, stage="line", world=world) as run:
         train(task or Line(), config, run, world)
     return read_losses(out)
 
@@ -70,7 +79,16 @@ def read_losses(out: Path) -> list[float]:
     return [json.loads(line)["train/loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """With what tests change beside the settings: when it is stopped, how soon silence counts, slow steps."""
     start_logging()
     settings = json.loads(sys.argv[2])
-    run_line(Path(sys.argv[1]), Line(stop_at=settings.pop("stop_at", 10**9)), **settings)
+    watch.SILENT_SECONDS = settings.pop("silent_seconds", watch.SILENT_SECONDS)
+    task = Line(
+        **{name: settings.pop(name) for name in ("stop_at", "kill_at", "seconds") if name in settings}
+    )
+    run_line(Path(sys.argv[1]), task, **settings)
+
+
+if __name__ == "__main__":
+    run_main(main)

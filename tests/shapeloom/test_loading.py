@@ -43,14 +43,9 @@ def test_a_cpu_has_one_worker_and_its_batches_stay_where_they_are() -> None:
 
 
 def test_a_gpu_has_its_process_s_cores_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 32)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert num_workers(torch.device("cuda")) == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert num_workers(torch.device("cuda")) == 8
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert num_workers(torch.device("cuda")) == 1
+    for share, expected in ((4, 4), (32, 8), (1, 1)):
+        monkeypatch.setattr("shapeloom.cores.usable", lambda share=share: share)
+        assert num_workers(torch.device("cuda")) == expected
 
 
 def test_many_threads_read_in_the_order_of_one() -> None:

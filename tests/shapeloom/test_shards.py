@@ -171,7 +171,7 @@ def test_another_schema_is_refused_by_name(folder: Path, file: str):
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(content | {"schema": SCHEMA + 1}))
     with pytest.raises(UserError, match=f"{file}.*schema {SCHEMA + 1}"):
-        AssetShards(folder)
+        list(AssetShards(folder).rows)  # a manifest is read when its rows are
 
 
 def test_latents_stack_with_padded_captions(tmp_path: Path):

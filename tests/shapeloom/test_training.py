@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 
 from shapeloom import distributed
 from shapeloom.config import UserError
+from shapeloom.joining import launcher_variables
 from shapeloom.training import TrainConfig, learning_rate
 from shapeloom.training_loop import Loop
+from shapeloom.watch import EXIT_AGAIN
 from tests.shapeloom.line_training import Line, read_losses, run_line
 
 
@@ -152,12 +156,20 @@ def test_the_rate_warms_up_and_falls_to_its_minimum() -> None:
 
 
 def test_slurm_names_a_process_that_no_launcher_did() -> None:
-    slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}
-    expected = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert distributed.slurm_variables(slurm) == expected
-    assert distributed.slurm_variables(slurm | {"RANK": "0"}) == {}  # torchrun within srun
-    assert distributed.slurm_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
-    assert distributed.slurm_variables({}) == {}
+    job = {"SLURM_NTASKS": "5", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    expected = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert launcher_variables(job | step) == expected
+    assert launcher_variables(job | step | {"SLURM_NODEID": "2"})["LOCAL_WORLD_SIZE"] == "1"
+    assert launcher_variables(job) == {}  # in the batch script, without srun
+    assert launcher_variables(job | step | {"RANK": "0"}) == {}  # torchrun within srun
+    assert launcher_variables(job | step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert launcher_variables({}) == {}
+
+
+def test_deepspeed_s_name_for_the_processes_of_a_machine_is_heeded() -> None:
+    assert launcher_variables({"RANK": "1", "LOCAL_SIZE": "4"}) == {"LOCAL_WORLD_SIZE": "4"}
+    assert launcher_variables({"RANK": "1", "LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}) == {}
 
 
 class Drawn(Line):
@@ -289,9 +301,70 @@ def test_deepspeed_s_launcher_and_a_hostfile(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
 
 
+def start_over_ssh(folder: Path, deepspeed: str) -> CompletedProcess[str]:
+    """With stand-ins for ssh, which runs what it is given on this machine, and for DeepSpeed's launcher."""
+    for name, script in (("ssh", 'shift 3; exec "$@"'), ("bin/deepspeed", deepspeed)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "hosts").write_text("# two machines\none slots=1\ntwo slots=1\n")
+    own = {"VENV": str(folder), "HOSTFILE": str(folder / "hosts"), "FORWARD": "WORDS", "LAUNCHER": "ssh"}
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", "launch/deepspeed.sh", "a.stage", "--out", "a folder's"]
+    environment = {**os.environ, **own, **path, "WORDS": "it's $HOME", "OUT": str(folder)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_hosts_are_reached_by_plain_ssh_where_there_is_no_pdsh(tmp_path: Path) -> None:
+    done = start_over_ssh(tmp_path, 'echo "$WORDS|$PWD|$*"')
+    assert done.returncode == 0, done.stderr
+    expected = (
+        f"it's $HOME|{os.getcwd()}|--hostfile {tmp_path / 'hosts'} --master_port 29500 --no_ssh --node_rank "
+        "{} --master_addr one --no_local_rank --module a.stage --out a folder's"
+    )
+    assert sorted(done.stdout.splitlines()) == [expected.replace("{}", rank) for rank in "01"]
+
+
+def test_a_host_that_fails_ends_the_others_gently(tmp_path: Path) -> None:
+    """They get SIGTERM, at which trainers save."""
+    script = """if [[ $* == *"node_rank 1"* ]]; then sleep 0.5; exit 75; fi
+trap 'touch $OUT/saved; exit 143' TERM; while :; do sleep 0.1; done"""
+    done = start_over_ssh(tmp_path, script)
+    assert done.returncode == 75, done.stderr
+    end = time.monotonic() + 20
+    while not (tmp_path / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "saved").exists()
+
+
+def test_deepspeed_s_hosts_need_ssh(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    for name in ("bash", "grep", "dirname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    places = {"HOSTFILE": str(tmp_path / "hosts"), "PATH": str(tmp_path)}
+    done = start_line("launch/deepspeed.sh", tmp_path / "run", places)
+    assert done.returncode == 2 and "by ssh, which isn't installed" in done.stderr
+    assert "NODE_RANK=0, 1" in done.stderr
+
+
+def test_a_killed_process_is_started_again_by_torchrun(tmp_path: Path) -> None:
+    done = start_line("launch/torchrun.sh", tmp_path / "run", {"NPROC": "2", "MAX_RESTARTS": "1"}, kill_at=12)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming line at step 7" in done.stderr
+    np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
+
+
+def test_torchrun_s_last_words_are_a_sentence(tmp_path: Path) -> None:
+    done = start_line("launch/torchrun.sh", tmp_path / "run", {"NPROC": "2"}, kill_at=3)
+    assert done.returncode == EXIT_AGAIN, done.stderr[-3000:]
+    assert "was killed by SIGKILL" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
 FAKE_SLURM = {
-    "scontrol": "echo 127.0.0.1; echo other-host",
-    "srun": """export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+    "scontrol": "case $1 in show) echo 127.0.0.1; echo other-host;; *) echo $1 $2;; esac",
+    "srun": """while [[ $1 == --* ]]; do shift; done
+export SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & SLURM_PROCID=1 SLURM_LOCALID=1 "$@" && wait $!""",
 }
 
@@ -312,6 +385,8 @@ def test_slurm_s_script(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_JOB_NODELIST": "two", "SLURM_JOB_ID": str(job_with_a_free_port())}
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    stopped = start_line("launch/slurm.sbatch", tmp_path / "run", job | path, stop_at=8)
+    assert stopped.returncode == 143 and "requeue" in stopped.stdout, stopped.stderr[-3000:]
     done = start_line("launch/slurm.sbatch", tmp_path / "run", job | path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 and "requeue" not in done.stdout, done.stderr[-3000:]
     np.testing.assert_allclose(read_losses(tmp_path / "run"), run_line(tmp_path / "one"), rtol=1e-5)
