@@ -90,8 +90,8 @@ def perp_neg(
 ) -> Denoise[C]:  # fmt: skip
     """Returns a denoiser that moves away from negative conditions, but never along the positive one.
 
-        x_0 = x_0(null) + scale (d + sum_i w_i (d_i - (d_i . d / d . d) d))     d = x_0(condition) - x_0(null)
-                                                                               d_i = x_0(negative i) - x_0(null)
+        x_0 = x_0(null) + scale (d + sum_i w_i (d_i - (d_i . d / d . d) d))
+        d = x_0(condition) - x_0(null), d_i = x_0(negative i) - x_0(null)
 
     (Armandpour et al. 2023, "Re-imagine the Negative Prompt Algorithm", eq. 9.) Without negatives, or with
     weights of zero, it is `classifier_free` at the same scale.

@@ -1,0 +1,26 @@
+"""How well shapes fit a prompt, before and after: a CLIP's cosine, over fixed views."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sampling.shape import FOV, ShapeSample, render_shapes
+from shapeloom.clip import Clip
+from shapeloom.rendering.cameras import fitting_distance, ring
+
+SCORE_VIEWS = 8
+SCORE_SIZE = 96
+
+
+@torch.no_grad()
+def scores(shapes: Sequence[ShapeSample], prompt: str, clip: Clip) -> Float[Tensor, " shapes"]:
+    """Returns the mean cosine of each shape's views with the prompt."""
+    poses = ring(SCORE_VIEWS, distance=fitting_distance(FOV))
+    wanted = clip.text([prompt]).pooled[0].cpu()
+    found = []
+    for shape in shapes:  # one at a time: starts and refined ones have decoders of their own
+        pictures = render_shapes([shape], poses, height=SCORE_SIZE, width=SCORE_SIZE)[0]
+        found.append((clip.image(pictures).cpu() @ wanted).mean())
+    return torch.stack(found)
