@@ -90,6 +90,13 @@ class RefineConfig(SamplingConfig):
     background: Literal["white", "random"] = Key(
         "white", description="behind the shape, for models that don't see alpha; random: half of the time"
     )
+    unlit: float = Key(
+        0.5,
+        ge=0,
+        le=1,
+        description="of matrices: the share of steps that see the texture's colours, not the lit ones, so "
+        "that meshes follow too; a latent moves both at once",
+    )
     sparsity: float = Key(0.0, ge=0, description="weight of mean sqrt(alpha^2 + 0.01), against fog")
     entropy: float = Key(0.0, ge=0, description="weight of alpha's entropy, against half-transparent pixels")
     judge: str | None = Key(

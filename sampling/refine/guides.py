@@ -14,16 +14,29 @@ from sampling.refine.rendering import Views
 class Guide(Protocol):
     """A diffusion model of pictures that follow a prompt; conditions are only handed through."""
 
-    size: int
-    """Side of its pictures in pixels."""
-    digest: str
-    """Of its weights."""
-    reads_cameras: bool
-    """Whether its conditions say where a picture is taken from; if not, prompts get words for it."""
-    sees_alpha: bool
-    """Whether the background is no matter."""
-    network: nn.Module
-    """What `OwnNetwork` gives low-rank changes to."""
+    @property
+    def size(self) -> int:
+        """Side of its pictures in pixels."""
+
+    @property
+    def digest(self) -> str:
+        """Of its weights."""
+
+    @property
+    def reads_cameras(self) -> bool:
+        """Whether its conditions say where a picture is taken from; if not, prompts get words for it."""
+
+    @property
+    def sees_alpha(self) -> bool:
+        """Whether the background is no matter."""
+
+    @property
+    def joins_views(self) -> bool:
+        """Whether a particle's views are denoised together, at one noise level."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What `OwnNetwork` gives low-rank changes to."""
 
     def sigma(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Noise levels sigma / alpha of times in (0, 1) of its own schedule."""

@@ -11,12 +11,27 @@ from shapeloom.config import UserError
 
 def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
     """Returns the 2-D model; raises UserError if there is none."""
-    if (Path(config.guide) / "unet").is_dir():
-        from sampling.refine.text_to_image import load_text_to_image  # diffusers takes seconds
+    folder = Path(config.guide)
+    if config.guide == "views":
+        if config.model is None:
+            raise UserError(
+                "guide=views is the view model of --model RUN; or name a folder: guide=RUN/views, or a "
+                "diffusers text-to-image one."
+            )
+        folder = Path(config.model, "views")
+    # diffusers takes seconds to be imported.
+    if (folder / "view_model.json").is_file():
+        from sampling.refine.view_model import ViewGuide
+        from shapeloom.view_diffusion import load_view_model
 
-        return load_text_to_image(Path(config.guide), pipe.prior.device)
+        return ViewGuide(load_view_model(folder, pipe.prior.device, clip=pipe.clip))
+    if (folder / "unet").is_dir():
+        from sampling.refine.text_to_image import load_text_to_image
+
+        return load_text_to_image(folder, pipe.prior.device)
     raise UserError(
-        f"guide={config.guide} is no 2-D model: name the folder of a diffusers text-to-image model."
+        f"{folder} is no 2-D diffusion model. Train one on the run's own pictures (python -m "
+        "prior.train_views), or name the folder of a diffusers text-to-image model: guide=FOLDER."
     )
 
 

@@ -19,10 +19,12 @@ from sampling.refine.rendering import Views, distil, random_views, rays_of
 from sampling.refine.subject import Subject
 from sampling.refine.words import negatives, side_of, with_view
 from sampling.shape import ShapeSample
+from shapeloom.decoder import with_field
 from shapeloom.denoising import Condition
 from shapeloom.diffusion.distillation import ism, sds, time_range, vsd
 from shapeloom.diffusion.guidance import classifier_free, perp_neg
 from shapeloom.diffusion.samplers import Denoise
+from shapeloom.fields.unlit import UnlitField
 from shapeloom.seed import torch_generator
 
 ISM_GAP = 0.08
@@ -43,20 +45,26 @@ class Refiner:
             OwnNetwork(guide, config.estimator, config.seed) if config.estimator.kind == "vsd" else None
         )
         self.size = config.size or guide.size
+        decoder = self.subject.decoder
+        self.unlit = with_field(decoder, UnlitField(decoder.field))
 
     def step(self, number: int) -> dict[str, float]:
         """Moves the shapes once; returns what metrics.jsonl says of it."""
         config, subject = self.config, self.subject
         generator = torch_generator("refine", config.seed, number)
-        views = random_views(config.cameras, len(subject.starts) * config.views, self.size, generator)
-        rays = rays_of(views, len(subject.starts), self.size).to(subject.before[0].device)
+        views = random_views(
+            config.cameras, len(subject.starts), config.views, size=self.size, generator=generator
+        )
+        rays = rays_of(views).to(subject.before[0].device)
         facts: dict[str, float] = {}
 
         def slope(pictures: Tensor) -> Tensor:
             return self._slope(pictures, views, number, generator, facts)
 
         weights = subject.weights()
-        gradients = distil(subject.decoder, weights, rays, config.samples, slope, at_once=config.rays_at_once)
+        unlit = config.optimise == "matrices" and float(torch.rand((), generator=generator)) < config.unlit
+        decoder = self.unlit if unlit else subject.decoder
+        gradients = distil(decoder, weights, rays, config.samples, slope, at_once=config.rays_at_once)
         self.optimiser.zero_grad()
         moving = [(w, g) for w, g in zip(weights, gradients, strict=True) if w.requires_grad]
         torch.autograd.backward([w for w, _ in moving], [g for _, g in moving])
@@ -102,7 +110,7 @@ class Refiner:
         """The estimator's gradient by what the 2-D model denoises."""
         how, num = self.config.estimator, len(x)
         low, high = time_range(how.times, number / max(1, self.config.iterations - 1))
-        t = low + (high - low) * torch.rand(num, generator=generator)
+        t = low + (high - low) * self._shares(views, generator)
         eps = torch.randn(x.shape, generator=generator).to(x)
         condition, null, denoise = self._guided(views)
         sigma = self.guide.sigma(t).to(x)
@@ -111,7 +119,7 @@ class Refiner:
         if self.own is not None:
             own = self.guide.own_condition([self.prompt] * num, views, generator)
             facts["own_loss"] = self.own.learn(
-                x, self.guide.sigma(0.001 + 0.998 * torch.rand(num, generator=generator)).to(x),
+                x, self.guide.sigma(0.001 + 0.998 * self._shares(views, generator)).to(x),
                 torch.randn(x.shape, generator=generator).to(x), own,
             )  # fmt: skip
             return vsd(
@@ -124,6 +132,13 @@ class Refiner:
         return ism(
             denoise, self.guide.denoise, x, levels, eps, condition, null, weighting=how.weighting
         )  # fmt: skip
+
+    def _shares(self, views: Views, generator: torch.Generator) -> Float[Tensor, " batch"]:
+        """Uniform numbers, one a view, or one for all views of a particle where these are joined."""
+        num = len(views.azimuth)
+        if not self.guide.joins_views:
+            return torch.rand(num, generator=generator)
+        return torch.rand(num // views.each, generator=generator).repeat_interleave(views.each)
 
     def _guided(self, views: Views) -> tuple[Any, Any, Denoise[Any]]:
         """The condition, the null condition, and the denoiser under guidance."""

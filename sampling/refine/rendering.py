@@ -17,33 +17,44 @@ from shapeloom.rendering.rays import camera_rays
 
 @dataclass(frozen=True)
 class Views:
-    """The cameras of a step, [particles x views] in a row; angles in degrees, azimuth 0 is +X."""
+    """The cameras of a step: `each` of the first particle's, then of the next.
+
+    size: side of the pictures in pixels. Angles in degrees; azimuth 0 is +X.
+    """
 
     cam_to_world: Float[Tensor, "batch 4 4"]
     intrinsics: Float[Tensor, "batch 3 3"]
     azimuth: Float[Tensor, " batch"]
     elevation: Float[Tensor, " batch"]
+    each: int
+    size: int
 
 
-def random_views(config: CameraConfig, num: int, size: int, generator: torch.Generator) -> Views:
-    """Returns `num` cameras; azimuths are drawn from equal parts of the circle, so that views differ."""
+def random_views(
+    config: CameraConfig, particles: int, each: int, *, size: int, generator: torch.Generator
+) -> Views:
+    """Returns cameras; a particle's azimuths are drawn from equal parts of the circle, so they differ."""
+    num = particles * each
     place = torch.rand(4, num, generator=generator)
-    azimuth = 360 * (torch.arange(num) + place[0]) / num
+    azimuth = 360 * (torch.arange(num) % each + place[0]) / each
 
     def within(span: tuple[float, float], share: Tensor) -> Tensor:
         return span[0] + (span[1] - span[0]) * share
 
     elevation, fov = within(config.elevation, place[1]), within(config.fov, place[2])
-    radians = [math.radians(float(each)) for each in fov]
-    distance = torch.tensor([fitting_distance(each) for each in radians]) * within(config.distance, place[3])
+    radians = [math.radians(float(angle)) for angle in fov]
+    distance = torch.tensor([fitting_distance(angle) for angle in radians]) * within(
+        config.distance, place[3]
+    )
     poses = spherical(azimuth.deg2rad(), elevation.deg2rad(), distance)
-    return Views(poses, torch.stack([intrinsics(each, size, size) for each in radians]), azimuth, elevation)
+    matrices = torch.stack([intrinsics(angle, size, size) for angle in radians])
+    return Views(poses, matrices, azimuth, elevation, each, size)
 
 
-def rays_of(views: Views, particles: int, size: int) -> Float[Tensor, "particles rays 6"]:
-    """Returns origins and directions of all pixels; the views are shared out among the particles in order."""
-    origins, directions, _ = camera_rays(views.cam_to_world, views.intrinsics, size, size)
-    return torch.cat([origins, directions], dim=-1).reshape(particles, -1, 6)
+def rays_of(views: Views) -> Float[Tensor, "particles rays 6"]:
+    """Returns origins and directions of all pixels of each particle's views."""
+    origins, directions, _ = camera_rays(views.cam_to_world, views.intrinsics, views.size, views.size)
+    return torch.cat([origins, directions], dim=-1).reshape(len(views.azimuth) // views.each, -1, 6)
 
 
 def distil(

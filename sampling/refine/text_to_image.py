@@ -43,7 +43,7 @@ class TextCondition:
 class TextToImage:
     """A `Guide`. Make it with `load_text_to_image`."""
 
-    reads_cameras, sees_alpha = False, False
+    reads_cameras, sees_alpha, joins_views = False, False, False
 
     def __init__(
         self, unet: Any, vae: Any, scheduler: Any, encode_text: EncodeText, *, digest: str = "",

@@ -33,6 +33,7 @@ class BallClip(Clip):
 
     def __init__(self) -> None:
         self.digest, self.name = "the clip's digest", "balls"
+        self.embed_dim = self.text_width = EMBED
 
     def text(self, captions: list[str]) -> TextEmbedding:
         colours = [COLOURS[0] if "red" in caption else COLOURS[2] for caption in captions]
@@ -58,7 +59,8 @@ class ExactGuide:
     layer's.
     """
 
-    size, digest, sees_alpha, reads_cameras = 12, "the guide's digest", True, True
+    size, digest = 12, "the guide's digest"
+    sees_alpha, reads_cameras, joins_views = True, True, False
 
     def __init__(self, decoder: Decoder, latents: Tensor) -> None:
         self.decoder, self.latents = decoder, latents
@@ -120,7 +122,7 @@ def balls() -> SimpleNamespace:
     decoder.digest = "the decoder's digest"
     free = nn.Parameter(0.3 * torch.randn(4, 4, 4))
     optimiser = torch.optim.Adam([*decoder.parameters(), free], 0.01)
-    for step in range(300):
+    for step in range(200):
         points = 2 * torch.rand(4, 256, 3) - 1
         geometry, color = decoder.query(decoder.weights(free.tanh()), points)
         loss = (geometry.sdf - (points.norm(dim=-1) - RADII[:, None])).abs().mean()
@@ -129,7 +131,7 @@ def balls() -> SimpleNamespace:
             + (color.rgb - COLOURS[:, None]).abs().mean()
             + (color.texture - COLOURS[:, None]).abs().mean()
         )
-        optimiser.param_groups[0]["lr"] = 0.01 * (1 - step / 300)
+        optimiser.param_groups[0]["lr"] = 0.01 * (1 - step / 200)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
