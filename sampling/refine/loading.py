@@ -24,7 +24,9 @@ def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
         from sampling.refine.view_model import ViewGuide
         from shapeloom.view_diffusion import load_view_model
 
-        return ViewGuide(load_view_model(folder, pipe.prior.device, clip=pipe.clip))
+        has_clip = (folder.parent / "clip" / "model.json").is_file()
+        clip = None if has_clip else pipe.clip  # the one beside it may be another than the prior's
+        return ViewGuide(load_view_model(folder, pipe.prior.device, clip=clip))
     if (folder / "unet").is_dir():
         from sampling.refine.text_to_image import load_text_to_image
 

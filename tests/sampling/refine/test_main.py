@@ -60,7 +60,7 @@ def test_a_refined_shape_is_a_shape_like_any_other(refine, balls):
     assert strip.shape[1] == 7 * 32  # steps 0, 2, .. 12
     ends = (part.astype(float) for part in (strip[:32, :32], strip[:32, -32:]))
     redness = [(part[..., 0] - part[..., 2]).mean() for part in ends]
-    assert redness[0] > redness[1] + 1
+    assert redness[0] > redness[1] + 0.5
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert refine("out", "a large blue ball", "iterations=12") == folder  # says that it is done

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.speed.refine import compare
 from sampling.refine.config import RefineConfig
 from sampling.refine.refiner import Refiner
 from sampling.refine.rendering import distil, random_views, rays_of
@@ -128,6 +129,13 @@ def test_memory_is_bounded_without_a_change_of_the_gradient(balls):
         assert float((first - second).norm()) <= 1e-4 * float(first.norm())
 
 
+def test_a_step_has_the_gradient_of_a_plain_one(balls):
+    first, last = (balls.shapes[i].weights for i in (0, 3))
+    ours, plain, off = compare(balls.decoder, first, last, size=12, views=2, steps=1)
+    assert min(ours, plain) > 0
+    assert off < 1e-3
+
+
 def test_from_scratch_it_starts_from_a_ball(balls, guide):
     start = blob(balls.decoder, "", 0)
     torch.testing.assert_close(radius(start), torch.full((6,), 0.5), atol=0.04, rtol=0)
@@ -178,7 +186,7 @@ def test_the_latent_priors_score_pulls_latents_to_what_it_knows(balls, guide):
     _, alone = refined(balls, guide, start, prompt, "iterations=8")
     _, pulled = refined(balls, guide, start, prompt, "iterations=8", "prior_share=20")
     far, near = (float(refiner.subject.leaves[0].detach().norm()) for refiner in (alone, pulled))
-    assert near < 0.8 * far
+    assert near < 0.9 * far
 
 
 def test_what_cannot_be_refined_is_said(balls, guide):
