@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
@@ -28,11 +28,14 @@ from sampling.making import look_at, save_sample
 from sampling.pictures import contact_sheet, png
 from sampling.pipeline import ShapePipeline, check_prompt
 from sampling.refine.config import RefineConfig
+from sampling.refine.distiller import Distiller
 from sampling.refine.loading import load_guide, load_judge
+from sampling.refine.mesh_stage import MeshRefiner
 from sampling.refine.refiner import Refiner
-from sampling.refine.scores import scores
+from sampling.refine.scores import mesh_score, scores
 from sampling.refine.subject import blob
 from sampling.shape import FOV, ShapeSample, read_latent
+from shapeloom.clip import Clip
 from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.rendering.cameras import fitting_distance, ring
@@ -41,7 +44,6 @@ from shapeloom.storage import file_digest, write_atomic
 
 log = get_logger("refine")
 STRIP_PICTURES = 8
-STATE = "state.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,59 +94,62 @@ def kept_starts(pipe: ShapePipeline, prompt: str, config: RefineConfig, folder: 
     return made
 
 
-def optimise(refiner: Refiner, config: RefineConfig, run: Run) -> None:
-    """Takes all steps from the last saved one on."""
-    first = resume(refiner, run.folder / STATE)
-    run.start_from(first)
+Stage = Refiner | MeshRefiner
+
+
+def optimise(
+    stage: Stage, iterations: int, config: RefineConfig, run: Run, *, name: str, before: int
+) -> None:
+    """Takes all steps of a stage from the last saved one on.
+
+    name: of its state and pictures. before: steps of earlier stages, from which metrics.jsonl goes on.
+    """
+    path = run.folder / f"state_{name}.safetensors"
+    first = resume(stage, path)
+    if first < iterations:
+        run.start_from(before + first)
     if first:
-        log.info("resuming at step %d of %d", first, config.iterations)
+        log.info("resuming %s at step %d of %d", name, first, iterations)
     else:
-        draw(refiner, 0, run)
-    with progress(config.iterations, "steps", done=first) as bar:
-        for number in range(first, config.iterations):
-            facts, step = refiner.step(number), number + 1
-            last = step == config.iterations
+        draw(stage, 0, iterations, run, name, config)
+    with progress(iterations, f"steps of {name}", done=first) as bar:
+        for number in range(first, iterations):
+            facts, step = stage.step(number), number + 1
+            last = step == iterations
             if step % config.log_every == 0 or last:
-                run.scalars(step, facts)
+                run.scalars(before + step, facts)
             if step % config.picture_every == 0 or last:
-                draw(refiner, step, run)
+                draw(stage, step, iterations, run, name, config)
             if step % config.checkpoint_every == 0 or last:
-                data = to_safetensors(refiner.state(), metadata={"step": str(step)})
-                write_atomic(run.folder / STATE, data)
+                write_atomic(path, to_safetensors(stage.state(), metadata={"step": str(step)}))
                 run.save_progress()
             bar.advance(note=f"gradient {facts['gradient']:.3f}")
 
 
-def resume(refiner: Refiner, path: Path) -> int:
+def resume(stage: Stage, path: Path) -> int:
     """Loads the last saved state; returns how many steps it has taken, 0 without one."""
     if not path.is_file():
         return 0
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             step = int((file.metadata() or {})["step"])
-        refiner.load(load_file(path))
+        stage.load(load_file(path))
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}). Delete it to refine from the beginning.") from error
     return step
 
 
-def draw(refiner: Refiner, step: int, run: Run) -> None:
+def draw(stage: Stage, step: int, iterations: int, run: Run, name: str, config: RefineConfig) -> None:
     """Saves a picture of each particle, from a place that goes round the shape in the course of the run."""
-    config = refiner.config
-    turn = min(STRIP_PICTURES - 1, STRIP_PICTURES * step // config.iterations)
+    turn = min(STRIP_PICTURES - 1, STRIP_PICTURES * step // iterations)
     pose = ring(STRIP_PICTURES, distance=fitting_distance(FOV))[turn : turn + 1]
-    shapes = refiner.subject.shapes(refiner.prompt)
-    size = config.turntable.size
-    run.pictures(
-        step, {f"particle_{i:03d}": shape.render(pose, None, size, size)[0] for i, shape in enumerate(shapes)}
-    )
+    shown = stage.pictures(pose, config.turntable.size)
+    run.pictures(step, {f"{name}_{i:03d}": picture for i, picture in enumerate(shown)})
 
 
-def strip(folder: Path, number: int, *, size: int) -> bytes:
+def strip(folder: Path, name: str, *, size: int) -> bytes:
     """Returns a PNG of a particle's pictures in a row: at most STRIP_PICTURES, evenly, first and last too."""
-    paths = sorted((folder / "pictures").glob(f"particle_{number:03d}_*.png"))
+    paths = sorted((folder / "pictures").glob(f"{name}_*.png"))
     chosen = paths
     if len(paths) > STRIP_PICTURES:
         places = torch.linspace(0, len(paths) - 1, STRIP_PICTURES).round().int().tolist()
@@ -154,33 +159,64 @@ def strip(folder: Path, number: int, *, size: int) -> bytes:
     return png(contact_sheet(pictures, labels, size=size, columns=len(chosen)))
 
 
-def save(refiner: Refiner, started: list[ShapeSample], judge: Any, config: RefineConfig, run: Run) -> int:
-    """Writes strips, files and metadata.json; returns how many shapes score below their start."""
-    shapes, album, below = refiner.subject.shapes(refiner.prompt), Album(run.folder), 0
-    before, after = (scores(each, refiner.prompt, judge).tolist() for each in (started, shapes))
+def save(
+    refiner: Refiner, started: list[ShapeSample], judge: Clip, config: RefineConfig, run: Run
+) -> list[Record]:
+    """Writes strips, files and metadata.json; returns the records of shapes that score below their start."""
+    prompt, size = refiner.distiller.prompt, config.turntable.size
+    shapes, album = refiner.subject.shapes(prompt), Album(run.folder)
+    before, after = (scores(each, prompt, judge).tolist() for each in (started, shapes))
+    below = []
     for number, shape in enumerate(shapes):
-        name = f"{number:03d}"
-        write_atomic(run.folder / f"strip_{name}.png", strip(run.folder, number, size=config.turntable.size))
-        wish = Wish(refiner.prompt, config.seed + number, "", refiner.prompt)
+        write_atomic(
+            run.folder / f"strip_{number:03d}.png", strip(run.folder, f"field_{number:03d}", size=size)
+        )
+        wish = Wish(prompt, config.seed + number, "", prompt)
         mesh, surface = look_at(shape, config)
-        stem = album.name_for(wish)
+        name = album.name_for(wish)
         record: Record = {
-            "name": stem, "prompt": wish.prompt, "seed": wish.seed, "image": "", "label": wish.label,
-            "fault": surface.fault, **save_sample(shape, mesh, run.folder, stem, config),
-            "strip": f"strip_{name}.png", "start": f"start_{name}.safetensors", "judge": judge.name,
-            "score_before": round(before[number], 5), "score_after": round(after[number], 5),
-            "below_start": after[number] < before[number],
+            "name": name, "prompt": prompt, "seed": wish.seed, "image": "", "label": prompt,
+            "fault": surface.fault, **save_sample(shape, mesh, run.folder, name, config),
+            "strip": f"strip_{number:03d}.png", "start": f"start_{number:03d}.safetensors",
+            "judge": judge.name, "score_before": round(before[number], 5),
+            "score_after": round(after[number], 5), "below_start": after[number] < before[number],
         }  # fmt: skip
+        if config.mesh_stage.iterations:
+            record |= mesh_stage(refiner, shape, number, name, judge, run)
         album.add(record)
-        if record["below_start"]:
-            below += 1
+        if record["below_start"] or record.get("mesh_below_start"):
+            below.append(record)
             log.warning(
-                "%s fits its prompt less than its start does: %.3f before, %.3f after (by %s). The start is "
-                "%s; other settings, or fewer iterations, may do better.",
-                stem, before[number], after[number], judge.name, record["start"],
+                "%s fits its prompt less than what it started from: %.3f before, %.3f after (by %s). The "
+                "start is %s; other settings, or fewer iterations, may do better.",
+                name, before[number], record.get("mesh_score_after", after[number]), judge.name,
+                record["start"],
             )  # fmt: skip
     album.save_contact_sheets()
     return below
+
+
+def mesh_stage(
+    refiner: Refiner, shape: ShapeSample, number: int, name: str, judge: Clip, run: Run
+) -> Record:  # fmt: skip
+    """Refines a shape's mesh, writes it as NAME_mesh.glb, and returns what metadata.json says of it."""
+    config, stage = refiner.config, f"mesh{number:03d}"
+    textured = shape.mesh(config.mesh)
+    if not textured.num_faces:
+        log.warning("%s has no surface, so there is no mesh to refine", name)
+        return {}
+    mesh = MeshRefiner(textured, refiner.distiller, config)
+    before = mesh_score(mesh, refiner.distiller.prompt, judge)
+    steps = config.mesh_stage.iterations
+    optimise(mesh, steps, config, run, name=stage, before=config.iterations + number * steps)
+    after = mesh_score(mesh, refiner.distiller.prompt, judge)
+    mesh.result().save(run.folder / f"{name}_mesh.glb")
+    picture = strip(run.folder, f"{stage}_000", size=config.turntable.size)
+    write_atomic(run.folder / f"strip_{stage}.png", picture)
+    return {
+        "mesh": f"{name}_mesh.glb", "mesh_strip": f"strip_{stage}.png", "mesh_score_before": round(before, 5),
+        "mesh_score_after": round(after, 5), "mesh_below_start": after < before,
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -203,15 +239,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs |= {"guide": guide.digest, "judge": judge.digest}
     if config.start is not None:
         inputs["shape"] = file_digest(config.start)
-    with Run.open(out, config, stage="refine", inputs=inputs, places=("model", "shape", "judge")) as run:
+    if config.image is not None:
+        inputs["image"] = file_digest(config.image)
+    with Run.open(
+        out, config, stage="refine", inputs=inputs, places=("model", "shape", "judge", "guide", "image")
+    ) as run:
         if run.done:
             log.info("%s already holds this refinement", out)
             return
         started = kept_starts(pipe, prompt, config, run.folder)
-        refiner = Refiner(pipe, guide, started, prompt, config)
-        optimise(refiner, config, run)
+        refiner = Refiner(pipe, started, Distiller(guide, prompt, config), config)
+        optimise(refiner, config.iterations, config, run, name="field", before=0)
         below = save(refiner, started, judge, config, run)
-        run.finish(num_objects=len(started), below_start=below)
+        run.finish(num_objects=len(started), below_start=len(below))
     log.info(
         "%d shape(s) are in %s; strip_000.png shows the way, metadata.json the scores", len(started), out
     )

@@ -52,6 +52,15 @@ class EstimatorConfig(Config):
     lora_rate: float = Key(1e-3, gt=0, description="of vsd: its own network's learning rate")
 
 
+class MeshStageConfig(Config):
+    """The second stage: the mesh's vertices and texture."""
+
+    iterations: int = Key(0, ge=0, description="steps of the second stage; 0: none")
+    vertex_rate: float = Key(1e-3, gt=0, description="Adam's learning rate of vertices, in the box's units")
+    texel_rate: float = Key(0.01, gt=0, description="of texels, sRGB in [0, 1]")
+    normal_weight: float = Key(1e-3, ge=0, description="of neighbouring faces' bend: 1 - cos, a mean")
+
+
 class RefineConfig(SamplingConfig):
     """A refinement; the settings of a sample are those of the shape that it starts from."""
 
@@ -64,6 +73,10 @@ class RefineConfig(SamplingConfig):
         "views",
         description="the 2-D model: views (RUN/views), or the folder of a diffusers text-to-image one",
     )
+    image: Path | None = Key(
+        None, description="a picture of the object, which guide=views follows beside the prompt"
+    )
+    image_elevation: float = Key(20.0, ge=-89, le=89, description="of the picture's camera, degrees")
     optimise: Literal["latent", "matrices"] = Key(
         "latent", description="the latent, which stays near what the prior knows; or the field's own matrices"
     )
@@ -80,6 +93,7 @@ class RefineConfig(SamplingConfig):
     prior_share: float = Key(
         0.0, ge=0, description="of the latent prior's own score, beside the pictures' gradient of length 1"
     )
+    mesh_stage: MeshStageConfig = MeshStageConfig()
     views: int = Key(4, ge=1, le=64, description="pictures of each particle a step")
     cameras: CameraConfig = CameraConfig()
     size: int | None = Key(None, ge=8, le=1024, description="side of the renders; none: the 2-D model's")

@@ -21,12 +21,17 @@ def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
         folder = Path(config.model, "views")
     # diffusers takes seconds to be imported.
     if (folder / "view_model.json").is_file():
-        from sampling.refine.view_model import ViewGuide
+        from sampling.refine.view_model import ViewGuide, picture_of
         from shapeloom.view_diffusion import load_view_model
 
         has_clip = (folder.parent / "clip" / "model.json").is_file()
         clip = None if has_clip else pipe.clip  # the one beside it may be another than the prior's
-        return ViewGuide(load_view_model(folder, pipe.prior.device, clip=clip))
+        model = load_view_model(folder, pipe.prior.device, clip=clip)
+        if config.image is None:
+            return ViewGuide(model)
+        return ViewGuide(model, picture_of(config.image, model, elevation=config.image_elevation))
+    if config.image is not None:
+        raise UserError("Only a view model follows a picture; leave `image` out, or use guide=views.")
     if (folder / "unet").is_dir():
         from sampling.refine.text_to_image import load_text_to_image
 

@@ -5,6 +5,7 @@ The views of a particle are asked for together and agree with one another, so th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -12,10 +13,24 @@ from torch import Tensor, nn
 
 from sampling.refine.guides import composited, resized
 from sampling.refine.rendering import Views
+from sampling.views import ViewsConfig, read_object, turn_cameras
+from shapeloom.config import UserError
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.rendering.cameras import Cameras
-from shapeloom.view_diffusion import References, ViewModel
+from shapeloom.view_diffusion import References, ViewModel, to_picture
 from shapeloom.view_network import ViewCondition
+
+
+def picture_of(path: Path, model: ViewModel, *, elevation: float) -> References:
+    """Returns a picture of an object, cut out or on plain white, as seen from azimuth 0 (+X).
+
+    elevation: degrees. Raises UserError for a picture without an object, or a model of captions alone.
+    """
+    if model.network.shapes.references < 1:
+        raise UserError("This view model was trained without pictures to follow; leave `image` out.")
+    picture = to_picture(read_object(path, size=model.size))
+    view = ViewsConfig(views=1, elevation=elevation)
+    return References(picture[None, None], turn_cameras(view, size=model.size))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
+from PIL import Image
 
 from sampling.refine import text_to_image
 from sampling.refine.config import CameraConfig, RefineConfig
+from sampling.refine.distiller import Distiller
 from sampling.refine.guides import Guide
 from sampling.refine.refiner import Refiner
 from sampling.refine.rendering import random_views
@@ -129,17 +132,17 @@ def test_vsd_starts_from_the_pretrained_network_and_leaves_it(model, balls):
     x = torch.rand(BATCH, 4 if model.vae else 3, SIDE, SIDE)
     sigma = torch.tensor([0.5, 2.0])
     plain = model.denoise(x, sigma, model.condition(["a ball"] * BATCH, views()))
-    refiner = Refiner(balls.pipe, model, balls.shapes[:1], "a ball", settings)
+    refiner = Refiner(balls.pipe, balls.shapes[:1], Distiller(model, "a ball", settings), settings)
     generator = torch.Generator().manual_seed(0)
     own = model.own_condition(["a ball"] * BATCH, views(), generator)
     assert own.camera is not None and own.camera.shape == (BATCH, 16)
     torch.testing.assert_close(model.own_denoise(x, sigma, own), plain)
     facts = refiner.step(0)
     assert facts["own_loss"] > 0 and facts["gradient"] > 0
-    assert refiner.own is not None
+    assert refiner.distiller.own is not None
     with torch.no_grad():
         assert torch.equal(
-            refiner.own.guide_denoise(x, sigma, model.condition(["a ball"] * BATCH, views())), plain
+            refiner.distiller.own.guide_denoise(x, sigma, model.condition(["a ball"] * BATCH, views())), plain
         )
         assert not torch.equal(model.own_denoise(x, sigma, own), plain)
 
@@ -215,7 +218,7 @@ def test_our_own_view_model_is_a_guide(balls, estimator):
         [f"estimator.kind={estimator}", "views=2", "particles=2", "samples.coarse=8", "samples.fine=4",
          "size=8"],
     )  # fmt: skip
-    refiner = Refiner(balls.pipe, guide, balls.shapes[:2], "a ball", settings)
+    refiner = Refiner(balls.pipe, balls.shapes[:2], Distiller(guide, "a ball", settings), settings)
     before = refiner.subject.leaves[0].detach().clone()
     facts = refiner.step(0)
     assert facts["gradient"] > 0
@@ -233,3 +236,22 @@ def test_the_view_model_sees_colours_on_white_whatever_is_behind():
     assert seen[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert seen[0, :, 15, 0].tolist() == [1.0, 1.0, 1.0, -1.0]
     assert straight_rgba(seen)[0, 0, 0].tolist()[0] == 255
+
+
+def test_the_view_model_follows_a_picture_beside_the_prompt(balls, tmp_path):
+    from sampling.refine.view_model import ViewGuide, picture_of
+    from shapeloom.view_diffusion import random_view_model
+
+    picture = np.full((40, 40, 3), 255, np.uint8)
+    picture[10:30, 10:30] = (200, 30, 30)
+    Image.fromarray(picture).save(tmp_path / "red.png")
+    model = random_view_model(size=16, clip=balls.pipe.clip)
+    seen = picture_of(tmp_path / "red.png", model, elevation=20.0)
+    assert seen.pictures.shape == (1, 1, 4, 16, 16)
+    guides = ViewGuide(model), ViewGuide(model, seen)
+    cameras = views(particles=2, each=2)
+    plain, shown = (guide.condition(["a ball"] * 4, cameras) for guide in guides)
+    assert len(plain) == len(shown) == 4
+    assert not torch.equal(plain.vector, shown.vector)
+    # Both guides start from the same null condition.
+    assert torch.equal(*(guide.null(cameras).vector for guide in guides))

@@ -11,6 +11,7 @@ from PIL import Image
 from sampling.refine import __main__ as command
 from sampling.refine.config import RefineConfig
 from sampling.refine.loading import load_guide
+from sampling.refine.mesh_stage import MeshRefiner
 from sampling.refine.refiner import Refiner
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError, load_config
@@ -96,6 +97,30 @@ def test_a_killed_command_goes_on_with_a_bit_identical_curve(refine, monkeypatch
         assert (whole / name).read_bytes() == (resumed / name).read_bytes()
 
 
+def test_a_mesh_stage_goes_on_from_the_field_and_survives_a_kill(refine, monkeypatch):
+    settings = ["iterations=2", "mesh_stage.iterations=4", "log_every=1", "mesh_stage.texel_rate=0.05"]
+    whole = refine("whole", "a large blue ball", *settings)
+    record = read(whole)
+    assert (whole / record["mesh"]).stat().st_size > 1000
+    assert (whole / record["mesh_strip"]).is_file()
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    step = MeshRefiner.step
+
+    def killed(self, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(MeshRefiner, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        refine("killed", "a large blue ball", *settings)
+    monkeypatch.setattr(MeshRefiner, "step", step)
+    resumed = refine("killed", "a large blue ball", *settings)
+    for name in ("metrics.jsonl", record["mesh"]):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
 def test_a_shape_that_became_worse_is_reported(refine, caplog):
     """Towards blue, and then judged by how red it is."""
     with caplog.at_level("WARNING", "shapeloom"):
@@ -121,9 +146,9 @@ def test_what_is_missing_is_said(refine, balls, tmp_path):
     with pytest.raises(UserError, match="no 2-D diffusion model"):
         load_guide(config, balls.pipe)
     folder = refine("damaged", "a large blue ball", "iterations=2")
-    (folder / "state.safetensors").write_bytes(b"no state")
+    (folder / "state_field.safetensors").write_bytes(b"no state")
     meta = json.loads((folder / "meta.json").read_text()) | {"status": "running"}
     (folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=r"state\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"state_field\.safetensors is damaged"):
         refine("damaged", "a large blue ball", "iterations=2")
     torch.manual_seed(0)

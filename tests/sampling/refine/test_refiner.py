@@ -1,15 +1,22 @@
 """Refinement of a tiny model's shapes by an exact 2-D model of their pictures."""
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.speed.refine import compare
 from sampling.refine.config import RefineConfig
+from sampling.refine.distiller import Distiller
+from sampling.refine.mesh_stage import MeshRefiner
 from sampling.refine.refiner import Refiner
 from sampling.refine.rendering import distil, random_views, rays_of
 from sampling.refine.subject import blob
+from sampling.shape import FOV
 from shapeloom.config import UserError, load_config
+from shapeloom.decoder import with_field
 from shapeloom.diffusion.distillation import own_loss
+from shapeloom.fields.unlit import UnlitField
+from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.rendering.isosurface import extract_surface
 
 SMALL = [
@@ -25,7 +32,7 @@ def refined(balls, guide, start, prompt, *changes):
     """The first particle after all steps, and the refiner."""
     settings = config(*changes)
     starts = [start] * settings.particles if not isinstance(start, list) else start
-    refiner = Refiner(balls.pipe, guide, starts, prompt, settings)
+    refiner = Refiner(balls.pipe, starts, Distiller(guide, prompt, settings), settings)
     for number in range(settings.iterations):
         refiner.step(number)
     return refiner.subject.shapes(prompt)[0], refiner
@@ -152,7 +159,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(balls, kind):
 
     def fresh():
         guide = ExactGuide(balls.decoder, balls.latents)
-        return Refiner(balls.pipe, guide, balls.shapes[:2], balls.shapes[3].prompt, settings)
+        return Refiner(
+            balls.pipe, balls.shapes[:2], Distiller(guide, balls.shapes[3].prompt, settings), settings
+        )
 
     whole, before = fresh(), fresh()
     curve = [whole.step(number) for number in range(4)]
@@ -167,7 +176,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(balls, kind):
 
 def test_vsd_learns_of_its_particles_and_leaves_the_guide_as_it_was(balls, guide):
     settings = config("estimator.kind=vsd", "iterations=12", "estimator.lora_rate=0.02")
-    refiner = Refiner(balls.pipe, guide, balls.shapes[:1], balls.shapes[3].prompt, settings)
+    refiner = Refiner(
+        balls.pipe, balls.shapes[:1], Distiller(guide, balls.shapes[3].prompt, settings), settings
+    )
     frozen = guide.network.parametrizations.weight.original.clone()
     x, eps = torch.rand(2, 4, 12, 12), torch.randn(2, 4, 12, 12)
     x, sigma = x * torch.tensor([0.8, 0.2, 0.1, 1.0])[:, None, None], torch.ones(2)
@@ -200,4 +211,49 @@ def test_what_cannot_be_refined_is_said(balls, guide):
         config("cameras.elevation=[50, 20]")
     made = blob(balls.decoder, "", 0)
     with pytest.raises(UserError, match="set optimise=matrices"):
-        Refiner(balls.pipe, guide, [made], "", config())
+        Refiner(balls.pipe, [made], Distiller(guide, "", config()), config())
+
+
+def mesh_of(balls, guide, *changes):
+    """The small red ball's mesh on its way to the large blue one."""
+    settings = config("mesh.resolution=16", "mesh.max_faces=300", "mesh.texture_size=64", *changes)
+    distiller = Distiller(guide, balls.shapes[3].prompt, settings)
+    return MeshRefiner(balls.shapes[0].mesh(settings.mesh), distiller, settings)
+
+
+def test_a_mesh_follows_too_in_its_vertices_and_its_texture(balls, guide):
+    guide.size = 24
+    mesh = mesh_of(balls, guide, "mesh_stage.iterations=40", "mesh_stage.vertex_rate=0.03", "views=4",
+                   "mesh_stage.texel_rate=0.05")  # fmt: skip
+    before = mesh.result()
+    for number in range(40):
+        facts = mesh.step(number)
+    after = mesh.result()
+    lengths = [np.linalg.norm(v - v.mean(0), axis=1) for v in (before.mesh.vertices, after.mesh.vertices)]
+    assert lengths[1].mean() > lengths[0].mean() + 0.06  # of 0.3
+    assert lengths[1].std() < 0.1 * lengths[1].mean()  # as a whole: no vertex runs ahead
+    assert facts["bend"] < 0.05
+    blue = [(each.texture[..., 2] - each.texture[..., 0].astype(float)).mean() for each in (before, after)]
+    assert blue[1] > blue[0] + 30  # of 255
+    assert (after.mesh.faces == before.mesh.faces).all()
+
+
+def test_a_mesh_whose_colour_alone_changes_keeps_every_vertex(balls, guide):
+    mesh = mesh_of(balls, guide, "layers=color", "mesh_stage.iterations=3")
+    for number in range(3):
+        mesh.step(number)
+    after = mesh.result()
+    assert (after.mesh.vertices == mesh.start.mesh.vertices).all()
+    assert (after.mesh.normals == mesh.start.mesh.normals).all()
+    assert (after.texture != mesh.start.texture).any()
+
+
+def test_a_meshs_pictures_are_those_of_its_field(balls, guide):
+    mesh = mesh_of(balls, guide, "mesh.resolution=48", "mesh.max_faces=4000", "mesh.texture_size=128")
+    pose = ring(2, distance=fitting_distance(FOV))
+    drawn = np.stack(mesh.pictures(pose, 48)).astype(float)
+    field = balls.shapes[0]
+    unlit = with_field(field.decoder, UnlitField(field.decoder.field))
+    matrix = intrinsics(FOV, 48, 48).expand(1, 2, 3, 3)
+    seen = unlit.render(field.weights, pose[None], matrix, 48, 48).rgb[0].numpy() * 255
+    assert np.abs(drawn - seen).mean() < 4  # of 255: the field's edge is soft
