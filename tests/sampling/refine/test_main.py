@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sampling.edit import interpolate, vary
 from sampling.refine import __main__ as command
 from sampling.refine.config import RefineConfig
 from sampling.refine.loading import load_guide
@@ -74,6 +75,12 @@ def test_matrices_and_regions_are_saved_and_read(refine, balls, changes):
     shape = balls.pipe.load_latent(path)
     assert shape.matrices is not None and (shape.region is not None) == changes.startswith("region")
     assert ShapeSample.latent_bytes(shape) == path.read_bytes()
+    for edit in (
+        lambda: vary(balls.pipe, shape, "a ball", strength=0.5),
+        lambda: interpolate(balls.pipe, shape, balls.shapes[0]),
+    ):
+        with pytest.raises(UserError, match="no latent says what it is"):
+            edit()
     if shape.region is None:  # and may be refined further
         again = refine("again", "a large red ball", "iterations=2", changes, shape=str(path))
         assert read(again)["start"] == "start_000.safetensors"
