@@ -80,7 +80,8 @@ def starts(pipe: ShapePipeline, prompt: str, config: RefineConfig) -> list[Shape
             return [blob(pipe.decoder, prompt, config.seed + i) for i in range(num)]
         case _:
             how: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale}
-            return [read_shape(pipe, Path(config.shape), seed=config.seed, **how)] * num
+            path = Path(config.shape)
+            return [read_shape(pipe, path, seed=config.seed, pictures=config.pictures, **how)] * num
 
 
 def kept_starts(pipe: ShapePipeline, prompt: str, config: RefineConfig, folder: Path) -> list[ShapeSample]:

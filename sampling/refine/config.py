@@ -1,6 +1,5 @@
 """What `python -m sampling.refine` is told."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,7 +45,7 @@ class EstimatorConfig(Config):
     perp_neg: bool = Key(False, description="keeps other sides' looks away; for models without cameras")
     weighting: Weighting = Key("sds", description="of the noise levels")
     times: TimesConfig = TimesConfig()
-    clip: float = Key(math.inf, gt=0, description="the most that a number's gradient may be; inf: any")
+    clip: float | None = Key(None, gt=0, description="the most that a number's gradient may be; none: any")
     path_steps: int = Key(4, ge=2, le=64, description="of ism: noise levels from the picture to z_t")
     lora_rank: int = Key(4, ge=1, le=128, description="of vsd: of its own network's change")
     lora_rate: float = Key(1e-3, gt=0, description="of vsd: its own network's learning rate")

@@ -50,7 +50,8 @@ class Distiller:
         with torch.enable_grad():
             x = self.guide.encode(pictures, background)
             gradient = self._estimate(x.detach(), views, progress, generator, facts)
-            gradient = gradient.clamp(-config.estimator.clip, config.estimator.clip)
+            if config.estimator.clip is not None:
+                gradient = gradient.clamp(-config.estimator.clip, config.estimator.clip)
             alpha = pictures[:, 3].clamp(1e-4, 1 - 1e-4)  # whose entropy has a slope at the ends too
             entropy = -(alpha * alpha.log() + (1 - alpha) * (1 - alpha).log()).mean()
             regular = config.sparsity * (alpha**2 + 0.01).sqrt().mean() + config.entropy * entropy

@@ -29,7 +29,10 @@ def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
         model = load_view_model(folder, pipe.prior.device, clip=clip)
         if config.image is None:
             return ViewGuide(model)
-        return ViewGuide(model, picture_of(config.image, model, elevation=config.image_elevation))
+        seen = picture_of(
+            config.image, model, elevation=config.image_elevation, matting=config.pictures.matting
+        )
+        return ViewGuide(model, seen)
     if config.image is not None:
         raise UserError("Only a view model follows a picture; leave `image` out, or use guide=views.")
     if (folder / "unet").is_dir():

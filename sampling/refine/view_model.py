@@ -21,14 +21,15 @@ from shapeloom.view_diffusion import References, ViewModel, to_picture
 from shapeloom.view_network import ViewCondition
 
 
-def picture_of(path: Path, model: ViewModel, *, elevation: float) -> References:
+def picture_of(path: Path, model: ViewModel, *, elevation: float, matting: Path | None = None) -> References:
     """Returns a picture of an object, cut out or on plain white, as seen from azimuth 0 (+X).
 
-    elevation: degrees. Raises UserError for a picture without an object, or a model of captions alone.
+    elevation: degrees. matting: see `sampling.cutouts`.
+    Raises UserError for a picture without an object, or a model of captions alone.
     """
     if model.network.shapes.references < 1:
         raise UserError("This view model was trained without pictures to follow; leave `image` out.")
-    picture = to_picture(read_object(path, size=model.size))
+    picture = to_picture(read_object(path, size=model.size, matting=matting))
     view = ViewsConfig(views=1, elevation=elevation)
     return References(picture[None, None], turn_cameras(view, size=model.size))
 
