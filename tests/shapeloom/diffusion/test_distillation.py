@@ -99,7 +99,7 @@ def test_particles_of_vsd_have_the_models_own_variance():
 
 @pytest.mark.parametrize("scale", [1.0, 7.5, 100.0])
 def test_guidance_moves_the_fixed_point_of_sds_in_proportion(scale):
-    """From mu_null to mu_null + scale (mu - mu_null): at 100 the mean is 100 times off, which is saturation."""
+    """From mu_null to mu_null + scale (mu - mu_null): at 100 the mean is 100 times off: saturation."""
     guided = classifier_free(gaussian(), ZERO, scale=scale)
     at = sds(guided, (scale * MU).expand(960, -1), SIGMAS, torch.zeros(960, 4, dtype=torch.float64), MU)
     assert float(at.mean(0).abs().max()) < 1e-12 * scale
@@ -128,7 +128,7 @@ def test_vsd_of_one_particle_whose_score_is_known_is_sds_pointwise():
 
 
 def test_sds_diverges_where_a_high_scale_meets_a_narrower_model_without_the_prompt():
-    """scale K(lambda) - (scale - 1) K(lambda_null) turns negative: particles run away from the fixed point."""
+    """scale K(lambda) - (scale - 1) K(lambda_null) turns negative: particles run away from the mean."""
     narrow, wide = gaussian(torch.full((4,), 0.25)), gaussian(torch.ones(4))
 
     def denoise(x, sigma, is_prompt):
@@ -160,7 +160,7 @@ def test_sds_through_a_linear_renderer_solves_least_squares():
 
 
 def test_ism_follows_the_models_own_path_to_its_closed_form():
-    """On the path from x to t the distance from mu grows by sqrt((lambda + t^2) / lambda): no noise is left."""
+    """On the path from x to t the distance from mu grows by sqrt((lambda + t^2) / lambda), without noise."""
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 4)
     start, s, t = 1e-3, 0.8, 1.2
     levels = torch.logspace(torch.tensor(start).log10(), torch.tensor(s).log10(), 4000, dtype=torch.float64)
