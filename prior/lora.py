@@ -4,6 +4,9 @@ A starts at random and B at zero, so that training starts from the pretrained ne
 plain weights again, so that nothing that loads a prior needs to know how it was trained.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,17 +22,32 @@ class LowRank(nn.Module):
         super().__init__()
         self.a = nn.Parameter(torch.randn(rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, rank))
+        self.off = False
 
     def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        return weight + self.b @ self.a / self.a.shape[0]
+        if self.off:
+            return weight
+        return weight + (self.b @ self.a / self.a.shape[0]).to(weight.dtype)
 
 
 def add_lora(blocks: nn.Module, rank: int) -> None:
     """Gives every linear layer of `blocks` a low-rank change; the caller freezes the rest."""
     for layer in [module for module in blocks.modules() if isinstance(module, nn.Linear)]:
-        parametrize.register_parametrization(
-            layer, "weight", LowRank(layer.out_features, layer.in_features, rank)
-        )
+        change = LowRank(layer.out_features, layer.in_features, rank).to(layer.weight.device)
+        parametrize.register_parametrization(layer, "weight", change)
+
+
+@contextmanager
+def without_lora(blocks: nn.Module) -> Iterator[None]:
+    """Within it the layers are the pretrained ones, bit for bit."""
+    changes = [module for module in blocks.modules() if isinstance(module, LowRank)]
+    for change in changes:
+        change.off = True
+    try:
+        yield
+    finally:
+        for change in changes:
+            change.off = False
 
 
 def merge_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ def vary(
     Raises ValueError for a strength outside (0, 1], UserError for a distilled prior.
     """
     check_levels(pipe)
+    check_latents([shape])
     if not 0 < strength <= 1 or num_samples < 1:
         raise ValueError(f"expected 0 < strength <= 1 and num_samples >= 1, got {strength}, {num_samples}.")
     text = check_prompt(prompt)
@@ -75,6 +76,15 @@ def check_levels(pipe: ShapePipeline) -> None:
         )
 
 
+def check_latents(shapes: Sequence[ShapeSample]) -> None:
+    """Raises UserError for shapes whose matrices were refined: their latents say what they were before."""
+    if any(shape.matrices is not None for shape in shapes):
+        raise UserError(
+            "This shape's matrices were refined, so no latent says what it is, and the prior can't edit it. "
+            "Save it as .glb and start from that, which is encoded; or change it by sampling.refine."
+        )
+
+
 def changing_tokens(config: DecoderConfig, layers: Layers) -> Bool[Tensor, " tokens"]:
     """Returns which tokens of a latent hold the matrices of these layers: geometry's first, then colour's.
 
@@ -103,6 +113,7 @@ def interpolate(
     pipe: ShapePipeline, first: ShapeSample, last: ShapeSample, *, num_samples: int = 7
 ) -> list[ShapeSample]:
     """Returns shapes from `first` to `last`, both included, by spherical steps between their latents."""
+    check_latents([first, last])
     ends = pipe.prior.standardise(torch.stack([first.latent, last.latent]).to(pipe.prior.device))
     x0 = slerp(ends[0], ends[1], _shares(num_samples))
     return pipe.shapes(x0, [_words(first.prompt, last.prompt)] * num_samples, [first.seed] * num_samples)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from sampling.mesh import DEFAULT_MESH, MeshConfig, field_to_mesh
 from sampling.pictures import save_frames
 from sampling.texture import bake, unwrap
 from shapeloom.config import UserError
-from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig
+from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig, with_field
 from shapeloom.fields.projection import FieldWeights
+from shapeloom.fields.region import Region, RegionField
 from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.storage import write_atomic
@@ -34,12 +36,19 @@ PREVIEWS = {"gif": (24, 128), "mp4": (48, 256), "apng": (24, 128), "png": (1, 25
 
 @dataclass(frozen=True, eq=False)
 class ShapeSample:
-    """A shape: its latent (on the CPU) and what it was asked to be."""
+    """A shape: its latent (on the CPU) and what it was asked to be.
+
+    matrices: of its field, as a batch of one on the CPU, where they aren't the latent's any more: they were
+    refined (`sampling.refine`) from a shape that the latent says. region: the box (low, high) within which
+    they were; then the first half of the matrices is the one from before (see `fields.region`).
+    """
 
     latent: Float[Tensor, "tokens channels"]
     prompt: str
     seed: int
     decoder: Decoder
+    matrices: FieldWeights | None = None
+    region: Region | None = None
 
     @cached_property
     def weights(self) -> FieldWeights:
@@ -123,9 +132,16 @@ class ShapeSample:
         The same shape has the same bytes: the facts are one entry of JSON, since safetensors writes several
         in an order that differs from one call to the next.
         """
-        facts = {"encoder": self.decoder.digest, "prompt": self.prompt, "seed": self.seed}
+        facts: dict[str, Any] = {
+            "encoder": self.decoder.digest, "prompt": self.prompt, "seed": self.seed,
+        }  # fmt: skip
+        if self.region is not None:
+            facts["region"] = self.region
         metadata = {"shape": json.dumps(facts, sort_keys=True)}
-        return to_safetensors({"latent": self.latent.contiguous()}, metadata=metadata)
+        tensors = {"latent": self.latent.contiguous()}
+        for number, matrix in enumerate(self.matrices or []):
+            tensors[f"matrices.{number}"] = matrix.contiguous()
+        return to_safetensors(tensors, metadata=metadata)
 
 
 def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
@@ -140,9 +156,36 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
                     f"The latent in {path} was made with another encoder: this one can't decode it."
                 )
             latent = file.get_tensor("latent").float()
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            names = [name for name in file.keys() if name.startswith("matrices.")]  # noqa: SIM118
+            own = [file.get_tensor(f"matrices.{number}").float() for number in range(len(names))]
+        region = facts.get("region")
+        region = None if region is None else (tuple(region[0]), tuple(region[1]))
+        decoder = decoder if region is None else regional(decoder, region)
+    except (OSError, SafetensorError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
-    return ShapeSample(latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder)
+    if own:
+        _check_matrices(own, latent, decoder, path)
+    return ShapeSample(
+        latent, facts.get("prompt", ""), int(facts.get("seed", 0)), decoder, own or None, region
+    )
+
+
+def regional(decoder: Decoder, region: Region) -> Decoder:
+    """Returns the decoder of shapes that were refined within a box alone; raises ValueError for no box."""
+    return with_field(decoder, RegionField(decoder.field, region))
+
+
+@torch.no_grad()
+def _check_matrices(matrices: FieldWeights, latent: Tensor, decoder: Decoder, path: str | Path) -> None:
+    """Raises UserError unless matrices have the shapes that the decoder's own would."""
+    device = next(decoder.parameters(), torch.zeros(())).device
+    own = [tuple(matrix.shape) for matrix in decoder.weights(latent[None].to(device))]
+    expected = own * 2 if isinstance(decoder.field, RegionField) else own
+    found = [tuple(matrix.shape) for matrix in matrices]
+    if found != expected:
+        raise UserError(f"The matrices in {path} are {found}, but this decoder's are {expected}.")
 
 
 def render_shapes(
@@ -183,4 +226,7 @@ def render_shapes(
 def _weights(shapes: Sequence[ShapeSample]) -> FieldWeights:
     decoder = shapes[0].decoder
     device = next(decoder.parameters(), torch.zeros(())).device
-    return decoder.weights(torch.stack([shape.latent for shape in shapes]).to(device))
+    if all(shape.matrices is None for shape in shapes):
+        return decoder.weights(torch.stack([shape.latent for shape in shapes]).to(device))
+    own = [shape.matrices or decoder.weights(shape.latent[None].to(device)) for shape in shapes]
+    return [torch.cat([matrix.to(device) for matrix in layer]) for layer in zip(*own, strict=True)]

@@ -24,6 +24,7 @@ STAGES = {
     "sampling": "sampling.config:SamplingConfig",
     "sampling.edits": "sampling.edits:EditConfig",
     "sampling.views": "sampling.views:ViewsConfig",
+    "sampling.refine": "sampling.refine.config:RefineConfig",
     "eval": "eval.__main__:EvalConfig",
     "eval.views": "eval.views:ViewEvalConfig",
 }

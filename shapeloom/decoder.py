@@ -5,6 +5,7 @@ where the coarse ones found something. The field is not asked where an occupancy
 what already hides the rest of a ray.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -197,18 +198,28 @@ class Decoder(nn.Module):
         batch, views = cam_to_world.shape[:2]
         origins, directions, cosine = camera_rays(cam_to_world, intrinsics, height, width)
         rays = torch.cat([origins, directions], dim=-1).reshape(batch, -1, 6)
-        occupied = self._occupancy(weights, rays.shape[1])
-        at_once = max(1, points_at_once(rays.device) // (RAY_SHARE * batch))
-        needed = torch.cat(
-            [_meets(occupied, chunk, samples.coarse) for chunk in rays.split(at_once, 1)], dim=1
-        )
-        seen = _where(
-            needed, rays, lambda some: self._render_rays(weights, occupied, some, samples), 5, at_once=at_once
-        )
+        seen = self.along_rays(weights, self.occupancy(weights, rays.shape[1]), rays, samples=samples)
         rgb, alpha, distance = seen.reshape(batch, views, height, width, 5).split([3, 1, 1], dim=-1)
         distance = distance / alpha.clamp(min=0.5) * cosine[..., None]
         depth = torch.where(alpha > 0.5, distance, torch.zeros_like(alpha))
         return Rendering(rgb + background * (1 - alpha), alpha[..., 0], depth[..., 0])
+
+    def along_rays(
+        self, weights: FieldWeights, occupied: Bool[Tensor, "batch cells cells cells"],
+        rays: Float[Tensor, "batch rays 6"], *, samples: RenderConfig = DEFAULT_SAMPLES,
+    ) -> Float[Tensor, "batch rays 5"]:  # fmt: skip
+        """Returns rgb (premultiplied), alpha and distance (likewise) of rays (origin, unit direction).
+
+        With gradients to the weights, unless they are off; a ray's values don't depend on the others.
+        occupied: of `occupancy`.
+        """
+        at_once = max(1, points_at_once(rays.device) // (RAY_SHARE * len(rays)))
+        needed = torch.cat(
+            [_meets(occupied, chunk, samples.coarse) for chunk in rays.split(at_once, 1)], dim=1
+        )
+        return _where(
+            needed, rays, lambda some: self._render_rays(weights, occupied, some, samples), 5, at_once=at_once
+        )
 
     def _render_rays(
         self,
@@ -253,8 +264,11 @@ class Decoder(nn.Module):
         density = _where(needed, points, lambda some: self.geometry(weights, some).density[..., None], 1)
         return density.reshape(t.shape)
 
-    def _occupancy(self, weights: FieldWeights, num_rays: int) -> Bool[Tensor, "batch cells cells cells"]:
-        """Returns which cells of each asset may hold anything visible; more rays repay a finer grid."""
+    def occupancy(self, weights: FieldWeights, num_rays: int) -> Bool[Tensor, "batch cells cells cells"]:
+        """Returns which cells of each asset may hold anything visible; more rays repay a finer grid.
+
+        num_rays: of an asset.
+        """
         resolution = occupancy_resolution(num_rays)
 
         def density(own: FieldWeights, points: Tensor) -> Tensor:
@@ -314,6 +328,14 @@ def _where(
         found = found * needed.gather(1, some)[..., None]
         values.scatter_(1, some[..., None].expand(-1, -1, width), found)
     return values
+
+
+def with_field(decoder: Decoder, field: Field) -> Decoder:
+    """Returns a decoder of the same latents whose weights are read by another field; the first one stays."""
+    other = copy.copy(decoder)
+    other._modules = dict(decoder._modules)
+    other.field = field
+    return other
 
 
 def select(weights: FieldWeights, index: int) -> FieldWeights:

@@ -2,7 +2,7 @@
 
     q(x_i | x_0) = N(sqrt(a_i) x_0, (1 - a_i) I),   a_i = prod_{j <= i} (1 - beta_j)   ("alphas_cumprod")
 
-All in float64.
+All in float64, but for what `DiscreteSchedule` is given.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 MAX_BETA = 0.999
@@ -41,6 +41,48 @@ class DiscreteProcess:
         low, high = rising[above - 1], rising[above]
         step = len(rising) - 1 - (above - 1 + (level - low) / (high - low))
         return step.clamp(0, len(rising) - 1)
+
+
+class DiscreteSchedule:
+    """A `Schedule` of whole steps, as published picture models have: time i / n is step i = 0 .. n-1.
+
+    Times between steps stand for the nearest one. alphas_cumprod: of each step; its precision is kept, so
+    that x_t is bit for bit what the model was trained on.
+    """
+
+    keeps_variance = True
+
+    def __init__(self, alphas_cumprod: Float[Tensor, " steps"]) -> None:
+        self.alphas_cumprod = alphas_cumprod
+
+    def step(self, t: Float[Tensor, " *batch"]) -> Int64[Tensor, " *batch"]:
+        """The step of time t in [0, 1]."""
+        num = len(self.alphas_cumprod)
+        return (t * num).round().long().clamp(0, num - 1)
+
+    def alpha(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
+        """sqrt(a)."""
+        return self._at(t) ** 0.5
+
+    def sigma(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
+        """sqrt(1 - a)."""
+        return (1 - self._at(t)) ** 0.5
+
+    def log_snr(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
+        """log(a / (1 - a))."""
+        return torch.logit(self._at(t))
+
+    def time(self, ratio: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
+        """The time of the step whose noise level is nearest to `ratio` (in a = 1 / (1 + ratio^2))."""
+        rising = self.alphas_cumprod.double().flip(0).to(ratio.device)
+        level = 1 / (1 + ratio.double() ** 2)
+        above = torch.searchsorted(rising, level.contiguous()).clamp(1, len(rising) - 1)
+        nearer_below = level - rising[above - 1] < rising[above] - level
+        step = len(rising) - 1 - torch.where(nearer_below, above - 1, above)
+        return (step.double() / len(rising)).to(ratio.dtype)
+
+    def _at(self, t: Tensor) -> Tensor:
+        return self.alphas_cumprod.to(t.device)[self.step(t)]
 
 
 @lru_cache(1)

@@ -78,13 +78,52 @@ def _from_another(
         result = other + scale * (positive - other)
         for more, its_scale in others:
             result = result + its_scale * (denoise(x, sigma, more) - other)
-        if rescale > 0:
-            # A constant x_0 has nothing to bring back.
-            ratio = _spread(positive) / _spread(result).clamp_min(1e-8)
-            result = result * (1 + rescale * (ratio - 1))
+        result = _rescaled(result, positive, rescale)
         return torch.where(_per_sample(active, x), result, positive)
 
     return guided
+
+
+def perp_neg(
+    denoise: Denoise[C], null: C, negatives: Sequence[tuple[C, Float[Tensor, " batch"]]], *, scale: float,
+    rescale: float = 0.0,
+) -> Denoise[C]:  # fmt: skip
+    """Returns a denoiser that moves away from negative conditions, but never along the positive one.
+
+        x_0 = x_0(null) + scale (d + sum_i w_i (d_i - (d_i . d / d . d) d))
+        d = x_0(condition) - x_0(null), d_i = x_0(negative i) - x_0(null)
+
+    (Armandpour et al. 2023, "Re-imagine the Negative Prompt Algorithm", eq. 9.) Without negatives, or with
+    weights of zero, it is `classifier_free` at the same scale.
+
+    negatives: conditions with a weight for each sample, below zero to move away. rescale: see there.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, condition: C) -> Tensor:
+        positive, base = denoise(x, sigma, condition), denoise(x, sigma, null)
+        direction = positive - base
+        total = direction
+        square = _dot(direction, direction).clamp_min(1e-12)  # a condition that changes nothing has no side
+        for negative, weight in negatives:
+            away = denoise(x, sigma, negative) - base
+            across = away - _dot(away, direction) / square * direction
+            total = total + _per_sample(weight.to(x), x) * across
+        return _rescaled(base + scale * total, positive, rescale)
+
+    return guided
+
+
+def _rescaled(result: Tensor, positive: Tensor, rescale: float) -> Tensor:
+    if rescale == 0:
+        return result
+    # A constant x_0 has nothing to bring back.
+    ratio = _spread(positive) / _spread(result).clamp_min(1e-8)
+    return result * (1 + rescale * (ratio - 1))
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Products of each sample over all its axes, [batch, 1, ...]."""
+    return _per_sample((first * second).flatten(1).sum(dim=1), first)
 
 
 def within(denoise: Denoise[C], low: Tensor, high: Tensor, *, quantile: float | None = None) -> Denoise[C]:

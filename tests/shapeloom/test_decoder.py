@@ -112,7 +112,7 @@ def test_skipping_empty_space_changes_nothing_visible(monkeypatch) -> None:
     poses, matrices = cameras(2, 24)
     skipped = decoder.render(weights, poses, matrices, 24, 24)
     everywhere = torch.ones(2, 32, 32, 32, dtype=torch.bool)
-    monkeypatch.setattr(decoder, "_occupancy", lambda weights, num_rays: everywhere)
+    monkeypatch.setattr(decoder, "occupancy", lambda weights, num_rays: everywhere)
     torch.testing.assert_close(
         skipped.rgb, decoder.render(weights, poses, matrices, 24, 24).rgb, atol=0.01, rtol=0
     )

@@ -1,0 +1,55 @@
+"""The 2-D model and the judge that a config names."""
+
+from pathlib import Path
+
+from sampling.pipeline import ShapePipeline
+from sampling.refine.config import RefineConfig
+from sampling.refine.guides import Guide
+from shapeloom.clip import Clip, load_clip
+from shapeloom.config import UserError
+
+
+def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
+    """Returns the 2-D model; raises UserError if there is none."""
+    folder = Path(config.guide)
+    if config.guide == "views":
+        if config.model is None:
+            raise UserError(
+                "guide=views is the view model of --model RUN; or name a folder: guide=RUN/views, or a "
+                "diffusers text-to-image one."
+            )
+        folder = Path(config.model, "views")
+    # diffusers takes seconds to be imported.
+    if (folder / "view_model.json").is_file():
+        from sampling.refine.view_model import ViewGuide, picture_of
+        from shapeloom.view_diffusion import load_view_model
+
+        has_clip = (folder.parent / "clip" / "model.json").is_file()
+        clip = None if has_clip else pipe.clip  # the one beside it may be another than the prior's
+        model = load_view_model(folder, pipe.prior.device, clip=clip)
+        if config.image is None:
+            return ViewGuide(model)
+        seen = picture_of(
+            config.image, model, elevation=config.image_elevation, matting=config.pictures.matting
+        )
+        return ViewGuide(model, seen)
+    if config.image is not None:
+        raise UserError("Only a view model follows a picture; leave `image` out, or use guide=views.")
+    if (folder / "unet").is_dir():
+        from sampling.refine.text_to_image import load_text_to_image
+
+        return load_text_to_image(folder, pipe.prior.device)
+    raise UserError(
+        f"{folder} is no 2-D diffusion model. Train one on the run's own pictures (python -m "
+        "prior.train_views), or name the folder of a diffusers text-to-image model: guide=FOLDER."
+    )
+
+
+def load_judge(config: RefineConfig, pipe: ShapePipeline) -> Clip:
+    """Returns the CLIP that scores: `judge`, or the run's own judge, or the model's CLIP."""
+    folder = None if config.model is None else Path(config.model, "eval", "judge")
+    if config.judge is not None:
+        return load_clip(config.judge, pipe.prior.device)
+    if folder is not None and (folder / "weights.safetensors").is_file():
+        return load_clip(folder, pipe.prior.device)
+    return pipe.clip
