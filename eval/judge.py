@@ -118,7 +118,7 @@ def make_judge(data: Path, config: JudgeConfig, folder: Path, *, conditioner: st
             "pretrained CLIP that the prior was not conditioned on (judge.clip.pretrained)."
         )
     shards = AssetShards(data, split) if available.get(split) else None
-    clip = _make_clip(shards, config.clip.model_copy(update={"data": data}), folder, world)
+    clip = _make_clip(shards, config.clip.model_copy(update={"data": str(data)}), folder, world)
     refuse_conditioner(clip.digest, conditioner)
     probes, skipped = make_probes(shards, clip, config)
     return Judge(clip, probes, skipped)

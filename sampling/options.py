@@ -52,4 +52,15 @@ def _views(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same one gives the same bytes")
 
 
-OPTIONS = {"sampling": _objects, "sampling.edits": _edits, "sampling.views": _views}
+def _refine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
+    parser.add_argument("--prompt", help="what the shape is to be")
+    parser.add_argument("--shape", help="where to start: latent (a sample), none (a ball) or a file")
+    parser.add_argument("--guide", help="the 2-D model: views, or a diffusers text-to-image folder")
+    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--seed", type=int)
+
+
+OPTIONS = {
+    "sampling": _objects, "sampling.edits": _edits, "sampling.refine": _refine, "sampling.views": _views,
+}  # fmt: skip

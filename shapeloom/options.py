@@ -71,6 +71,6 @@ def help_text(command: Sequence[str]) -> str | None:
         source = path.read_text()
     except OSError:
         return None
-    if "run_main(main)" not in source:
+    if "\n    run_main(" not in source:
         return None
     return stage_parser(command[0], ast.get_docstring(ast.parse(source), clean=False) or "").format_help()

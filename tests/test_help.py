@@ -19,12 +19,12 @@ def commands() -> Iterator[str]:
     """All modules of the stages that can be run."""
     for room in sorted(STAGES):
         for path in sorted((ROOT / room).rglob("*.py")):
-            if "run_main(main)" in path.read_text():
+            if "\n    run_main(" in path.read_text():
                 name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
                 yield name.removesuffix(".__main__")
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_the_early_help_is_the_command_s_own(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,7 +36,7 @@ def test_the_early_help_is_the_command_s_own(
     assert capsys.readouterr().out == help_text([command, "--help"])
 
 
-def test_help_needs_neither_torch_nor_a_tenth_of_a_second_of_modules() -> None:
+def test_help_needs_neither_torch_nor_pydantic_nor_numpy() -> None:
     for stage in ("data_prep", "encoder.encode", "sampling", "serving"):
         words = [sys.executable, "-X", "importtime", "-m", stage, "--help"]
         done = subprocess.run(words, capture_output=True, text=True, check=True)

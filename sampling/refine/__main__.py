@@ -46,16 +46,6 @@ log = get_logger("refine")
 STRIP_PICTURES = 8
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shortcuts that people type daily."""
-    parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
-    parser.add_argument("--prompt", help="what the shape is to be")
-    parser.add_argument("--shape", help="where to start: latent (a sample), none (a ball) or a file")
-    parser.add_argument("--guide", help="the 2-D model: views, or a diffusers text-to-image folder")
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--seed", type=int)
-
-
 def shortcuts(arguments: argparse.Namespace) -> list[str]:
     """Returns them as overrides of the config."""
     keys = ("model", "shape", "guide", "iterations", "seed")
@@ -224,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config, out, _ = parse_stage(
         RefineConfig, stage="sampling.refine", description=__doc__ or "", argv=argv,
-        add_arguments=add_arguments, shortcuts=shortcuts,
+        shortcuts=shortcuts,
     )  # fmt: skip
     if len(config.prompts) != 1:
         raise UserError('Say what the shape is to be, once: --prompt "a red chair".')

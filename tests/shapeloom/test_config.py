@@ -92,6 +92,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
     from prior.distill import DistillConfig
     from prior.task import PriorConfig
     from prior.train_clip import DualEncoderConfig
+    from prior.views import ViewTrainConfig
     from sampling.config import SamplingConfig
 
     owners = {
@@ -102,6 +103,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
         "prior": (PriorConfig, ["latents=x"]),
         "sampling": (SamplingConfig, ["prior=x", "encoder=x", "clip=x"]),
         "eval": (EvalConfig, ["run=x"]),
+        "views": (ViewTrainConfig, ["data=x"]),
     }
     owner, inputs = owners[preset.parent.name]
     if preset.name.startswith("distill_"):
