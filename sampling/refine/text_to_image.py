@@ -178,7 +178,7 @@ def load_text_encoder(folder: Path, device: torch.device | str) -> EncodeText:
         import transformers
     except ImportError as error:
         raise UserError(
-            "Text encoders of diffusers folders need the library transformers: pip install transformers."
+            "Text encoders of diffusers folders need the library transformers: pip install -e '.[refine]'."
         ) from error
     path = folder / "text_encoder" / "config.json"
     if not path.is_file():
