@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from pydantic import Field as Key
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from encoder.batches import AugmentConfig, make_batch
@@ -44,6 +45,9 @@ class EncoderTrainConfig(Config):
     start: Path | None = Key(
         None, description="a finished encoder run of the same sizes, whose weights training starts from"
     )
+    decoder_alone: bool = Key(
+        False, description="keep `start`'s encoder, and so its latents, and train its decoder"
+    )
     losses: LossConfig = LossConfig()
     meshes: MeshLossConfig = MeshLossConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -56,6 +60,12 @@ class EncoderTrainConfig(Config):
     )
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _an_encoder_is_kept(self) -> "EncoderTrainConfig":
+        if self.decoder_alone and self.start is None:
+            raise ValueError("decoder_alone=true keeps the encoder of a finished run: name it as `start`")
+        return self
+
 
 class EncoderTask:
     """Batches, loss and pictures of the encoder's training (see shapeloom.training.Task)."""
@@ -63,7 +73,9 @@ class EncoderTask:
     def __init__(self, config: EncoderTrainConfig, shards: AssetShards, held_out: AssetShards) -> None:
         self.config, self.shards, self.held_out = config, shards, held_out
         torch.manual_seed(config.train.seed)  # initial weights
-        self.model: nn.Module = Autoencoder(config.encoder, config.decoder)
+        model = Autoencoder(config.encoder, config.decoder)
+        model.encoder.requires_grad_(not config.decoder_alone)
+        self.model: nn.Module = model
         self.order = ReadingOrder(shards.shard_sizes, seed=config.train.seed)
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:

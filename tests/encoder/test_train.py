@@ -85,6 +85,26 @@ def test_another_config_in_the_same_folder_is_refused(trained: Path, ball_datase
         run(trained, ball_dataset, "train.precision=fp32", "train.seed=1")
 
 
+def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(
+    trained: Path, ball_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "hardened"
+    with pytest.raises(UserError, match="name it as `start`"):
+        run(out, ball_dataset, "decoder_alone=true")
+    run(
+        out,
+        ball_dataset,
+        "train.precision=fp32",
+        f"start={trained}",
+        "decoder_alone=true",
+        "bottleneck_noise=0.2",
+    )
+    before, after = load_file(trained / "weights.safetensors"), load_file(out / "weights.safetensors")
+    assert before.keys() == after.keys()
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder"}
+
+
 def test_tampered_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     for name in ("meta.json", "encoder.yaml", "decoder.yaml"):
         (tmp_path / name).write_text((trained / name).read_text())
