@@ -312,7 +312,18 @@ def start_over_ssh(folder: Path, deepspeed: str) -> CompletedProcess[str]:
     own = {"VENV": str(folder), "HOSTFILE": str(folder / "hosts"), "FORWARD": "WORDS", "LAUNCHER": "ssh"}
     path = {"PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["bash", "launch/deepspeed.sh", "a.stage", "--out", "a folder's"]
-    environment = {**os.environ, **own, **path, "WORDS": "it's $HOME", "OUT": str(folder)}
+    # Trainings in this process have left their group's variables behind.
+    group = {
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    }
+    outer = {name: value for name, value in os.environ.items() if name not in group}
+    environment = {**outer, **own, **path, "WORDS": "it's $HOME", "OUT": str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
