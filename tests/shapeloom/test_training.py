@@ -313,16 +313,8 @@ def start_over_ssh(folder: Path, deepspeed: str) -> CompletedProcess[str]:
     path = {"PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["bash", "launch/deepspeed.sh", "a.stage", "--out", "a folder's"]
     # Trainings in this process have left their group's variables behind.
-    group = {
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "NODE_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    }
-    outer = {name: value for name, value in os.environ.items() if name not in group}
+    group = ("RANK", "WORLD_SIZE", "LOCAL_", "NODE_RANK", "MASTER_")
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(group)}
     environment = {**outer, **own, **path, "WORDS": "it's $HOME", "OUT": str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
