@@ -21,6 +21,7 @@ STAGES = {"data_prep", "encoder", "prior", "sampling", "serving", "eval"}
 NAME = ".finished.json"
 MOST_FILES = 50_000
 """More files than that aren't looked through; the stage itself is asked."""
+STARTED = time.time()
 ASKS = {"-h", "--help", "--print-config"}
 
 
@@ -58,14 +59,17 @@ def note_read(config: object) -> None:
 def remember() -> None:
     """Writes down what was noted, once the command has ended well.
 
-    Not for what isn't a stage's command, for too many files, or where the folder can't be written.
+    Not for what isn't a stage's command, for too many files, or where the folder can't be written; nor if
+    what it read has changed since it began: it may have seen what was there before.
     """
     command = stage_command(sys.orig_argv)
     if not command or not _ended:
         return
     folder = _ended.pop()
-    found = sorted({*map(os.path.abspath, filter(os.path.exists, {*_read, *_named(command)} - {""}))})
+    found = sorted({*map(os.path.abspath, filter(os.path.exists, {*_read, *_named(command[1:])} - {""}))})
     with suppress(TooManyFiles, OSError):
+        if _newest([*_code(), *found], beside=folder) >= STARTED:
+            return
         facts = {"command": command, "cwd": os.getcwd(), "paths": found, "digest": _digest(folder, found)}
         aside = folder / f"{NAME}.{os.getpid()}"
         aside.write_text(json.dumps(facts))
@@ -99,10 +103,8 @@ def _named(command: Sequence[str]) -> set[str]:
 
 def _digest(folder: Path, paths: Sequence[str]) -> str:
     """Of names, sizes and times of the project's code, and of all files in and beneath folder and paths."""
-    root = Path(__file__).parents[1]
-    code = [root / name for name in sorted({"shapeloom", *STAGES})]
     sha, num = hashlib.sha256(sys.version.encode()), 0
-    for top in map(str, (*code, folder, *paths)):
+    for top in (*_code(), str(folder), *paths):
         sha.update(f"\n{top}\n".encode(errors="replace"))
         for name, facts in _files(top):
             num += 1
@@ -110,6 +112,18 @@ def _digest(folder: Path, paths: Sequence[str]) -> str:
                 raise TooManyFiles
             sha.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="replace"))
     return sha.hexdigest()
+
+
+def _code() -> list[str]:
+    root = Path(__file__).parents[1]
+    return [str(root / name) for name in sorted({"shapeloom", *STAGES})]
+
+
+def _newest(tops: Sequence[str], *, beside: Path) -> float:
+    """When a file in or beneath tops, but not in the folder `beside`, was last written or moved there."""
+    own = os.path.join(os.path.abspath(beside), "")
+    found = (facts for top in tops for name, facts in _files(top) if not name.startswith(own))
+    return max((max(facts.st_mtime, facts.st_ctime) for facts in found), default=0.0)
 
 
 def _files(top: str) -> Iterator[tuple[str, os.stat_result]]:

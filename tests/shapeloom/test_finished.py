@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "--set", f"data={tmp_path / 'data'}",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", *words])
+    monkeypatch.setattr(finished, "STARTED", time.time() + 1)  # after all that it reads was there
     note_read({"a": [{"b": str(tmp_path / "named_by_config")}], "c": 1})
     note(tmp_path / "out")
     remember()
@@ -64,6 +66,24 @@ def test_other_words_another_place_and_other_code_are_another_command(
         patch.setattr(finished, "__file__", str(tmp_path / "code" / "shapeloom" / "finished.py"))
         assert not is_finished(command)
     assert is_finished(command)
+
+
+@pytest.mark.parametrize("path", ["data/shards/1.tar", "preset.yaml", "named_by_config"])
+def test_what_changed_while_the_command_ran_is_looked_at_again(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    time.sleep(0.05)  # the file system's clock is coarse
+    monkeypatch.setattr(finished, "STARTED", time.time())
+    for is_changed in (False, True):
+        (tmp_path / "out" / NAME).unlink()
+        if is_changed:
+            time.sleep(0.05)
+            (tmp_path / path).write_text("moved here just now")
+            os.utime(tmp_path / path, (0, 0))  # as a copy that keeps times leaves it
+        note(tmp_path / "out")
+        remember()
+        assert (tmp_path / "out" / NAME).exists() != is_changed
+        (tmp_path / "out" / NAME).touch()
 
 
 def test_a_lock_and_a_damaged_note_change_nothing_but_who_is_asked(
