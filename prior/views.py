@@ -214,17 +214,18 @@ class ViewTask:
         }  # fmt: skip
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the target over all numbers, weighted by time."""
+        """Mean squared error of the target, weighted by time, and that of the volume's own pictures."""
         times = self.config.diffusion
         z = normal(batch["seed"], (), stream="time").to(batch["pictures"].device)
         t = sample_times(z, times.times, mean=times.times_mean, std=times.times_std)
         weight = loss_weight(times.weighting, times.target, make_schedule(times.schedule), t)
-        return (weight * self.errors(model, batch, t)).mean(), {}
+        errors, drawn = self.errors(model, batch, t)
+        return (weight * errors).mean() + drawn.mean(), {"volume": drawn.mean().detach()}
 
     def errors(
         self, model: nn.Module, batch: dict[str, Tensor], t: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        """Returns each object's mean squared error over its views at time t."""
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Returns mean squared errors of each object's views: of the answer at time t, of the volume."""
         assert isinstance(model, ViewNetwork)
         diffusion, views = self.config.diffusion, self.config.views
         schedule, known = make_schedule(diffusion.schedule), model.conditioner
@@ -240,7 +241,11 @@ class ViewTask:
         told = model.told(view_inputs(batch))
         answer = model(x_t / alpha[:, None, None, None], schedule.sigma(each) / alpha, told).float()
         target = make_target(diffusion.target, schedule, x0, eps, each)
-        return (answer - target).square().flatten(1).mean(1).unflatten(0, (-1, views)).mean(1)
+        shown = told.drawn().float()
+        true = F.interpolate(batch["pictures"].flatten(0, 1), size=shown.shape[-2:], mode="area")
+        both = (answer - target).square().flatten(1).mean(1), (shown - true).square().flatten(1).mean(1)
+        first, second = (each.unflatten(0, (-1, views)).mean(1) for each in both)
+        return first, second
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -253,7 +258,7 @@ class ViewTask:
             batch = {name: torch.stack([each[name] for each in drawn]).to(device) for name in drawn[0]}
             for i, t in enumerate(HELD_OUT_TIMES):
                 times = torch.full((len(drawn),), t, device=device)
-                sums[i] += self.errors(model, batch, times).sum().cpu()
+                sums[i] += self.errors(model, batch, times)[0].sum().cpu()
         means = (sums / len(rows)).tolist()
         return {f"held_out/loss_t{t:g}": m for t, m in zip(HELD_OUT_TIMES, means, strict=True)} | {
             "held_out/loss": float(np.mean(means))

@@ -281,7 +281,7 @@ def random_view_model(*, size: int = 16, clip: Clip | None = None, seed: int = 0
     """
     config = ViewNetworkConfig(
         size=size, patch=2, channels=(8, 16), attention=1, head_width=8, context_width=16,
-        reference_patch=size // 2, reference_depth=1,
+        reference_patch=size // 2, reference_depth=1, volume=4, volume_width=4,
     )  # fmt: skip
     widths = (16, 16) if clip is None else (clip.embed_dim, clip.text_width)
     shapes = ViewShapes(channels=4, side=size, clip_dim=widths[0], text_width=widths[1], references=2)

@@ -2,6 +2,7 @@
 
     pictures' pixels, a block of patch x patch a cell      -> channels of diffusers' UNet2DConditionModel
     each cell's ray, as Pluecker coordinates (6 numbers)   -> more channels
+    a volume of references and caption, drawn from there   -> more channels (shapeloom.view_volume)
     each reference's patches with their rays               -> tokens, to which the UNet attends
     the caption's CLIP tokens                              -> more tokens
     the camera, the mean of the references, the caption's
@@ -30,9 +31,12 @@ from shapeloom.config import Config
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.cameras import Cameras
 from shapeloom.rendering.rays import camera_rays
+from shapeloom.view_volume import RGBA, ReferenceVolume, waves
 
 OCTAVES = 3
 RAY, POSE = 6, 5
+DRAWN = 2
+"""Pixels of the volume's map a side of a cell."""
 """Numbers of a ray (unit direction, moment about the origin) and of a camera (`camera_vector`)."""
 
 
@@ -54,6 +58,8 @@ class ViewNetworkConfig(Config):
         8, ge=1, le=64, description="pixels a side that a reference's token stands for"
     )
     reference_depth: int = Field(2, ge=0, le=64, description="transformer blocks over a reference's tokens")
+    volume: int = Field(24, ge=4, le=128, multiple_of=2, description="voxels a side of the volume")
+    volume_width: int = Field(16, ge=4, le=256, description="features of a voxel")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ViewNetworkConfig":
@@ -116,7 +122,8 @@ class ViewInputs:
 class ViewCondition:
     """What the UNet is told: one row a view, the views of an object one after another."""
 
-    rays: Float[Tensor, "rows 6 cells cells"]
+    maps: Float[Tensor, "rows channels cells cells"]
+    """Each cell's ray (6 numbers), and what the volume shows there."""
     vector: Float[Tensor, "rows context_width"]
     context: Float[Tensor, "rows tokens context_width"]
     mask: Bool[Tensor, "rows tokens"]
@@ -127,6 +134,10 @@ class ViewCondition:
 
     def __len__(self) -> int:
         return len(self.vector)
+
+    def drawn(self) -> Float[Tensor, "rows 4 side side"]:
+        """Returns the volume's own pictures, two pixels a side of a cell: RGBA on white, in [-1, 1]."""
+        return F.pixel_shuffle(self.maps[:, RAY:], DRAWN)[:, :RGBA]
 
     def alone(self) -> "ViewCondition":
         """Each view for itself, without its siblings."""
@@ -173,12 +184,6 @@ def camera_vector(
     return torch.cat([eye / distance, distance.log(), half.log()], dim=-1)
 
 
-def waves(x: Float[Tensor, "*batch numbers"]) -> Float[Tensor, "*batch features"]:
-    """Returns the numbers and their sines and cosines in OCTAVES octaves from a period of 4 on."""
-    angles = (x[..., None] * (0.5 * math.pi * 2 ** torch.arange(OCTAVES, device=x.device))).flatten(-2)
-    return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
-
-
 class Conditioner(nn.Module):
     """References, captions and cameras to tokens and a vector; holds the pictures' mean and spread too."""
 
@@ -198,6 +203,10 @@ class Conditioner(nn.Module):
         self.text_tokens = nn.Linear(shapes.text_width, width)
         self.text_pooled = nn.Linear(shapes.clip_dim, width)
         self.camera = nn.Sequential(nn.Linear(POSE * features, width), nn.SiLU(), nn.Linear(width, width))
+        self.volume = ReferenceVolume(
+            size=config.size, side=config.volume, width=config.volume_width, context_width=width,
+            octaves=OCTAVES,
+        )  # fmt: skip
         self.null_token = nn.Parameter(torch.randn(width) * 0.02)
         self.no_reference = nn.Parameter(torch.randn(width) * 0.02)
         self.no_text = nn.Parameter(torch.randn(width) * 0.02)
@@ -205,9 +214,11 @@ class Conditioner(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, inputs: ViewInputs, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns rays, vector, context and mask of a `ViewCondition`, a row a view."""
+        """Returns maps, vector, context and mask of a `ViewCondition`, a row a view."""
         size, (batch, views) = self.config.size, inputs.cam_to_world.shape[:2]
-        tokens, own_mask, pooled = self._references(inputs)
+        seen, pooled = self._references(inputs)
+        patches = seen.shape[2]
+        tokens, own_mask = seen.flatten(1, 2), inputs.has_reference.repeat_interleave(patches, dim=1)
         null = self.null_token.expand(batch, 1, -1).to(tokens.dtype)
         text = self.text_tokens(inputs.text_tokens).to(tokens.dtype)
         context = torch.cat([null, tokens, text], dim=1)
@@ -217,13 +228,21 @@ class Conditioner(nn.Module):
         caption = self.text_pooled(inputs.text_pooled * math.sqrt(inputs.text_pooled.shape[-1]))
         caption = torch.where(inputs.has_text[:, None], caption, self.no_text.to(caption.dtype))
         poses, matrices = inputs.cam_to_world.flatten(0, 1), inputs.intrinsics.flatten(0, 1)
-        camera = self.camera(waves(camera_vector(poses, matrices, size=size)))
+        camera = self.camera(waves(camera_vector(poses, matrices, size=size), OCTAVES))
         rays = plucker(poses, matrices, size=size, cells=cells)
-        vector = camera + (pooled + caption).repeat_interleave(views, dim=0)
-        return rays, vector, context.repeat_interleave(views, dim=0), mask.repeat_interleave(views, dim=0)
+        whole = pooled + caption
+        side = math.isqrt(patches)
+        volume = self.volume(
+            inputs.references, inputs.reference_pose, inputs.reference_intrinsics, inputs.has_reference,
+            seen.unflatten(2, (side, side)), whole,
+        )  # fmt: skip
+        drawn = self.volume.drawn(volume, inputs.cam_to_world, inputs.intrinsics, cells=DRAWN * cells)
+        maps = torch.cat([rays.to(drawn.dtype), F.pixel_unshuffle(drawn, DRAWN)], dim=1)
+        vector = camera + whole.repeat_interleave(views, dim=0)
+        return maps, vector, context.repeat_interleave(views, dim=0), mask.repeat_interleave(views, dim=0)
 
-    def _references(self, inputs: ViewInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of all references, which are there, and a vector of their mean. Each is read for itself.
+    def _references(self, inputs: ViewInputs) -> tuple[Tensor, Tensor]:
+        """Tokens of each reference's patches, and a vector of all that are there. Each is read for itself.
 
         Patches count in the mean by how much of the object they show: most of a picture is background.
         """
@@ -234,7 +253,7 @@ class Conditioner(nn.Module):
             inputs.reference_pose.flatten(0, 1), inputs.reference_intrinsics.flatten(0, 1), size=config.size,
             cells=cells,
         )  # fmt: skip
-        tokens = tokens + self.ray(waves(rays.flatten(2).transpose(1, 2)))
+        tokens = tokens + self.ray(waves(rays.flatten(2).transpose(1, 2), OCTAVES))
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens).unflatten(0, seen.shape)
@@ -243,7 +262,7 @@ class Conditioner(nn.Module):
         weights = (share / covered.sum(2))[..., None] * covered
         mean = (tokens * weights.to(tokens.dtype)[..., None]).sum((1, 2))
         pooled = torch.where(seen.any(1)[:, None], self.pooled(mean), self.no_reference.to(mean.dtype))
-        return tokens.flatten(1, 2), seen.repeat_interleave(cells * cells, dim=1), pooled
+        return tokens, pooled
 
 
 class JointAttention:
@@ -273,7 +292,7 @@ def make_unet(shapes: ViewShapes, config: ViewNetworkConfig) -> Any:
     attends = [level >= count - config.attention for level in range(count)]
     unet: Any = UNet2DConditionModel(
         sample_size=shapes.side // config.patch,
-        in_channels=shapes.channels * config.patch**2 + RAY,
+        in_channels=shapes.channels * config.patch**2 + RAY + DRAWN**2 * (1 + config.volume_width),
         out_channels=shapes.channels * config.patch**2,
         block_out_channels=config.channels,
         layers_per_block=config.layers,
@@ -307,8 +326,8 @@ class ViewNetwork(nn.Module):
 
     def told(self, inputs: ViewInputs) -> ViewCondition:
         """Returns what the UNet is told."""
-        rays, vector, context, mask = self.conditioner(inputs, self.cells)
-        return ViewCondition(rays, vector, context, mask, inputs.cam_to_world.shape[1])
+        maps, vector, context, mask = self.conditioner(inputs, self.cells)
+        return ViewCondition(maps, vector, context, mask, inputs.cam_to_world.shape[1])
 
     def forward(
         self,
@@ -321,7 +340,7 @@ class ViewNetwork(nn.Module):
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None, None]
         cells = F.pixel_unshuffle(unit, self.config.patch)
         answer = self.unet(
-            torch.cat([cells, condition.rays.to(cells.dtype)], dim=1), level, condition.context,
+            torch.cat([cells, condition.maps.to(cells.dtype)], dim=1), level, condition.context,
             class_labels=condition.vector, encoder_attention_mask=condition.mask,
             cross_attention_kwargs={"views": condition.views},
         ).sample  # fmt: skip

@@ -1,4 +1,4 @@
-"""python -m benchmarks.drills.kill_training [encoder|prior]: killed trainings, ZeRO stages, world sizes.
+"""python -m benchmarks.drills.kill_training [encoder|prior|views]: killed trainings, ZeRO stages, world sizes.
 
 A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again
 until it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to
@@ -35,8 +35,13 @@ SETTINGS = {
         "decoder.projection={num_tokens: 16, channels: 8, rank: 32}",
         "losses={num_rays: 32, num_surface_points: 32, num_sdf_points: 64}", TRAIN,
     ),
+    "views": (
+        "network={size: 16, channels: [8, 16], head_width: 8, context_width: 16, volume: 4, volume_width: 4}",
+        "mixture.max_references=1", TRAIN,
+    ),
 }  # fmt: skip
-DATA_KEY = {"prior": "latents", "encoder": "data"}
+MODULES = {"prior": "prior.train", "encoder": "encoder.train", "views": "prior.train_views"}
+DATA_KEY = {"prior": "latents", "encoder": "data", "views": "data"}
 
 
 def write_data(stage: str, folder: Path) -> Path:
@@ -76,7 +81,7 @@ def command(
         launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     settings = [f"{DATA_KEY[stage]}={data}", *SETTINGS[stage], f"train.steps={steps}"]
     settings.append(f"train.zero_stage={zero_stage}")
-    return [*launch, f"{stage}.train", "--out", str(out), "--set", *settings]
+    return [*launch, MODULES[stage], "--out", str(out), "--set", *settings]
 
 
 def run(arguments: list[str]) -> None:

@@ -18,9 +18,13 @@ from shapeloom.shards import AssetShards
 from shapeloom.view_diffusion import References, load_view_model
 from shapeloom.view_network import azimuths
 
-SIZES = "network={size: 16, channels: [8, 16], head_width: 8, context_width: 16, reference_depth: 1}"
+SIZES = (
+    "network={size: 16, channels: [8, 16], head_width: 8, context_width: 16, reference_depth: 1, "
+    "volume: 4, volume_width: 4}"
+)
 TRAIN = (
-    "train={steps: 6, batch_size: 4, warmup_steps: 2, precision: fp32, checkpoint_every: 2, picture_every: 6}"
+    "train={steps: 6, batch_size: 4, warmup_steps: 2, precision: fp32, checkpoint_every: 2, picture_every: 6, "
+    "log_every: 1}"
 )
 
 
@@ -119,16 +123,16 @@ def test_a_killed_training_goes_on_bit_for_bit(
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("whole", "killed")
     ]
-    kept = [[(each["step"], each.get("loss")) for each in run] for run in losses]
+    kept = [[(each["step"], each["train/loss"]) for each in run] for run in losses]
     assert kept[0] == kept[1]
 
 
 def test_it_learns_to_tell_balls_of_two_colours_and_sizes(ball_dataset: Path, tmp_path: Path) -> None:
     settings = [
         "network={size: 16, patch: 2, channels: [16, 32], attention: 1, head_width: 8, context_width: 32, "
-        "reference_depth: 1}",
-        "train={steps: 80, batch_size: 8, warmup_steps: 10, learning_rate: 0.004, precision: fp32, "
-        "ema_decay: 0.9, picture_every: 80}",
+        "reference_depth: 1, volume: 8, volume_width: 8}",
+        "train={steps: 60, batch_size: 8, warmup_steps: 10, learning_rate: 0.004, precision: fp32, "
+        "ema_decay: 0.9, picture_every: 60}",
         "views=1", "diffusion={target: x0, times_mean: 1, times_std: 1}",
     ]  # fmt: skip
     main(["--out", str(tmp_path / "views"), "--set", f"data={ball_dataset}", *settings])
@@ -164,6 +168,7 @@ def test_a_vae_s_latents_are_diffused_and_come_back_as_pictures(ball_dataset: Pa
     )  # fmt: skip
     vae.save_pretrained(tmp_path / "vae")
     sizes = "size: 16, patch: 1, channels: [8, 16], head_width: 8, context_width: 16, reference_depth: 1"
+    sizes += ", volume: 4, volume_width: 4"
     given = [f"data={ball_dataset}", f"vae={tmp_path / 'vae'}", TRAIN, f"network={{{sizes}}}"]
     main(["--out", str(tmp_path / "views"), "--set", *given])
     with pytest.raises(UserError, match="diffuses a VAE's latents: name its folder"):

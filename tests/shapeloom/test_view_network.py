@@ -251,7 +251,7 @@ def test_saved_in_diffusers_layout_it_comes_back_and_plain_diffusers_loads_its_u
     assert sorted(unet.state_dict()) == sorted(network.unet.state_dict())
     told = model.condition(**asked).alone()
     cells = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    inputs = torch.cat([cells, told.rays], dim=1), torch.full((2,), 500.0), told.context
+    inputs = torch.cat([cells, told.maps], dim=1), torch.full((2,), 500.0), told.context
     kept = {"class_labels": told.vector, "encoder_attention_mask": told.mask}
     theirs, ours = (each(*inputs, **kept).sample for each in (unet, network.unet))
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
