@@ -7,7 +7,8 @@ Of each asset one view is given, and those nearest to each azimuth gap are made 
 model stand the given picture itself, the training asset of the nearest surface (chosen knowing the true one,
 drawn from its points) and, where a prior is named, the object that it makes of the picture. PSNR and SSIM are
 of pictures on white, all pixels counted; IoU is of alpha > 0.5; the perceptual distance is 1 - cosine of a
-named backbone's features. A pose is recovered if the made view is nearer (PSNR) to the true one than to any
+named backbone's features. Views agree as far as the visual hull of the given and the made masks fills these
+(`eval.hull`). A pose is recovered if the made view is nearer (PSNR) to the true one than to any
 other stored view. views.json holds the figures, views.html and views.png show them.
 """
 
@@ -27,6 +28,7 @@ from pydantic import Field as Key
 from torch import Tensor
 
 from eval.backbones import BackboneConfig, load_backbone
+from eval.hull import hull_agreement
 from eval.nearest import TrainingAssets, drawn_points
 from eval.pictures import render_mesh
 from prior.views import read_pictures
@@ -50,7 +52,7 @@ TOLERANCE = 20.0
 """Degrees by which a stored pair's azimuths may differ from a gap to count for it."""
 SYSTEMS = {
     "model": "View model", "copy": "The given picture", "nearest": "Nearest training asset",
-    "latent": "Picture to latent to render",
+    "latent": "Picture to latent to render", "truth": "True views",
 }  # fmt: skip
 Record = dict[str, Any]
 Pictures = Float[ndarray, "_ 4 size size"]
@@ -204,6 +206,18 @@ class Beside:
         return found
 
 
+def agreements(question: Question, systems: Mapping[str, Pictures]) -> dict[str, float]:
+    """Returns `hull_agreement` of the given view with each system's others, and with the true ones."""
+    rows = [question.given, *question.asked.values()]
+    true = _unit(question.pictures[rows])[:, 3]
+    masks = {"truth": true[1:]} | {name: made[:, 3] for name, made in systems.items()}
+    poses, matrices = question.poses[rows], question.matrices[rows]
+    return {
+        name: hull_agreement(np.concatenate([true[:1], others]), poses, matrices)
+        for name, others in masks.items()
+    }
+
+
 def recovered(made: Pictures, question: Question) -> list[bool]:
     """Returns of each view asked for whether the made one is nearest to it among all but the given."""
     truth = np.moveaxis(_unit(question.pictures)[:, :3], 1, -1)
@@ -260,6 +274,9 @@ def section(results: Mapping[str, Any], sheet: Path) -> str:
         f"{100 * part['poses_recovered']['mean']:.0f}% at {gap}°" for gap, part in results["gaps"].items()
     )
     backbone = results["backbone"] or "none was named"
+    agreement = ", ".join(
+        f"{SYSTEMS[name].lower()} {each['mean']:.2f}" for name, each in results["agreement"].items()
+    )
     shown = "" if not sheet.is_file() else page.figure(
         page.file_uri(sheet),
         "Rows: the given view; true views and, beneath, the model's, at each gap.",
@@ -268,7 +285,8 @@ def section(results: Mapping[str, Any], sheet: Path) -> str:
     return (
         "<h2>New views of held-out assets</h2><p class='soft'>From one picture, "
         f"{results['size']} x {results['size']} pixels; means over assets with 95% intervals. Poses "
-        f"recovered: {page.text(poses)}. Perceptual distance: {page.text(backbone)}.</p>"
+        f"recovered: {page.text(poses)}. Perceptual distance: {page.text(backbone)}. Views agree: "
+        f"{page.text(agreement)}.</p>"
         + page.table(head, rows)
         + page.tiles([shown] if shown else [], "large")
     )
@@ -309,6 +327,7 @@ def evaluate(model: ViewModel, config: ViewEvalConfig, data: Path, folder: Path)
     todo_rows = [(s, split, i) for s, split in todo for i in range(min(config.max_assets, len(s)))]
     drawn = {id(row) for row in todo_rows[:: max(1, len(todo_rows) // max(1, config.pictures))]}
     records: list[Record] = []
+    agreement: list[dict[str, float]] = []
     columns: list[tuple[Pictures, Pictures, Pictures]] = []
     with progress(len(todo_rows), "making views of held-out assets") as bar:
         for row in todo_rows:
@@ -320,6 +339,7 @@ def evaluate(model: ViewModel, config: ViewEvalConfig, data: Path, folder: Path)
             key, truth = shards.rows[index].key, _unit(question.pictures[list(question.asked.values())])
             made = make_views(model, question, config, key=key)
             systems = {"model": made} | beside.views(shards, index, question)
+            agreement.append(agreements(question, systems))
             right = recovered(made, question)
             for number, gap in enumerate(question.asked):
                 found = {
@@ -332,6 +352,9 @@ def evaluate(model: ViewModel, config: ViewEvalConfig, data: Path, folder: Path)
     results = {
         "size": model.size, "backbone": backbone, "joint": config.joint,
         "gaps": summarise(records, config.gaps), "records": records,
+        "agreement": {
+            name: _mean([each[name] for each in agreement]) for name in (agreement[0] if agreement else ())
+        },
     }  # fmt: skip
     write_atomic(folder / RESULTS, json.dumps(results, indent=1))
     save_sheet(folder / SHEET, columns)

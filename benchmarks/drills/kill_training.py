@@ -1,4 +1,4 @@
-"""python -m benchmarks.drills.kill_training [encoder|prior|views]: killed trainings, ZeRO stages, world sizes.
+"""python -m benchmarks.drills.kill_training encoder|prior|views: killed trainings, ZeRO stages, processes.
 
 A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again
 until it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to

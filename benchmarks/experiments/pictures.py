@@ -1,7 +1,8 @@
 """python -m benchmarks.experiments.pictures --run RUN --out OUT [--prior DIR ...]: how much do pictures tell?
 
 On held-out assets of a finished run (RUN: data, clip, encoder, eval/judge), for each prior (RUN/prior unless
-named): a sample of each asset's caption, and of one, two and four of its views as pictures without caption.
+named): a sample of each asset's caption, and of one, two and four of its views as pictures without caption;
+with --views, of one and three that the view model made of it, as `sampling.views` turns any picture.
 
     Chamfer  between a sample's surface and the asset's own points (Chamfer-L1; the box is 2 wide)
     cosine   between the judge's vectors of the sample (four renders) and of its asset (views that the prior
@@ -42,6 +43,8 @@ from sampling.cutouts import PictureConfig, centred, cut_out, on_square
 from sampling.pictures import png, side_by_side
 from sampling.pipeline import Picture, ShapePipeline
 from sampling.shape import ShapeSample, render_shapes
+from sampling.views import ViewsConfig, turntable
+from sampling.views import cut_out as cut_out_as_seen
 from shapeloom.clip import load_clip
 from shapeloom.config import UserError, run_main
 from shapeloom.decoder import RenderConfig
@@ -50,10 +53,12 @@ from shapeloom.pictures import on_white
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.view_diffusion import ViewModel, load_view_model
 from shapeloom.weights import read_tensors
 
 SHOWN = (1, 2, 4)
 """Pictures of an object."""
+MADE = "1 + 3 made"
 CAPTION = "caption"
 MEASURES = ("Chamfer", "cosine", "R@1")
 BATCH = 32
@@ -68,6 +73,8 @@ class Asset:
     caption: str
     views: list[Picture]
     points: np.ndarray
+    first: np.ndarray
+    """Its first view with straight alpha, [size, size, 4], 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,18 @@ def read_assets(data: Path, num: int, points: int) -> list[Asset]:
         sample = shards.read(index, views=range(shards.num_views), points=True)
         assert sample.rgba is not None and sample.points is not None  # they were asked for
         captions = sample.row.captions or [""]
-        found.append(Asset(sample.row.key, captions[0], list(on_white(sample.rgba)), sample.points[:points]))
+        views, cloud = list(on_white(sample.rgba)), sample.points[:points]
+        found.append(Asset(sample.row.key, captions[0], views, cloud, sample.rgba[0]))
     if len(found) < 2:
         raise UserError(f"{data} has no held-out assets (splits val and test) to measure on.")
     return found
+
+
+def turned(model: ViewModel, asset: Asset) -> list[Picture]:
+    """Returns an asset's first view and three that the view model makes of it, a quarter turn apart."""
+    config = ViewsConfig(views=4, joint=4)
+    turn = turntable(model, config, [cut_out_as_seen(asset.first, size=model.size, name=asset.key)])
+    return [asset.views[0], *on_white(turn.rgba[1:])]
 
 
 def told(values: np.ndarray, signed: bool = False) -> str:
@@ -232,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, default=2048, help="of each surface")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--busy", type=int, default=20, help="of them before backgrounds; 0: none")
+    parser.add_argument("--views", type=Path, help="a finished prior.train_views")
     parser.add_argument("--matting", type=Path, help="a network of rembg's to cut them out by, too")
     options = parser.parse_args(argv)
     run: Path = options.run
@@ -245,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipeline = ShapePipeline.load(prior=prior, encoder=run / "encoder", clip=run / "clip")
         refuse_conditioner(clip.digest, pipeline.clip.digest)
         arms = {CAPTION: None, **{str(num): [each.views[:num] for each in assets] for num in SHOWN}}
+        if options.views is not None:
+            model = load_view_model(options.views, clip=pipeline.clip)
+            arms[MADE] = [turned(model, each) for each in assets]
         scores = {name: bench.scores(bench.samples(pipeline, name, images)) for name, images in arms.items()}
         label = f"{prior} (max_views {pipeline.prior.max_views})"
         results[str(prior)] = {n: {k: v.tolist() for k, v in own.items()} for n, own in scores.items()}

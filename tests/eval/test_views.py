@@ -75,6 +75,9 @@ def test_the_evaluation_writes_figures_and_a_page(ball_dataset: Path, tmp_path: 
     assert saved["gaps"] == json.loads(json.dumps(results["gaps"]))
     for part in results["gaps"].values():
         assert set(part["systems"]) == {"model", "copy", "nearest"}
+    assert set(saved["agreement"]) == {"truth", "model", "copy", "nearest"}
+    # A ball in the middle: its true views agree, and so does the given one everywhere.
+    assert saved["agreement"]["truth"]["mean"] > 0.8
     html = (tmp_path / "views.html").read_text()
     assert "The given picture" in html and "data:image/png" in html
     # Balls look alike from all around: the given picture is a good answer, random weights' is not.

@@ -23,8 +23,8 @@ SIZES = (
     "volume: 4, volume_width: 4}"
 )
 TRAIN = (
-    "train={steps: 6, batch_size: 4, warmup_steps: 2, precision: fp32, checkpoint_every: 2, picture_every: 6, "
-    "log_every: 1}"
+    "train={steps: 6, batch_size: 4, warmup_steps: 2, precision: fp32, log_every: 1, checkpoint_every: 2, "
+    "picture_every: 6}"
 )
 
 

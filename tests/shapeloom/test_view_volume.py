@@ -75,9 +75,7 @@ def told(network: ReferenceVolume, there: list[bool], *, change: int | None = No
         pictures[:, change], tokens[:, change] = 0.5, 1.0
     poses = torch.stack([pose(0.0), pose(1.0)], dim=1)
     matrices = intrinsics(0.7, SIZE, SIZE).expand(1, 2, 3, 3)
-    found: torch.Tensor = network(
-        pictures, poses, matrices, torch.tensor([there]), tokens, torch.ones(1, 16)
-    )
+    found: torch.Tensor = network(pictures, poses, matrices, torch.tensor([there]), tokens, torch.ones(1, 16))
     return found
 
 
