@@ -120,11 +120,15 @@ def cut_out(
 
 
 def read_object(
-    path: Path, *, size: int, share: float = OBJECT_SHARE, matting: Path | None = None
-) -> UInt8[np.ndarray, "size size 4"]:
-    """Returns the object of a PNG or JPEG; UserError for what `sampling.cutouts` refuses."""
-    name = str(path)
-    rgba = read_picture(path, name=name, max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_IMAGE_PIXELS)
+    path: Path, *, size: int, share: float = OBJECT_SHARE, matting: Path | None = None, name: str = "",
+    max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS,
+) -> UInt8[np.ndarray, "size size 4"]:  # fmt: skip
+    """Returns the object of a PNG or JPEG; UserError for what `sampling.cutouts` refuses.
+
+    name: what errors call the picture; "": its path.
+    """
+    name = name or str(path)
+    rgba = read_picture(path, name=name, max_bytes=max_bytes, max_pixels=max_pixels)
     found = matted(rgba, PictureConfig(matting=matting), name=name)
     return cut_out(found, size=size, share=share, name=name)
 
@@ -154,12 +158,13 @@ def groups_of(views: int, joint: int) -> list[list[int]]:
 
 
 def turntable(
-    model: ViewModel, config: ViewsConfig, pictures: Sequence[UInt8[np.ndarray, "size size 4"]] = ()
-) -> Turn:
+    model: ViewModel, config: ViewsConfig, pictures: Sequence[UInt8[np.ndarray, "size size 4"]] = (), *,
+    on_step: Callable[[int], None] | None = None,
+) -> Turn:  # fmt: skip
     """Returns a turn of new views, from pictures, the config's prompt, or both.
 
     pictures: of one object as `cut_out` makes them, the first from azimuth 0 and the others evenly around the
-    turn, all at the config's elevation.
+    turn, all at the config's elevation. on_step: called with the number of views that are made so far.
     Raises UserError for more pictures than the model was trained with, or neither pictures nor a prompt.
     """
     most = model.network.shapes.references
@@ -184,6 +189,8 @@ def turntable(
             condition, seeds=seeds[group], steps=config.steps, scale=config.guidance, method=config.sampler
         )
         made[group] = found.cpu()
+        if on_step is not None:
+            on_step(sum(map(len, groups[: groups.index(group) + 1])))
     return Turn(straight_rgba(made), cameras.cam_to_world[0], cameras.intrinsics[0, 0])
 
 
@@ -227,15 +234,20 @@ def _joined(
     return References(torch.cat([given.pictures, more.pictures], dim=1), both)
 
 
-def write_turn(folder: Path, turn: Turn, pictures: Sequence[UInt8[np.ndarray, "size size 4"]]) -> None:
-    """Writes a turn's files; the contact sheet shows the given pictures first."""
+def sheet_of(
+    turn: Turn, pictures: Sequence[UInt8[np.ndarray, "size size 4"]]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a contact sheet of a turn, the given pictures first."""
     num = len(turn.rgba)
+    labels = [f"picture {i + 1}" for i in range(len(pictures))] + [f"{360 * v / num:g}°" for v in range(num)]
+    return contact_sheet([on_white(rgba) for rgba in (*pictures, *turn.rgba)], labels, size=128, columns=6)
+
+
+def write_turn(folder: Path, turn: Turn, pictures: Sequence[UInt8[np.ndarray, "size size 4"]]) -> None:
+    """Writes a turn's files."""
     for view, rgba in enumerate(turn.rgba):
         write_atomic(folder / f"view_{view:03d}.png", png(rgba))
-    labels = [f"picture {i + 1}" for i in range(len(pictures))] + [f"{360 * v / num:g}°" for v in range(num)]
-    shown = [*pictures, *turn.rgba]
-    sheet = contact_sheet([on_white(rgba) for rgba in shown], labels, size=128, columns=6)
-    write_atomic(folder / "views.png", png(sheet))
+    write_atomic(folder / "views.png", png(sheet_of(turn, pictures)))
     save_frames(folder / "turntable.gif", turn.rgba)
     cameras = {"cam_to_world": turn.cam_to_world.tolist(), "intrinsics": turn.intrinsics.tolist()}
     write_atomic(folder / "cameras.json", json.dumps(cameras))

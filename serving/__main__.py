@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sampling.config import SamplingConfig, captions_of, load_pipeline
+from sampling.pipeline import ShapePipeline
 from serving.offline import stay_offline
 from serving.stage import CSS, head
 from serving.studio import MAX_UPLOAD_BYTES, Studio
 from shapeloom.config import UserError, resolved, run_main
 from shapeloom.log import get_logger, start_logging
 from shapeloom.options import stage_parser
+from shapeloom.view_diffusion import ViewModel, load_view_model
 
 log = get_logger("app")
 
@@ -101,6 +103,18 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def _views(config: SamplingConfig, pipeline: ShapePipeline) -> ViewModel | None:
+    """The run's view model, if it has one in pixel space."""
+    run = Path(config.model or "")
+    if config.model is None or not (run / "views" / "meta.json").is_file():
+        return None
+    try:
+        return load_view_model(run, pipeline.prior.device, clip=pipeline.clip)
+    except UserError as error:
+        log.warning("the page has no tab of views: %s", error)
+        return None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page until interrupted."""
     arguments = stage_parser("serving", __doc__ or "").parse_args(argv)
@@ -113,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ending_on_signals(),
         tempfile.TemporaryDirectory(prefix="shapeloom-page-", ignore_cleanup_errors=True) as folder,
     ):
-        studio = Studio(load_pipeline(config), config, Path(folder))
+        pipeline = load_pipeline(config)
+        studio = Studio(pipeline, config, Path(folder), views=_views(config, pipeline))
         stay_offline({arguments.host} - set(ANY))
         with served(studio, host=arguments.host, port=arguments.port) as blocks:
             log.info("open %s in a browser; Ctrl-C ends it", blocks.local_url)

@@ -34,6 +34,7 @@ from serving.studio import (
     OnStep,
     Order,
     Studio,
+    Turned,
 )  # fmt: skip
 from shapeloom.config import UserError
 from shapeloom.log import get_logger
@@ -172,6 +173,9 @@ class Page:
                 self._make_tab()
             with gradio.Tab("Edit"):
                 self._edit_tab()
+            if self.studio.views is not None:
+                with gradio.Tab("Views"):
+                    self._views_tab()
         with gradio.Row(equal_height=True):
             self.seed = gradio.Number(
                 config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, scale=2, min_width=120,
@@ -203,8 +207,8 @@ class Page:
 
     def _picture(self, number: int) -> gradio.Image:
         image = gradio.Image(
-            label=f"Picture {number}", type="filepath", image_mode=None, sources=["upload", "clipboard"],
-            height=130, min_width=130, elem_id=f"picture-{number}",
+            label=f"Picture {number or ''}".strip(), type="filepath", image_mode=None,
+            sources=["upload", "clipboard"], height=130, min_width=130, elem_id=f"picture-{number}",
         )  # fmt: skip
         distrust(image)
         return image
@@ -219,6 +223,22 @@ class Page:
         with gradio.Row():
             self.edit = gradio.Button("Change it", variant="primary", scale=3, min_width=120, elem_id="edit")
             self.cancel_edit = gradio.Button("Cancel", scale=1, min_width=90)
+
+    def _views_tab(self) -> None:
+        gradio.Markdown(
+            "Pictures of an object from all around, by the view model: of yours, of your words, or both. "
+            "A picture is taken to be from slightly above."
+        )
+        self.turn_prompt = gradio.Textbox(label="Prompt", max_length=MAX_PROMPT, elem_id="turn-prompt")
+        self.turn_image = self._picture(0)
+        with gradio.Row():
+            self.turn = gradio.Button("Turn it", variant="primary", scale=3, min_width=120, elem_id="turn")
+            self.cancel_turn = gradio.Button("Cancel", scale=1, min_width=90)
+        shown: dict[str, Any] = {"interactive": False, "buttons": ["download"]}
+        self.turned = [
+            gradio.Image(label="Turntable", height=256, elem_id="turned", **shown),
+            gradio.Image(label="Views", elem_id="turned-sheet", **shown),
+        ]
 
     def _view(self) -> None:
         self.view = gradio.HTML(
@@ -266,10 +286,15 @@ class Page:
             lambda: random.randrange(10**6), None, self.seed, queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        gradio.on(
-            [self.cancel_make.click, self.cancel_edit.click], self._stop, None, None, queue=False,
-            cancels=[made, edited], api_name="cancel",
-        )  # fmt: skip
+        cancels, work = [self.cancel_make.click, self.cancel_edit.click], [made, edited]
+        if self.studio.views is not None:
+            cancels.append(self.cancel_turn.click)
+            work.append(gradio.on(
+                [self.turn.click, self.turn_prompt.submit], self._turn,
+                [self.turn_prompt, self.turn_image, self.seed], self.turned, api_name="turn",
+                concurrency_id="model", show_progress_on=self.turned[0],
+            ))  # fmt: skip
+        gradio.on(cancels, self._stop, None, None, queue=False, cancels=work, api_name="cancel")
         self.blocks.unload(self._stop)
 
     def _see(self, *paths: str | None) -> str:
@@ -296,6 +321,14 @@ class Page:
         with self.visits.work(str(request.session_hash), progress) as on_step:
             edit = Edit(key, prompt, layers, strength, seed, steps, guidance)
             return answer(self.studio.edit(edit, on_step), history)
+
+    def _turn(
+        self, prompt: Any, image: str | None, seed: Any, request: gradio.Request,
+        progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+    ) -> list[str]:  # fmt: skip
+        with self.visits.work(str(request.session_hash), progress) as on_step:
+            files = self.studio.turn(Turned(prompt, image, seed), on_step).files
+            return [str(files[kind]) for kind in ("gif", "png")]
 
     def _show(self, history: list[str], chosen: gradio.SelectData) -> list[Any]:
         try:

@@ -19,6 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+from jaxtyping import UInt8
+
 from sampling.album import file_stem
 from sampling.config import SamplingConfig
 from sampling.cutouts import load_image
@@ -26,11 +29,13 @@ from sampling.edit import Layers, vary
 from sampling.export import TexturedMesh
 from sampling.faults import Fault
 from sampling.formats import MESH_FORMATS
-from sampling.pictures import save_frames
+from sampling.pictures import png, save_frames
 from sampling.pipeline import Picture, ShapePipeline, check_prompt
 from sampling.shape import ShapeSample
+from sampling.views import ViewsConfig, read_object, sheet_of, turntable
 from shapeloom.config import UserError
 from shapeloom.storage import private_folder, write_atomic
+from shapeloom.view_diffusion import ViewModel
 
 MAX_PROMPT = 300
 MAX_STEPS = 128
@@ -85,8 +90,20 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """Views all around, of a picture, words or both; unchecked, as an `Order` is."""
+
+    prompt: object
+    image: object
+    """Path of an upload, or None."""
+    seed: object
+
+
+@dataclass(frozen=True)
 class Item:
     """An object with its files, by suffix. Without a surface it has a turntable and a latent alone.
+
+    Views have a turntable ("gif") and a contact sheet ("png").
 
     fault: what is wrong with its surface; "": nothing.
     """
@@ -108,14 +125,15 @@ class Studio:
     """
 
     def __init__(
-        self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100
-    ) -> None:
-        self.pipeline, self.config, self.capacity = pipeline, config, capacity
+        self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100,
+        views: ViewModel | None = None,
+    ) -> None:  # fmt: skip
+        self.pipeline, self.config, self.capacity, self.views = pipeline, config, capacity, views
         self.folder, self.objects, self.uploads = folder, folder / "objects", folder / "uploads"
         private_folder(folder)
         self.uploads.mkdir(exist_ok=True)
         self._items: dict[str, Item] = {}
-        self._seen: dict[str, Picture] = {}
+        self._seen: dict[Path, Picture] = {}
         # Keys are in addresses: nobody who doesn't know this can tell what others have made.
         self._secret = secrets.token_bytes(32)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
@@ -146,13 +164,8 @@ class Studio:
             )[0]  # fmt: skip
 
         identity = ("make", prompt, negative, pixels, seed, steps, guidance)
-        return self._answer(
-            identity,
-            prompt or ("your pictures" if len(pictures) > 1 else "your picture"),
-            seed,
-            shape,
-            on_step,
-        )
+        label = prompt or ("your pictures" if len(pictures) > 1 else "your picture")
+        return self._answer(identity, lambda key: self._write(key, label, seed, shape(), on_step))
 
     def edit(self, edit: Edit, on_step: OnStep) -> Item:
         """Returns an edited object."""
@@ -160,7 +173,10 @@ class Studio:
         prompt, layers = _text(edit.prompt), _layers(edit.layers)
         seed, steps, guidance = _numbers(edit)
         strength = _number("Strength", edit.strength, 0.05, 1)
-        source = self.pipeline.load_latent(self.find(edit.source).files["safetensors"])
+        latent = self.find(edit.source).files.get("safetensors")
+        if latent is None:
+            raise UserError("Views are pictures: only objects can be changed.")
+        source = self.pipeline.load_latent(latent)
 
         def shape() -> ShapeSample:
             return vary(
@@ -170,7 +186,32 @@ class Studio:
             )[0]  # fmt: skip
 
         identity = ("edit", edit.source, prompt, layers, strength, seed, steps, guidance)
-        return self._answer(identity, prompt, seed, shape, on_step)
+        return self._answer(identity, lambda key: self._write(key, prompt, seed, shape(), on_step))
+
+    def turn(self, asked: Turned, on_step: OnStep) -> Item:
+        """Returns views of an object from all around, by the view model."""
+        on_step, model = self._while_open(on_step), self.views
+        if model is None:
+            raise UserError("The run that this page shows has no view model (make train-views).")
+        prompt = _text(asked.prompt, may_be_empty=asked.image is not None)
+        seed = int(_number("The seed", asked.seed, 0, MAX_SEED))
+        pictures = [] if asked.image is None else [self._object(asked.image, model.size)]
+        config = ViewsConfig(prompt=prompt, seed=seed)
+
+        def write(key: str) -> Item:
+            label = prompt or "your picture"
+            turn = turntable(
+                model, config, pictures,
+                on_step=lambda done: on_step(done, config.views, f"view {done} of {config.views}"),
+            )  # fmt: skip
+            with _folder(self.objects / key) as folder:
+                files = {kind: folder / f"{file_stem(label, seed)}.{kind}" for kind in ("gif", "png")}
+                save_frames(files["gif"], turn.rgba)
+                write_atomic(files["png"], png(sheet_of(turn, pictures)))
+            return Item(key, f"{label} · seed {seed}", 0, files)
+
+        pixels = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
+        return self._answer(("turn", prompt, pixels, seed), write)
 
     def get(self, key: str) -> Item | None:
         """Returns an object by its key, if it is still kept with all its files."""
@@ -179,20 +220,33 @@ class Studio:
 
     def check_upload(self, path: object) -> Picture:
         """Returns an uploaded picture as the model sees it; raises UserError for what can't be used."""
+        file = self._upload(path)
+        with self._looking:  # one at a time, since a decoded picture is large
+            if file not in self._seen:  # uploads are never written again
+                self._seen[file] = load_image(
+                    file, self.config.pictures, name="The picture", max_bytes=MAX_UPLOAD_BYTES,
+                    max_pixels=MAX_UPLOAD_PIXELS,
+                )  # fmt: skip
+            for old in list(self._seen)[:-MAX_SEEN]:
+                del self._seen[old]
+            return self._seen[file]
+
+    def _object(self, path: object, size: int) -> UInt8[np.ndarray, "size size 4"]:
+        """An uploaded picture's object, as the view model is shown it."""
+        file = self._upload(path)
+        with self._looking:
+            return read_object(
+                file, size=size, matting=self.config.pictures.matting, name="The picture",
+                max_bytes=MAX_UPLOAD_BYTES, max_pixels=MAX_UPLOAD_PIXELS,
+            )  # fmt: skip
+
+    def _upload(self, path: object) -> Path:
         # Before it is asked whether a file is there: that alone would tell of files elsewhere.
         if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
             raise UserError("Pictures are uploaded here; no other files are read.")
         if not Path(path).is_file():
             raise UserError("That picture isn't kept any more: upload it again.")
-        with self._looking:  # one at a time, since a decoded picture is large
-            if path not in self._seen:  # uploads are never written again
-                self._seen[path] = load_image(
-                    Path(path), self.config.pictures, name="The picture", max_bytes=MAX_UPLOAD_BYTES,
-                    max_pixels=MAX_UPLOAD_PIXELS,
-                )  # fmt: skip
-            for old in list(self._seen)[:-MAX_SEEN]:
-                del self._seen[old]
-            return self._seen[path]
+        return Path(path)
 
     def find(self, key: str) -> Item:
         """Returns an object by its key; raises UserError if it isn't kept any more."""
@@ -209,14 +263,11 @@ class Studio:
 
         return step
 
-    def _answer(
-        self, identity: tuple[object, ...], label: str, seed: int,
-        make_shape: Callable[[], ShapeSample], on_step: OnStep,
-    ) -> Item:  # fmt: skip
+    def _answer(self, identity: tuple[object, ...], write: Callable[[str], Item]) -> Item:
         key = hashlib.blake2b(repr(identity).encode(), key=self._secret, digest_size=16).hexdigest()
 
         def work() -> Item:
-            item = self.get(key) or self._write(key, label, seed, make_shape(), on_step)
+            item = self.get(key) or write(key)
             self._items.pop(key, None)
             self._items[key] = item  # the newest comes last
             for old in list(self._items)[: -self.capacity]:

@@ -12,6 +12,7 @@ from sampling.config import SamplingConfig
 from sampling.pipeline import ShapePipeline
 from serving.__main__ import served
 from serving.studio import Studio
+from shapeloom.view_diffusion import random_view_model
 
 SMALL = SamplingConfig(
     prompts=["a red chair"],
@@ -30,6 +31,6 @@ def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
         patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes
         half = torch.tensor([True, True, False, False])
         patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
-        studio = Studio(pipeline, SMALL, folder)
+        studio = Studio(pipeline, SMALL, folder, views=random_view_model())
         with served(studio, port=free_port()) as blocks:
             yield blocks

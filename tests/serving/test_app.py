@@ -20,10 +20,12 @@ import torch
 from PIL import Image
 
 from sampling.cutouts import load_image
+from sampling.views import ViewsConfig, read_object, turntable
 from serving.__main__ import main, served
 from serving.page import as_seen
-from serving.studio import KINDS, Cancelled, Edit, Order, Studio
+from serving.studio import KINDS, Cancelled, Edit, Order, Studio, Turned
 from shapeloom.config import UserError
+from shapeloom.view_diffusion import random_view_model
 from tests.small_page import SMALL, small_site
 from tests.small_pictures import save_disc
 
@@ -179,6 +181,28 @@ def test_several_pictures_are_of_one_object(studio, pipeline):
     (shape,) = pipeline("", image=pictures, seed=3, steps=2, guidance_scale=3.0)
     assert torch.equal(pipeline.load_latent(item.files["safetensors"]).latent, shape.latent)
     assert item.title.startswith("your pictures")
+
+
+def test_views_are_those_of_the_command_and_cannot_be_edited(studio):
+    save_disc(studio.uploads / "disc.png", (200, 0, 0))
+    path = str(studio.uploads / "disc.png")
+    with pytest.raises(UserError, match="has no view model"):
+        studio.turn(Turned("a mug", None, 0), quiet)
+    studio.views = model = random_view_model()
+    steps = []
+    item = studio.turn(Turned("", path, 3), lambda done, total, what: steps.append((done, total, what)))
+    assert steps == [(6, 12, "view 6 of 12"), (12, 12, "view 12 of 12")]
+    turn = turntable(model, ViewsConfig(seed=3), [read_object(Path(path), size=model.size)])
+    with Image.open(item.files["gif"]) as frames:
+        assert frames.n_frames == len(turn.rgba) == 12
+    with Image.open(item.files["png"]) as sheet:
+        assert sheet.width == 6 * 128 and sheet.height >= 3 * 128  # the picture and twelve views
+    assert studio.turn(Turned("", path, 3), quiet) is item
+    with pytest.raises(UserError, match="only objects can be changed"):
+        studio.edit(Edit(item.key, "a cup", "all", 0.5, 0, 2, 3.0), quiet)
+    for wrong in (Turned("", None, 0), Turned("a mug", "/etc/passwd", 0), Turned("a mug", None, -1)):
+        with pytest.raises(UserError):
+            studio.turn(wrong, quiet)
 
 
 def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):
@@ -366,6 +390,18 @@ def test_a_picture_is_chosen_and_followed(tab, tmp_path):
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     make(tab, "a mug", 5)
     assert tab.locator(".stage .note").inner_text().startswith("a mug · seed 5")
+
+
+def test_a_picture_is_turned_by_the_view_model(tab, tmp_path):
+    save_disc(tmp_path / "mine.png", (200, 0, 0))
+    tab.get_by_role("tab", name="Views").click()
+    tab.locator("#picture-0 input[type=file]").set_input_files(tmp_path / "mine.png")
+    tab.locator("#picture-0 img").wait_for()
+    tab.locator("#turn").click()
+    for place in ("#turned img", "#turned-sheet img"):
+        tab.locator(place).wait_for()
+        assert tab.locator(place).evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_cancel_stops_the_work(tab, pipeline, monkeypatch):
