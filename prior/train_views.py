@@ -89,7 +89,10 @@ def _train(
             run.folder, model.shapes, config.network, config.diffusion, averages[config.train.ema_decay]
         )
         facts["layout_digests"] = {name: file_digest(run.folder / name) for name in (UNET, CONDITIONER)}
-        facts["losses"] = task.measure(task.model)
+        # A network of its own: under ZeRO-3 this process holds but a part of the task's.
+        averaged = make_model(config, shards, clip, vae).to(world.device)
+        averaged.load_state_dict(averages[config.train.ema_decay])
+        facts["losses"] = task.measure(averaged)
     run.finish(**facts)
 
 
