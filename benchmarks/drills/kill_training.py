@@ -1,8 +1,9 @@
-"""python -m benchmarks.drills.kill_training encoder|prior|views: killed trainings, ZeRO stages, processes.
+"""python -m benchmarks.drills.kill_training STAGE: killed runs, ZeRO stages, numbers of processes.
 
-A run is left alone, another is killed (SIGKILL, all of its processes) at random times and started again
-until it is done: loss curve and weights must be the same bit for bit. Then the same training under ZeRO 0 to
-3 in one and two processes: the largest relative difference of any logged loss to the first run's is printed.
+STAGE is encoder, prior, views, or refine (VSD, by `sampling.refine`). A run is left alone, another is killed
+(SIGKILL, all of its processes) at random times and started again until it is done: curve and weights must be
+the same bit for bit. Then a training runs under ZeRO 0 to 3 in one and two processes: the largest relative
+difference of any logged loss to the first run's is printed.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.drills.tiny_model import write_tiny_model
 from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
 from data_prep.procedural.dataset import ProceduralConfig
@@ -41,11 +43,21 @@ SETTINGS = {
     ),
 }  # fmt: skip
 MODULES = {"prior": "prior.train", "encoder": "encoder.train", "views": "prior.train_views"}
+REFINE = (
+    "estimator={kind: vsd, scale: 2, lora_rank: 1}", "particles=2", "views=1", "steps=2", "log_every=1",
+    "checkpoint_every=5", "mesh={resolution: 16, texture_size: 32}", "formats=[safetensors]",
+    "samples={coarse: 8, fine: 0}", "turntable={size: 32, samples: {coarse: 8, fine: 0}}",
+)  # fmt: skip
 DATA_KEY = {"prior": "latents", "encoder": "data", "views": "data"}
 
 
 def write_data(stage: str, folder: Path) -> Path:
-    """What the stage reads: random latents and conditions, or a few prepared assets."""
+    """What the stage reads: random latents and conditions, a few prepared assets, or a run of all models."""
+    if stage == "refine":
+        prepare_assets(folder / "data")
+        views = write_tiny_model(folder) / "views"
+        run([*command("views", folder / "data", views, 1), f"clip={folder / 'clip'}"])
+        return folder
     return write_latents(folder) if stage == "prior" else prepare_assets(folder)
 
 
@@ -77,6 +89,9 @@ def command(
 ) -> list[str]:
     """The training, through torchrun for more than one process."""
     launch = [sys.executable, "-m"]
+    if stage == "refine":
+        asked = ["--model", str(data), "--prompt", "a red chair", "--iterations", str(steps)]
+        return [*launch, "sampling.refine", "--out", str(out), *asked, "--set", *REFINE]
     if processes > 1:
         launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     settings = [f"{DATA_KEY[stage]}={data}", *SETTINGS[stage], f"train.steps={steps}"]
@@ -91,8 +106,9 @@ def run(arguments: list[str]) -> None:
 
 
 def curve(out: Path) -> dict[int, float]:
-    """Step -> loss."""
-    return {line["step"]: line["train/loss"] for line in read_metrics(out) if "train/loss" in line}
+    """Step -> loss, or the size of the gradient that a refinement follows."""
+    names = ("train/loss", "gradient")
+    return {line["step"]: line[name] for line in read_metrics(out) for name in names if name in line}
 
 
 def kill_and_compare(stage: str, folder: Path, *, kills: int, steps: int, seed: int = 0) -> str:
@@ -120,7 +136,9 @@ def kill_and_compare(stage: str, folder: Path, *, kills: int, steps: int, seed: 
                 ends.append((killed / "metrics.jsonl").read_bytes().count(b"\n"))
     run(arguments)
     assert curve(whole) == curve(killed), "the loss curves differ"
-    for path in sorted(whole.glob("weights*.safetensors")):
+    weights = sorted(whole.glob("*.safetensors"))
+    assert weights, "it wrote no weights"
+    for path in weights:
         assert path.read_bytes() == (killed / path.name).read_bytes(), f"{path.name} differs"
     return f"{done} kills, after {ends} lines: {steps} losses and all weights the same bit for bit"
 
@@ -144,7 +162,7 @@ def compare_worlds(stage: str, folder: Path, *, steps: int) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.kill_training", description=__doc__)
-    parser.add_argument("stage", choices=sorted(SETTINGS))
+    parser.add_argument("stage", choices=[*sorted(SETTINGS), "refine"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args(argv)
@@ -154,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.stage, Path(folder, "kills"), kills=arguments.kills, steps=arguments.steps
         )
         sys.stdout.write(text + "\n")
+        if arguments.stage == "refine":
+            return
         for line in compare_worlds(arguments.stage, Path(folder, "worlds"), steps=20):
             sys.stdout.write(line + "\n")
 
