@@ -234,7 +234,7 @@ class Page:
         with gradio.Row():
             self.turn = gradio.Button("Turn it", variant="primary", scale=3, min_width=120, elem_id="turn")
             self.cancel_turn = gradio.Button("Cancel", scale=1, min_width=90)
-        shown: dict[str, Any] = {"interactive": False, "buttons": ["download"]}
+        shown: dict[str, Any] = {"interactive": False, "buttons": ["download"], "show_label": False}
         self.turned = [
             gradio.Image(label="Turntable", height=256, elem_id="turned", **shown),
             gradio.Image(label="Views", elem_id="turned-sheet", **shown),

@@ -10,6 +10,7 @@ CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .gradio-container main { max-width: none !important; }
 #title h1 { margin: 0; font-size: 24px; } #title p { margin: 2px 0 0; opacity: .7; }
+#turned img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 #view, #view > * { padding: 0 !important; margin: 0 !important; }
 .stage { position: relative; height: min(58vh, 520px); min-height: 300px; border-radius: 12px;
   overflow: hidden; border: 1px solid var(--border-color-primary);
