@@ -23,7 +23,7 @@ from shapeloom.box import symmetries
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import Decoder, RenderConfig, load_decoder
-from shapeloom.executors import Executor, run_tasks
+from shapeloom.executors import Executor, check_written, everywhere, run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import mask_iou, psnr
 from shapeloom.pictures import on_white, read_views
@@ -268,7 +268,9 @@ def _encode(
     if not members:
         raise UserError(f"{config.data} has no assets of the splits {config.splits}.")
     tasks = [
-        ShardTask(out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), _anywhere(config))
+        ShardTask(
+            out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), everywhere(config, "data", "clip")
+        )
         for shard, indices in members.items()
     ]
     _run_shards(tasks, config, run, executor)
@@ -283,16 +285,6 @@ def _encode(
     psnr = [latents.facts(i)["fidelity"]["psnr"] for i in range(len(latents))]
     log.info("%d latents; PSNR of their renders: median %.2f dB", len(psnr), np.median(psnr))
     run.finish(num_latents=len(psnr), median_psnr=round(float(np.median(psnr)), 3))
-
-
-def _anywhere(config: EncodeConfig) -> EncodeConfig:
-    """The config with absolute paths, for workers that were started in other folders."""
-    given: dict[str, Any] = {
-        name: getattr(config, name) for name in ("data", "encoder", "clip", "embeddings")
-    }
-    found = {name: Path(path).absolute() for name, path in given.items() if path and Path(path).exists()}
-    kept = {name: str(path) if name in ("data", "clip") else path for name, path in found.items()}
-    return config.model_copy(update=kept)
 
 
 def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run, executor: Executor) -> None:
@@ -310,11 +302,7 @@ def _run_shards(tasks: Sequence[ShardTask], config: EncodeConfig, run: Run, exec
             encode_shard, open_tasks, workers=workers, on_report=on_report, executor=executor,
             preload=["encoder.model"], on_gpu=True,
         ):  # fmt: skip
-            if not shard_is_finished(task.path):
-                raise UserError(
-                    f"{task.path} was written on another machine and isn't here: with --executor ray, --out "
-                    "must lie on storage that all nodes share, at the same path."
-                )
+            check_written(task.path)
             bar.advance(len(task.indices) - done[task.path])  # Ray passes no reports on
             done[task.path] = len(task.indices)
             run.save_progress()

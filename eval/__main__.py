@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from encoder.model import AnyAutoencoder, load_encoder
 from eval import compare, judging
@@ -24,11 +22,12 @@ from eval.generation import evaluate_generation
 from eval.judge import JudgeConfig, NoJudge, make_judge
 from eval.reconstruction import ReconstructionConfig, evaluate_reconstruction
 from eval.report import Folders, ReportConfig, build_report
-from eval.samples import GenerationConfig, Sampler
-from sampling.pipeline import ShapePipeline
+from eval.samples import GenerationConfig, Sampler, pipeline_sampler
+from sampling.pipeline import Parts, ShapePipeline
 from shapeloom import distributed
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
+from shapeloom.executors import Executor
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run, read_meta
 from shapeloom.shards import AssetShards
@@ -65,7 +64,7 @@ class EvalConfig(Config):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates, or goes on, or says that it is done."""
-    config, out, _ = parse_stage(EvalConfig, stage="eval", description=__doc__ or "", argv=argv)
+    config, out, arguments = parse_stage(EvalConfig, stage="eval", description=__doc__ or "", argv=argv)
     world = distributed.start()
     start_logging(quiet=not world.is_main)
     if world.size > 1:
@@ -88,23 +87,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.done:
             log.warning("%s was done, but its report or numbers are gone, which are made again", out)
             run.reopen(config)
-        measure(config, run, model, conditioner.digest, world)
+        measure(config, run, model, conditioner.digest, world, arguments.executor)
 
 
 def measure(
-    config: EvalConfig, run: Run, model: AnyAutoencoder, conditioner: str, world: distributed.World
+    config: EvalConfig,
+    run: Run,
+    model: AnyAutoencoder,
+    conditioner: str,
+    world: distributed.World,
+    executor: Executor,
 ) -> None:
     """Runs the parts one after the other; each keeps what it has made."""
     out, data = run.folder, config.folder("data")
+    encoder, on_ray = config.folder("encoder"), executor == "ray"
     reconstruction, reconstructed = evaluate_reconstruction(
-        data, model, config.reconstruction, out / "reconstruction"
+        data, model, config.reconstruction, out / "reconstruction", on_ray=encoder if on_ray else None
     )
     log.info(
         "reconstruction: PSNR %.2f dB, IoU %.3f; surfaces: F@0.02 %.3f, normals off %.3f, slope %.2f",
         *(reconstruction[name] for name in ("psnr", "iou", "fscore_0.02", "normals_off", "slope")),
     )
     run.save_progress()
-    generation, generated = _generation(config, run, model, conditioner, world)
+    generation, generated = _generation(
+        config, run, model, conditioner, world, _parts(config) if on_ray else None
+    )
     run.save_progress()
     metrics = {
         "reconstruction": reconstruction,
@@ -126,7 +133,12 @@ def measure(
 
 
 def _generation(
-    config: EvalConfig, run: Run, model: AnyAutoencoder, conditioner: str, world: distributed.World
+    config: EvalConfig,
+    run: Run,
+    model: AnyAutoencoder,
+    conditioner: str,
+    world: distributed.World,
+    on_ray: Parts | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         judge = make_judge(
@@ -138,7 +150,7 @@ def _generation(
     run.save_progress()
     summary, records = evaluate_generation(
         config.folder("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
-        config.generation, run.folder / "generation",
+        config.generation, run.folder / "generation", on_ray,
     )  # fmt: skip
     if "skipped" not in summary:
         log.info(
@@ -146,6 +158,12 @@ def _generation(
             summary["r_at_1"], summary["chance"], summary["ceiling_r_at_1"], summary["clip_score"],
         )  # fmt: skip
     return summary, records
+
+
+def _parts(config: EvalConfig) -> Parts:
+    """The pipeline that is judged, for workers that were started in other folders."""
+    prior, encoder, clip = (config.folder(name).absolute() for name in ("prior", "encoder", "clip"))
+    return Parts(prior, encoder, str(clip))
 
 
 def make_sampler(config: EvalConfig, device: torch.device) -> Sampler:
@@ -156,13 +174,7 @@ def make_sampler(config: EvalConfig, device: torch.device) -> Sampler:
         clip=config.folder("clip"),
         device=device,
     )
-    settings = config.generation
-
-    def sample(prompts: list[str], seeds: list[int]) -> Float[Tensor, "batch tokens channels"]:
-        made = pipeline(prompts, seeds=seeds, steps=settings.steps, guidance_scale=settings.guidance_scale)
-        return torch.stack([shape.latent for shape in made])
-
-    return sample
+    return pipeline_sampler(pipeline, config.generation)
 
 
 def stage_costs(config: EvalConfig, run: Run) -> dict[str, dict[str, float | None]]:

@@ -22,6 +22,7 @@ from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from eval.samples import ELEVATION_DEGREES, GenerationConfig, Sampler, make_samples
 from eval.sets import Neighbour, draw_assets, evaluate_sets
+from sampling.pipeline import Parts
 from shapeloom.decoder import Decoder
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
 from shapeloom.pictures import on_white
@@ -32,11 +33,12 @@ Summary = dict[str, Any]
 
 def evaluate_generation(
     data: Path, decoder: Decoder, sampler: Callable[[], Sampler], judge: Judge, config: GenerationConfig,
-    folder: Path,
+    folder: Path, on_ray: Parts | None = None,
 ) -> tuple[Summary, list[dict[str, Any]]]:  # fmt: skip
     """Returns the summary and each sample's record; samples are kept in `folder`.
 
-    sampler: makes the sampler, called if any sample is missing. The summary is {"skipped": reason} where
+    sampler: makes the sampler, called if any sample is missing; on_ray: what it loads in workers of a Ray
+    cluster. The summary is {"skipped": reason} where
     there are fewer than two prompts.
     """
     shards = AssetShards(data)
@@ -45,7 +47,7 @@ def evaluate_generation(
     )
     if len(prompts) < 2:
         return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, []
-    latents, pictures = make_samples(shards, decoder, sampler, prompts, config, folder)
+    latents, pictures = make_samples(shards, decoder, sampler, prompts, config, folder, on_ray)
     of_prompt = np.tile(np.arange(len(prompts)), config.samples_per_prompt)
     embeddings = judge.embed(pictures)
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from eval.looks import Look, LookConfig, Task, look, make_task, read_look, read_
 from eval.measures import Judged, MeasureConfig, Measured, Reference, Retrieval
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError, parse_stage
-from shapeloom.executors import run_tasks
+from shapeloom.executors import Executor, check_written, everywhere, run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.runs import Run, text_digest
 from shapeloom.storage import write_atomic
@@ -72,10 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging()
     if config.reference is None:
         raise UserError("Name what outputs are held against: --reference DATA (or a folder of 3D files).")
-    judge(arguments.folders, out, config)
+    judge(arguments.folders, out, config, arguments.executor)
 
 
-def judge(folders: Sequence[Path], out: Path, config: JudgingConfig) -> None:
+def judge(
+    folders: Sequence[Path], out: Path, config: JudgingConfig, executor: Executor = "processes"
+) -> None:
     """Judges folders and writes results, table and page to `out`."""
     assert config.reference is not None
     given = _given_backbones(config)
@@ -104,7 +107,7 @@ def judge(folders: Sequence[Path], out: Path, config: JudgingConfig) -> None:
         tasks = {name: tasks_of(items) for name, items in systems.items()}
         if references.training:
             tasks[TRAINING] = tasks_of(references.training)
-        _look_at_all([*held_out, *(task for each in tasks.values() for task in each)], config)
+        _look_at_all([*held_out, *(task for each in tasks.values() for task in each)], config, executor)
         # Of all sets the smallest: Frechet distances and neighbours depend on it.
         num = min(len(each) for each in (held_out, *tasks.values()))
         networks = {load_backbone(each).digest: load_backbone(each).name for each in given}
@@ -173,15 +176,28 @@ def _check_digests(config: JudgingConfig, digests: Mapping[str, str]) -> None:
             )
 
 
-def _look_at_all(tasks: Sequence[Task], config: JudgingConfig) -> None:
+def _look_at_all(tasks: Sequence[Task], config: JudgingConfig, executor: Executor) -> None:
     wanted = {task.path: task for task in tasks}
     missing = [task for path, task in wanted.items() if not path.is_file()]
     log.info("%d objects: %d are in the cache", len(wanted), len(wanted) - len(missing))
     with progress(len(missing), "looking at objects") as bar:
-        for _ in run_tasks(
-            _look, missing, workers=config.workers, on_report=lambda *_: None, preload=["eval.looks"]
-        ):
+        for task, _ in run_tasks(
+            _look, [_anywhere(task) for task in missing], workers=config.workers, on_report=lambda *_: None,
+            executor=executor, preload=["eval.looks"],
+        ):  # fmt: skip
+            check_written(task.path)
             bar.advance()
+
+
+def _anywhere(task: Task) -> Task:
+    """A task for workers that were started in other folders."""
+    item, mesh, truth = task.item, task.item.mesh, task.item.truth
+    item = replace(
+        item, root=item.root.absolute(), mesh=mesh and mesh.absolute(), truth=truth and truth.absolute(),
+        pictures=tuple(path.absolute() for path in item.pictures),
+    )  # fmt: skip
+    backbones = tuple(everywhere(each, "file") for each in task.backbones)
+    return replace(task, item=item, backbones=backbones, path=task.path.absolute())
 
 
 def _look(task: Task, report: object) -> None:

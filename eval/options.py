@@ -3,11 +3,14 @@
 import argparse
 from pathlib import Path
 
+from shapeloom.options import add_executor
+
 
 def _judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a system's outputs")
     parser.add_argument("--prompts", type=Path, help="CSV with the columns path and prompt, for all folders")
     parser.add_argument("--reference", type=Path, help="data of data_prep, or a folder of 3D files")
+    add_executor(parser)
 
 
 def _views(parser: argparse.ArgumentParser) -> None:
@@ -15,4 +18,4 @@ def _views(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="folder of data_prep")
 
 
-OPTIONS = {"eval judge": _judge, "eval.views": _views}
+OPTIONS = {"eval": add_executor, "eval judge": _judge, "eval.views": _views}

@@ -7,8 +7,9 @@ that of the nearest training asset. Batches are cached, so that a killed evaluat
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from data_prep.mesh import Mesh
-from encoder.model import AnyAutoencoder, read_for_encoding
+from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
 from eval.nearest import TrainingAssets, drawn_points
 from eval.perceptual import Distance, LpipsConfig, load_lpips
 from eval.pictures import coloured_mesh, render_mesh
@@ -29,6 +30,7 @@ from eval.sheet import save_sheet, save_tile
 from sampling.mesh import MeshConfig, field_to_mesh
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, RenderConfig, select
+from shapeloom.executors import check_written, everywhere, run_tasks
 from shapeloom.log import progress
 from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
 from shapeloom.pictures import Views, read_views, to_uint8
@@ -85,11 +87,13 @@ def held_out_views(num_stored: int, num_encoder: int, num_wanted: int) -> list[i
 
 
 def evaluate_reconstruction(
-    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True
-) -> tuple[Record, list[Record]]:
+    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True,
+    on_ray: Path | None = None,
+) -> tuple[Record, list[Record]]:  # fmt: skip
     """Returns the summary and each asset's record; records and pictures are kept in `folder`.
 
     nearest: whether to find and score the nearest training assets too, a good part of the cost.
+    on_ray: the model's folder, for workers of a Ray cluster; none: all is done here.
     Raises UserError if the data has none of the splits.
     """
     available = AssetShards(data).header["splits"]
@@ -99,34 +103,59 @@ def evaluate_reconstruction(
             f"{data} has no assets of {', '.join(config.splits)} to measure reconstruction on; it has: "
             f"{', '.join(sorted(available))}. Prepare more assets, or name a split in reconstruction.splits."
         )
-    training: TrainingAssets | None = None
     todo = [(split, i) for split in splits for i in range(min(config.max_assets, available[split]))]
-    batches = [todo[i : i + config.batch_size] for i in range(0, len(todo), config.batch_size)]
-    readers = {split: AssetShards(data, split) for split in splits}
     drawn, shown = _spread(todo, config.pictures), _spread(todo, config.sheet)
-    records: list[Record] = []
+    nearest = nearest and bool(available.get("train"))
+    wanted = [_Wanted(*each, each in drawn, each in shown) for each in todo]
+    size = config.batch_size
+    tasks = [
+        _Batch(
+            tuple(wanted[i : i + size]), folder.absolute() / f"part_{i // size:03d}.json",
+            data.absolute(), on_ray and on_ray.absolute(), everywhere(config), nearest,
+        )
+        for i in range(0, len(todo), size)
+    ]  # fmt: skip
+    missing = [task for task in tasks if not task.path.is_file()]
     with progress(len(todo), "reconstructing held-out assets") as bar:
-        for number, batch in enumerate(batches):
-            path = folder / f"part_{number:03d}.json"
-            if not path.is_file():
-                if nearest and training is None and available.get("train"):
-                    training = TrainingAssets(AssetShards(data, "train"))
-                wanted = [_Wanted(readers[each[0]], each[1], each in drawn, each in shown) for each in batch]
-                write_atomic(path, json.dumps(_evaluate_batch(wanted, model, training, config, folder)))
-            records += json.loads(path.read_text())
-            bar.advance(len(batch))
+        bar.advance(len(todo) - sum(len(task.assets) for task in missing))
+        for task, _ in run_tasks(
+            _evaluate_batch if on_ray else partial(_evaluate_batch, model=model), missing, workers=0,
+            on_report=lambda *_: None, executor="ray" if on_ray else "processes",
+            preload=["eval.reconstruction"], on_gpu=True,
+        ):  # fmt: skip
+            check_written(task.path)
+            bar.advance(len(task.assets))
+    records = [record for task in tasks for record in json.loads(task.path.read_text())]
     save_sheet(folder.parent / SHEET, [folder / r["tile"] for r in records if "tile" in r])
     return summarize(records, config), records
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An asset, and whether it is among the pictures and on the sheet."""
+    """An asset of a split, and whether it is among the pictures and on the sheet."""
 
-    shards: AssetShards
+    split: str
     index: int
     is_drawn: bool
     is_shown: bool
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Assets that are encoded at once, and the file of their records."""
+
+    assets: tuple[_Wanted, ...]
+    path: Path
+    data: Path
+    model: Path | None
+    config: ReconstructionConfig
+    nearest: bool
+
+
+@lru_cache(1)
+def _loaded(folder: Path) -> AnyAutoencoder:
+    """What a worker keeps from one batch to the next."""
+    return load_encoder(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _spread(todo: Sequence[tuple[str, int]], num: int) -> set[tuple[str, int]]:
@@ -134,17 +163,34 @@ def _spread(todo: Sequence[tuple[str, int]], num: int) -> set[tuple[str, int]]:
     return set(todo[:: max(1, len(todo) // max(1, num))][:num])
 
 
-def _evaluate_batch(
-    batch: Sequence[_Wanted], model: AnyAutoencoder, training: TrainingAssets | None,
-    config: ReconstructionConfig, folder: Path,
+def _evaluate_batch(task: _Batch, report: object, model: AnyAutoencoder | None = None) -> None:
+    """Encodes and renders a batch at once, then scores asset by asset, and writes the records."""
+    if model is None:
+        assert task.model is not None  # where no model is given, there is a folder of it
+        model = _loaded(task.model)
+    training = _training(task.data) if task.nearest else None
+    readers = {each.split: AssetShards(task.data, each.split) for each in task.assets}
+    records = _records(task, readers, model, training, task.path.parent)
+    write_atomic(task.path, json.dumps(records))
+
+
+@lru_cache(1)
+def _training(data: Path) -> TrainingAssets:
+    return TrainingAssets(AssetShards(data, "train"))
+
+
+def _records(
+    task: _Batch, readers: Mapping[str, AssetShards], model: AnyAutoencoder,
+    training: TrainingAssets | None, folder: Path,
 ) -> list[Record]:  # fmt: skip
-    """Encodes and renders a batch at once, then scores asset by asset."""
-    shards = batch[0].shards
+    config = task.config
+    batch = [(readers[each.split], each) for each in task.assets]
+    shards = batch[0][0]
     size = config.size or shards.resolution
     chosen = held_out_views(shards.num_views, model.num_views, config.views)
     perceptual = None if config.lpips is None else load_lpips(config.lpips)
-    samples = [read_for_encoding(each.shards, each.index, model) for each in batch]
-    truths = [read_views(each.shards, each.index, chosen, size=size) for each in batch]
+    samples = [read_for_encoding(reader, each.index, model) for reader, each in batch]
+    truths = [read_views(reader, each.index, chosen, size=size) for reader, each in batch]
     with torch.no_grad():
         latents = model.encode(samples)
         weights = model.decoder.weights(latents)
@@ -153,9 +199,9 @@ def _evaluate_batch(
     render = model.decoder.render(weights, poses, matrices, size, size, samples=config.samples)
     rgb, alpha = render.rgb.clamp(0, 1).cpu().numpy(), render.alpha.cpu().numpy()
     records = []
-    for i, (each, sample, truth) in enumerate(zip(batch, samples, truths, strict=True)):
+    for i, ((reader, each), sample, truth) in enumerate(zip(batch, samples, truths, strict=True)):
         row, own = sample.row, select(weights, i)
-        surface = read_surface(each.shards, each.index)
+        surface = read_surface(reader, each.index)
         mesh = _mesh(model, own, config)
         mesh_rgb, mesh_alpha = render_mesh(mesh, truth.cam_to_world, truth.intrinsics, size=size)
         found, scores = decoder_scores(

@@ -5,6 +5,8 @@ Batches are kept, so that a killed evaluation goes on. Scoring them is `eval.gen
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from eval.prompts import Prompt
 from eval.sets import SetsConfig
+from sampling.pipeline import Parts, ShapePipeline
 from shapeloom.config import Config
 from shapeloom.decoder import Decoder, RenderConfig
+from shapeloom.executors import check_written, run_tasks
 from shapeloom.log import progress
 from shapeloom.pictures import scaled_intrinsics, to_uint8
 from shapeloom.rendering.cameras import fitting_distance, ring
@@ -53,31 +57,83 @@ class GenerationConfig(Config):
     sets: SetsConfig = SetsConfig()
 
 
+@dataclass(frozen=True)
+class SampleBatch:
+    """Prompts that are sampled at once, how they are looked at, and the file that it is kept in."""
+
+    path: Path
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    poses: Float[Tensor, "views 4 4"]
+    matrix: Float[Tensor, "3 3"]
+    config: GenerationConfig
+    parts: Parts | None
+
+
 def make_samples(
     shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], prompts: Sequence[Prompt],
-    config: GenerationConfig, folder: Path,
+    config: GenerationConfig, folder: Path, on_ray: Parts | None = None,
 ) -> tuple[Float[Tensor, "n tokens channels"], UInt8[ndarray, "n views size size 3"]]:  # fmt: skip
-    """Returns latents and views of `samples_per_prompt` rounds over all prompts; made once, then read."""
+    """Returns latents and views of `samples_per_prompt` rounds over all prompts; made once, then read.
+
+    on_ray: what workers of a Ray cluster load; none: all is made here.
+    """
     poses, matrix = fixed_cameras(shards, config)
     wanted = [(prompt.text, number) for number in range(config.samples_per_prompt) for prompt in prompts]
-    batches = [wanted[i : i + config.batch_size] for i in range(0, len(wanted), config.batch_size)]
-    made: Sampler | None = None
-    parts = []
+    tasks = []
+    for start in range(0, len(wanted), config.batch_size):
+        batch = wanted[start : start + config.batch_size]
+        seeds = tuple(derive_seed("evaluation", config.seed, text, n) for text, n in batch)
+        path = folder.absolute() / f"part_{start // config.batch_size:03d}.safetensors"
+        texts = tuple(text for text, _ in batch)
+        tasks.append(SampleBatch(path, texts, seeds, poses, matrix, config, on_ray))
+    missing = [task for task in tasks if not task.path.is_file()]
+    function = _sample_there
+    if missing and on_ray is None:
+        function = partial(_sample_batch, sampler=sampler(), decoder=decoder)
     with progress(len(wanted), "sampling prompts") as bar:
-        for number, batch in enumerate(batches):
-            path = folder / f"part_{number:03d}.safetensors"
-            if not path.is_file():
-                made = made or sampler()
-                texts = [text for text, _ in batch]
-                seeds = [derive_seed("evaluation", config.seed, text, n) for text, n in batch]
-                latents = made(texts, seeds)
-                rgb = _render(decoder, latents, poses, matrix, config)
-                write_atomic(path, save({"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}))
-            parts.append(read_tensors(path))
-            bar.advance(len(batch))
+        bar.advance(len(wanted) - sum(len(task.texts) for task in missing))
+        for task, _ in run_tasks(
+            function, missing, workers=0, on_report=lambda *_: None,
+            executor="ray" if on_ray else "processes", preload=["eval.samples"], on_gpu=True,
+        ):  # fmt: skip
+            check_written(task.path)
+            bar.advance(len(task.texts))
+    parts = [read_tensors(task.path) for task in tasks]
     pictures = np.concatenate([part["pictures"].numpy() for part in parts])
     device = next(decoder.parameters(), torch.zeros(())).device
     return torch.cat([part["latents"] for part in parts]).float().to(device), pictures
+
+
+def _sample_batch(task: SampleBatch, report: object, sampler: Sampler, decoder: Decoder) -> None:
+    """Writes a batch's latents and views."""
+    latents = sampler(list(task.texts), list(task.seeds))
+    rgb = _render(decoder, latents, task.poses, task.matrix, task.config)
+    tensors = {"latents": latents.half().cpu(), "pictures": torch.from_numpy(rgb)}
+    write_atomic(task.path, save(tensors))
+
+
+def _sample_there(task: SampleBatch, report: object) -> None:
+    """The same in a worker, which loads the pipeline once."""
+    assert task.parts is not None
+    pipeline = _loaded(task.parts)
+    _sample_batch(task, report, pipeline_sampler(pipeline, task.config), pipeline.decoder)
+
+
+@lru_cache(1)
+def _loaded(parts: Parts) -> ShapePipeline:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ShapePipeline.load(prior=parts.prior, encoder=parts.encoder, clip=parts.clip, device=device)
+
+
+def pipeline_sampler(pipeline: ShapePipeline, config: GenerationConfig) -> Sampler:
+    """Returns what turns prompts into latents, with the evaluation's settings."""
+
+    def sample(prompts: list[str], seeds: list[int]) -> Float[Tensor, "batch tokens channels"]:
+        made = pipeline(prompts, seeds=seeds, steps=config.steps, guidance_scale=config.guidance_scale)
+        return torch.stack([shape.latent for shape in made])
+
+    return sample
 
 
 def fixed_cameras(

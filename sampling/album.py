@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from shapeloom.config import UserError
 from shapeloom.storage import read_json, write_atomic
 
 SCHEMA = 1
+LIST = "list of objects"
+"""Of a shard's meta.json: the digest of what all shards make together."""
 PORTRAIT_SIZE = 256
 SHEET_COLUMNS = 2
 SHEET_OBJECTS = 40
 """More than that on one contact sheet are hard to look at."""
+SAVING_SHARE = 10
+"""Adding objects to thousands takes at most a tenth of the time that is spent: so much of it is between two
+saves, in units of what one takes."""
 Record = dict[str, Any]
 
 
@@ -34,17 +40,14 @@ class Wish:
     image: str
     label: str
 
-    def answered_by(self, record: Record) -> bool:
-        """Whether a record of metadata.json is of this object."""
-        return (self.prompt, self.seed, self.image) == (record["prompt"], record["seed"], record["image"])
-
 
 class Album:
-    """The objects of a folder: metadata.json is rewritten after each, so that a killed run goes on."""
+    """The objects of a folder. metadata.json is rewritten as they are added, so that a killed run goes on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "metadata.json"
         self.records: list[Record] = []
+        self._saved, self._took = 0.0, 0.0
         if self.path.is_file():
             advice = "Copy it back, or use another --out: without it the objects there have no settings."
             saved = read_json(self.path, advice=advice)
@@ -54,37 +57,53 @@ class Album:
                     "Use another --out."
                 )
             self.records = saved["samples"]
+        self._places = {_identity(record): place for place, record in enumerate(self.records)}
 
     def find(self, wish: Wish) -> Record | None:
         """The record of an object, whether or not its files are there."""
-        return next((record for record in self.records if wish.answered_by(record)), None)
+        place = self._places.get((wish.prompt, wish.seed, wish.image))
+        return None if place is None else self.records[place]
 
     def holds(self, wish: Wish) -> bool:
         """Whether an object is recorded and all its files are there."""
         record = self.find(wish)
         return record is not None and all((self.folder / name).is_file() for name in record["files"].values())
 
-    def name_for(self, wish: Wish) -> str:
-        """The file stem of an object: its number in the folder, its words, its seed."""
+    @property
+    def next_number(self) -> int:
+        """Of an object that is new in the folder."""
+        return 1 + max(map(number_of, self.records), default=-1)
+
+    def name_for(self, wish: Wish, number: int | None = None) -> str:
+        """The file stem of an object: its number in the folder (none: the next), its words, its seed."""
         record = self.find(wish)
         if record is not None:
             return str(record["name"])
-        number = 1 + max((int(record["name"].split("_")[0]) for record in self.records), default=-1)
-        return f"{number:03d}_{file_stem(wish.label, wish.seed)}"
+        return f"{self.next_number if number is None else number:03d}_{file_stem(wish.label, wish.seed)}"
 
     def add(self, record: Record) -> None:
-        """Adds or replaces a record, and saves."""
-        self.records = [old for old in self.records if old["name"] != record["name"]] + [record]
-        self.records.sort(key=lambda each: int(each["name"].split("_")[0]))
-        content = {"schema": SCHEMA, "counts": count_faults(self.records), "samples": self.records}
+        """Adds or replaces a record, and saves, unless that has just been done and takes long."""
+        place = self._places.setdefault(_identity(record), len(self.records))
+        self.records[place:] = [record, *self.records[place + 1 :]]
+        if time.monotonic() - self._saved >= SAVING_SHARE * self._took:
+            self.save()
+
+    def save(self) -> None:
+        """Writes metadata.json, objects by their numbers."""
+        began = time.monotonic()
+        records = sorted(self.records, key=number_of)
+        content = {"schema": SCHEMA, "counts": count_faults(records), "samples": records}
         write_atomic(self.path, json.dumps(content, indent=1) + "\n")
+        self._saved = time.monotonic()
+        self._took = self._saved - began
 
     def save_contact_sheets(self) -> None:
         """Draws every object's portrait: contact_sheet.png, contact_sheet_2.png, ... of SHEET_OBJECTS each.
 
         Objects of which there is a latent alone are left out.
         """
-        named = [(record, self.folder / record.get("portrait", "")) for record in self.records]
+        records = sorted(self.records, key=number_of)
+        named = [(record, self.folder / record.get("portrait", "")) for record in records]
         shown = [(label_of(record), path) for record, path in named if path.is_file()]
         for start in range(0, len(shown), SHEET_OBJECTS):
             part = shown[start : start + SHEET_OBJECTS]
@@ -95,6 +114,15 @@ class Album:
             number = start // SHEET_OBJECTS + 1
             name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
             write_atomic(self.folder / name, png(sheet))
+
+
+def number_of(record: Record) -> int:
+    """Returns an object's number in its folder, with which its name begins."""
+    return int(record["name"].split("_")[0])
+
+
+def _identity(record: Record) -> tuple[str, int, str]:
+    return record["prompt"], record["seed"], record["image"]
 
 
 def count_faults(records: Sequence[Record]) -> dict[str, int]:

@@ -4,6 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
+from shapeloom.options import add_executor
+
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Returns (index, count) of "2/8", index from 0; raises ArgumentTypeError for anything else."""
@@ -23,7 +25,8 @@ def _objects(parser: argparse.ArgumentParser) -> None:
         help="PNG or JPEG pictures of one object to follow, beside each prompt or without one; repeatable",
     )  # fmt: skip
     parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th object, from I on")
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="make every N-th batch, from I on")
+    add_executor(parser)
     parser.add_argument("--num", type=int, help="objects a prompt")
     parser.add_argument("--seed", type=int, help="the first object's seed")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from shapeloom import cores
-from shapeloom.config import UserError
+from shapeloom.config import Config, ConfigT, UserError
 from shapeloom.log import get_logger
 from shapeloom.options import Executor
 
@@ -58,11 +58,36 @@ def run_tasks(
         for task in tasks:
             yield task, function(task, partial(on_report, task))
         return
-    pool = _Pool(function, deque(tasks), on_report, preload)
+    pool = _Pool(function, preload)
     try:
-        yield from pool.run(min(workers or cores.usable(), len(tasks)))
+        yield from pool.run(tasks, min(workers or cores.usable(), len(tasks)), on_report)
     finally:
         pool.close()
+
+
+def everywhere(config: ConfigT, *names: str) -> ConfigT:
+    """A config for workers that were started in other folders: paths that are found here are made absolute.
+
+    names: keys whose values are strings that may be paths.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config:
+        if isinstance(value, Config):
+            found[name] = everywhere(value)
+        elif isinstance(value, Path) and value.exists():
+            found[name] = value.absolute()
+        elif name in names and value is not None and os.path.exists(value):
+            found[name] = os.path.abspath(value)
+    return config.model_copy(update=found)
+
+
+def check_written(path: Path) -> None:
+    """Raises UserError if what a task wrote isn't here: the other machine has a disk of its own."""
+    if not path.exists():
+        raise UserError(
+            f"{path} was written on another machine and isn't here: with --executor ray, what is written "
+            "must lie on storage that all nodes share, at the same path."
+        )
 
 
 # ---------------------------------------------------------------- processes
@@ -90,22 +115,24 @@ class _Worker(Generic[TaskT]):
 
 
 class _Pool(Generic[TaskT, ResultT]):
-    def __init__(
-        self,
-        function: Function[TaskT, ResultT],
-        tasks: deque[TaskT],
-        on_report: Callable[[TaskT, Any], None],
-        preload: Sequence[str],
-    ) -> None:
-        self.function, self.tasks, self.on_report = function, tasks, on_report
+    """Workers that stay from one `run` to the next, with what they have loaded."""
+
+    def __init__(self, function: Function[TaskT, ResultT], preload: Sequence[str]) -> None:
+        self.function, self.tasks = function, deque[TaskT]()
+        self.on_report: Callable[[TaskT, Any], None] = lambda *_: None
         # A fork server, unlike a fork, inherits no threads, and unlike a spawn imports everything once.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
         self.workers: list[_Worker[TaskT]] = []
         self.losses: dict[int, int] = {}
 
-    def run(self, count: int) -> Iterator[tuple[TaskT, ResultT]]:
-        for _ in range(count):
+    def run(
+        self, tasks: Sequence[TaskT], count: int, on_report: Callable[[TaskT, Any], None]
+    ) -> Iterator[tuple[TaskT, ResultT]]:
+        self.tasks, self.on_report, self.losses = deque(tasks), on_report, {}
+        for worker in list(self.workers):
+            self._next(worker)
+        while len(self.workers) < count:
             self._start()
         while busy := [worker for worker in self.workers if worker.task is not None]:
             ready = wait([worker.pipe for worker in busy])
@@ -214,7 +241,8 @@ def _run_on_ray(
     unit = "GPU" if on_gpu and ray.cluster_resources().get("GPU") else "CPU"
     # As an argument: Ray shows the environments of its tasks to whoever looks.
     credentials = {name: value for name, value in os.environ.items() if name.startswith(_CREDENTIALS)}
-    needs = {"num_cpus": 1, "num_gpus": 1 if unit == "GPU" else 0}
+    # Without max_calls, Ray ends a process after each task that has a GPU, with all that it has loaded.
+    needs = {"num_cpus": 1, "num_gpus": 1 if unit == "GPU" else 0, "max_calls": 0}
     remote: Any = ray.remote(**needs, max_retries=MAX_ATTEMPTS, runtime_env=threads)(_in_ray_task)
     waiting = deque(tasks)
     running: dict[Any, TaskT] = {}
@@ -266,10 +294,28 @@ def _ray_token() -> str:
     return str(path) if Path(path).is_file() else ""
 
 
+_kept: list[tuple[Any, _Pool]] = []
+"""In a process of Ray's: the pool of its last task, and what that was for."""
+
+
 def _in_ray_task(
     function: Function[TaskT, ResultT], task: TaskT, preload: Sequence[str], credentials: dict[str, str]
 ) -> ResultT:
-    """A pool of one worker within Ray's own, whose many threads no careful process would fork."""
+    """A pool of one worker within Ray's own, whose many threads no careful process would fork.
+
+    It stays for the next task of that kind on that GPU, since models take longer to load than most tasks.
+    """
     os.environ.update(credentials)
-    results = run_tasks(function, [task], workers=1, on_report=lambda *_: None, preload=preload)
-    return next(results)[1]
+    kind = (function, credentials, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if not _kept or _kept[0][0] != kind:
+        while _kept:
+            _kept.pop()[1].close()
+        _kept.append((kind, _Pool(function, preload)))
+    pool = _kept[0][1]
+    try:
+        ((_, result),) = pool.run([task], 1, lambda *_: None)
+    except BaseException:
+        _kept.clear()
+        pool.close()
+        raise
+    return result

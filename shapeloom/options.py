@@ -33,7 +33,7 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     """Adds `--executor`."""
     parser.add_argument(
         "--executor", choices=get_args(Executor), default="processes",
-        help="where shards are made: on this machine, or on the Ray cluster that RAY_ADDRESS names",
+        help="where the work is done: on this machine, or on the Ray cluster that RAY_ADDRESS names",
     )  # fmt: skip
 
 

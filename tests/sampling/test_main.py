@@ -216,22 +216,99 @@ def test_latents_alone_need_no_mesh_and_no_picture(runs):
     assert not (runs.out / "contact_sheet.png").exists()
 
 
-def test_shards_together_make_each_object_once_and_the_same(runs, pipeline):
-    wanted = ["--prompt", "a mug", "--prompt", "a car", "--num", "3"]
-    arguments = [*runs.arguments, "formats=[safetensors]", *wanted]
-    for index in range(4):
-        main([*arguments, "--shard", f"{index}/4"])
-    folders = sorted(runs.out.iterdir())
-    assert [folder.name for folder in folders] == [f"shard_{i:03d}_of_004" for i in range(4)]
-    found = [(folder / r["files"]["safetensors"], r) for folder in folders for r in records(folder)]
-    assert sorted((r["prompt"], r["seed"]) for _, r in found) == [
-        (prompt, seed) for prompt in ("a car", "a mug") for seed in range(3)
-    ]
-    for path, record in found:
-        (alone,) = pipeline(record["prompt"], seed=record["seed"], steps=2)
-        torch.testing.assert_close(pipeline.load_latent(path).latent, alone.latent, atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="There are 6 objects to make, so shard 7/8 has none"):
-        main([*arguments, "--shard", "7/8"])
+MANY = ["--prompt", "a mug", "--prompt", "a car", "--num", "3"]
+
+
+def files(folder) -> dict[str, bytes]:
+    """Of all objects; metadata.json without what the clock says."""
+    found = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix not in (".json", ".yaml")
+    }
+    told = json.loads((folder / "metadata.json").read_text())
+    for record in told["samples"]:
+        del record["decode_seconds"]
+    return found | {"metadata.json": json.dumps(told).encode()}
+
+
+def in_shards(runs, count: int, *more: str) -> list[str]:
+    """Makes MANY in shards; returns their folders."""
+    for index in range(count):
+        main([*runs.arguments, *more, *MANY, "--shard", f"{index}/{count}"])
+    return [str(runs.out / f"shard_{index:03d}_of_{count:03d}") for index in range(count)]
+
+
+def test_merged_shards_are_what_one_machine_makes(runs, tmp_path):
+    alone, merged = tmp_path / "alone", tmp_path / "merged"
+    settings = ["formats=[glb,safetensors]", "batch_size=2"]
+    main(["--out", str(alone), *runs.arguments[2:], *settings, *MANY])
+    folders = in_shards(runs, 2, *settings)
+    assert [len(records(runs.out / folder)) for folder in folders] == [4, 2]
+    main(["merge", *folders, "--out", str(merged)])
+    assert files(merged) == files(alone)
+    assert (merged / "config.yaml").read_bytes() == (alone / "config.yaml").read_bytes()
+    # Stopped, it copies what is missing.
+    (merged / "000_a-mug_seed0.glb").unlink()
+    kept = (merged / "001_a-mug_seed1.glb").stat().st_ino
+    meta = json.loads((merged / "meta.json").read_text())
+    (merged / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
+    main(["merge", *reversed(folders), "--out", str(merged)])
+    assert files(merged) == files(alone)
+    assert (merged / "001_a-mug_seed1.glb").stat().st_ino == kept
+
+
+def test_shards_that_don_t_make_a_whole_are_named(runs, tmp_path):
+    settings, out = ["formats=[safetensors]", "batch_size=2"], ["--out", str(tmp_path / "merged")]
+    folders = in_shards(runs, 3, *settings)
+    for wrong, message in (
+        ([folders[0]], r"Of the shards of this list 1/3, 2/3 are missing\."),
+        ([*folders[1:], folders[1]], r"0/3 is missing and 1/3 is there more than once\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["merge", *wrong, *out])
+    other = [*runs.arguments, *settings, *MANY, "--num", "4"]
+    main([*other, "--shard", "0/2"])
+    with pytest.raises(UserError, match=r"they differ in the number of shards \(3 and 2\)"):
+        main(["merge", folders[0], str(runs.out / "shard_000_of_002"), *out])
+    with pytest.raises(UserError, match="made from another list of objects"):
+        main([*other, "--shard", "0/3"])
+    with pytest.raises(UserError, match="in 4 batches of batch_size=2, so shard 7/8 has none"):
+        main([*other, "--shard", "7/8"])
+    main(
+        ["--out", str(tmp_path / "plain"), *runs.arguments[2:], "formats=[safetensors]", "--prompt", "a mug"]
+    )
+    with pytest.raises(UserError, match="was not made with --shard"):
+        main(["merge", str(tmp_path / "plain"), *out])
+    (runs.out / "shard_001_of_003" / "002_a-mug_seed2.safetensors").unlink()
+    with pytest.raises(UserError, match=r"002_a-mug_seed2\.safetensors is gone: run its shard's"):
+        main(["merge", *folders, *out])
+
+
+def test_a_run_that_was_stopped_ends_with_the_files_of_one_that_wasn_t(runs, tmp_path):
+    for name in ("whole", "stopped"):
+        main(["--out", str(tmp_path / name), *runs.arguments[2:], "formats=[safetensors]", *MANY])
+    lost = records(tmp_path / "stopped")[4]["files"]["safetensors"]
+    (tmp_path / "stopped" / lost).unlink()
+    main(["--out", str(tmp_path / "stopped"), *runs.arguments[2:], "formats=[safetensors]", *MANY])
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
+def test_adding_to_thousands_of_objects_saves_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    clock, writes = [0.0], []
+    monkeypatch.setattr("sampling.album.time.monotonic", lambda: clock[0])
+
+    def write(path, text):
+        writes.append(len(json.loads(text)["samples"]))
+        clock[0] += 0.001 * writes[-1]  # of disk and encoder
+
+    monkeypatch.setattr("sampling.album.write_atomic", write)
+    album = Album(tmp_path)
+    for number in range(3000):
+        album.add({"name": f"{number:03d}_mug", "prompt": "a mug", "seed": number, "image": "", "files": {}})
+        clock[0] += 0.5
+    assert writes[:3] == [1, 2, 3]
+    assert sum(writes) * 0.001 < 0.11 * clock[0]
+    album.save()
+    assert writes[-1] == 3000
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/4", "a/b", "1/0"])
