@@ -9,7 +9,7 @@ metadata.json lists them with their settings and files, and counts those that ca
 many more seeds such objects are given); contact_sheet.png shows them all. Pictures lose their background, and
 NAME_seen.png shows what the model saw of them (`pictures`). A cluster makes thousands by `--executor ray`; or
 by `--shard 2/8`, which makes every eighth batch (of `batch_size` objects), from the third on, in
-OUT/shard_002_of_008, and `python -m sampling merge OUT/shard_* --out ALL` in the end.
+OUT/shard_002_of_008, and `python -m sampling merge OUT --out ALL` in the end.
 """
 
 import argparse

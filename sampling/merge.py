@@ -1,6 +1,6 @@
 """Puts the folders of `python -m sampling --shard I/N` together, as one machine would have written them.
 
-    python -m sampling merge OUT/shard_* --out RUN/samples
+    python -m sampling merge OUT --out RUN/samples
 
 Files are copied; metadata.json, contact sheets and the run's own files are written anew. No model is needed.
 """
@@ -21,6 +21,7 @@ from shapeloom.runs import Run, read_meta
 from shapeloom.storage import put_file, scratch_file
 
 log = get_logger("sampling")
+SHARDS = "shard_*_of_*"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,14 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m sampling merge", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a shard's folder; all of them")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="a shard's folder, or one that holds them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of all objects")
     arguments = parser.parse_args(argv)
     start_logging()
-    merge([read_shard(folder) for folder in arguments.folders], arguments.out)
+    folders = [each for folder in arguments.folders for each in sorted(folder.glob(SHARDS)) or [folder]]
+    merge([read_shard(folder) for folder in folders], arguments.out)
 
 
 def read_shard(folder: Path) -> Shard:

@@ -12,6 +12,7 @@ from torch import Tensor
 import eval.__main__ as evaluation
 from encoder.model import Autoencoder, EncoderConfig
 from prior.train_clip import DualEncoderConfig, fit, read_pairs
+from sampling.pipeline import ShapePipeline
 from shapeloom import distributed
 from shapeloom.checkpoint import save_weights
 from shapeloom.config import Config, UserError
@@ -40,10 +41,13 @@ class FakeSample:
         self.latent = latent
 
 
-class FakePipeline:
+class FakePipeline(ShapePipeline):
     """Zero latents, whatever the prompt."""
 
     loaded = 0
+
+    def __init__(self) -> None:
+        pass
 
     @classmethod
     def load(cls, **folders: Any) -> "FakePipeline":
