@@ -128,9 +128,11 @@ mutants: $(STAMP)
 	@$(PY) -c "import cosmic_ray" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	$(PY) scripts/mutants.py --num $(NUM) --seed $(SEED) $(FILES)
 
-# Two hosts as network namespaces: a cable is pulled, a folder isn't shared. Needs root (docs/clusters.md).
+# Two hosts as network namespaces: a cable is pulled, a folder isn't shared, DeepSpeed over sshd, Slurm. Needs root and
+# Debian's packages (docs/clusters.md).
 drill-cluster: $(STAMP)
 	$(PY) -m benchmarks.drills.cluster
+	$(PY) -m benchmarks.drills.launchers
 
 # docs/config.md, every key of every stage, from the configs themselves.
 config-docs: $(STAMP)

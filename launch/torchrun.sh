@@ -8,6 +8,8 @@
 # NNODES=2:4 begins with two and goes on with what is left, or comes. After a lost process or machine the others
 # start again from the newest checkpoint, MAX_RESTARTS times (3; 0 on one machine).
 set -euo pipefail
+# Kubeflow's operators say such things of each pod, which are said anew below.
+unset RANK WORLD_SIZE LOCAL_RANK "${!PET_@}"
 python=${VENV:-.venv}/bin/python
 # Says at once if another command writes there or nothing is left to do, before anything heavy starts.
 status=0

@@ -131,3 +131,17 @@ def test_slurm_s_sampling_is_shared_by_an_array_and_merged(folder: Path) -> None
 def test_a_job_of_slurm_s_that_is_refused_ends_the_script(folder: Path) -> None:
     done, jobs = start(folder, "pipeline_slurm.sh", FAILS="encoder.train")
     assert done.returncode == 1 and len(jobs) == 3
+
+
+def test_what_an_operator_says_of_its_pods_doesn_t_reach_the_processes(folder: Path) -> None:
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NNODES", "PET_NODE_RANK", "MASTER_ADDR"]
+    python = folder / "venv/bin/python"
+    python.write_text(f"""#!{sys.executable}
+import os, sys
+print(sorted(set(os.environ) & set({names})))
+sys.exit(3 if "SHAPELOOM_LOOKS_ONLY" in os.environ else 0)
+""")
+    own = dict.fromkeys(names, "1") | {"PATH": os.environ["PATH"], "VENV": f"{folder}/venv", "NPROC": "1"}
+    words = ["bash", "launch/torchrun.sh", "encoder.train"]
+    done = subprocess.run(words, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['MASTER_ADDR']"] * 2  # as it looks, and as it works

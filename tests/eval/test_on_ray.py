@@ -21,9 +21,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-SAMPLING = ["steps=2", "batch_size=1", "formats=[glb]", "mesh.resolution=16", "mesh.texture_size=32"]
+SAMPLING = [
+    "steps=2", "batch_size=1", "formats=[glb]", "mesh.resolution=16", "mesh.texture_size=32",
+    "turntable.samples={coarse: 4, fine: 0}",
+]  # fmt: skip
 EVALUATION = [
-    "reconstruction.batch_size=1", "generation.num_prompts=3", "generation.batch_size=1",
+    "reconstruction.batch_size=2", "reconstruction.samples={coarse: 4, fine: 0}",
+    "reconstruction.surface_resolution=16", "reconstruction.sheet=0", "reconstruction.pictures=1", "generation.num_prompts=3", "generation.batch_size=2",
     "generation.steps=2", "generation.sets.max_samples=0", "generation.beside=0",
 ]  # fmt: skip
 LOOKS = ["look={views: 2, size: 16, points: 64}", "measures={draws: 20, neighbours: 1, set_size: 3}"]
@@ -75,7 +79,7 @@ def test_a_cluster_that_loses_a_node_writes_what_one_process_writes(
             yield result
 
     monkeypatch.setattr(making, "run_tasks", lose_a_node)
-    wanted = ["--config", presets["sampling"], "--model", ".", "--prompt", "a red ball", "--num", "4"]
+    wanted = ["--config", presets["sampling"], "--model", ".", "--prompt", "a red ball", "--num", "3"]
     sample([*wanted, "--out", "samples", "--set", *SAMPLING])
     sample([*wanted, "--out", "samples_there", *ray, "--set", *SAMPLING])
     assert lost
