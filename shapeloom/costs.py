@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from shapeloom.config import UserError
 from shapeloom.training_task import Task, TrainConfig
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ GPUS = {
 CONTEXT_BYTES = 1.5e9
 """Of CUDA, its libraries and NCCL in each process: an assumption."""
 BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default reduce_bucket_size: ZeRO 1 and 2 keep a buffer of that many numbers."""
+"""DeepSpeed's default reduce_bucket_size: ZeRO 1 and 2 keep a buffer of that many numbers, and without ZeRO
+up to as many gradients at a time are copied to be exchanged."""
 
 
 def parse_gpus(text: str) -> tuple[int, str, Gpu]:
@@ -53,6 +56,21 @@ def parse_gpus(text: str) -> tuple[int, str, Gpu]:
             f"--gpus takes NUMBERxKIND, such as 8xH100, with one of {', '.join(GPUS)}; got {text!r}."
         )
     return int(number), name, GPUS[name]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(out: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(out, query, key, value)
+
+
+_OF_CPUS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Attention on a CPU, which torch's counter doesn't know: of many tokens a good part of all operations."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ def count(task: Task, samples: Sequence[int], *, bf16: bool) -> Counted:
     batch = task.batch(samples)
     seconds = time.perf_counter() - start
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in task.model.parameters()})
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_OF_CPUS)
     with counter, saved_tensors_hooks(lambda tensor: _Saved(tensor, ledger), lambda saved: saved.tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss, _ = task.loss(task.model, batch)
@@ -149,6 +167,12 @@ def state_bytes(
     if config.offload and stage:
         found["moments"] = 0
     return found
+
+
+def passing_bytes(activations: float, trained: int, stage: int) -> float:
+    """Returns what a step needs in passing: activations or, once they are gone, gradients as they are
+    exchanged, which ZeRO has its buffers for."""
+    return activations if stage else max(activations, 4.0 * min(trained, BUCKET_ELEMENTS))
 
 
 def checkpoint_bytes(parameters: int, trained: int, config: TrainConfig) -> float:

@@ -26,7 +26,15 @@ from prior.task import PriorConfig, PriorTask, read_latents
 from prior.train import new_model
 from shapeloom.config import UserError, resolved, run_main
 from shapeloom.costs import CONTEXT_BYTES as CONTEXT
-from shapeloom.costs import Gpu, checkpoint_bytes, describe, parse_gpus, sample_costs, state_bytes
+from shapeloom.costs import (
+    Gpu,
+    checkpoint_bytes,
+    describe,
+    parse_gpus,
+    passing_bytes,
+    sample_costs,
+    state_bytes,
+)
 from shapeloom.distributed import World
 from shapeloom.loading import MAX_WORKERS
 from shapeloom.options import add_config_options
@@ -96,7 +104,7 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
     memory = {
         stage: {
             **state_bytes(parameters, trained, config, stage, gpus),
-            "activations": fixed + share * each, "context": CONTEXT,
+            "in passing": passing_bytes(fixed + share * each, trained, stage), "context": CONTEXT,
         }
         for stage in range(4)
     }  # fmt: skip

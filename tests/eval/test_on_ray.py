@@ -27,8 +27,9 @@ SAMPLING = [
 ]  # fmt: skip
 EVALUATION = [
     "reconstruction.batch_size=2", "reconstruction.samples={coarse: 4, fine: 0}",
-    "reconstruction.surface_resolution=16", "reconstruction.sheet=0", "reconstruction.pictures=1", "generation.num_prompts=3", "generation.batch_size=2",
-    "generation.steps=2", "generation.sets.max_samples=0", "generation.beside=0",
+    "reconstruction.surface_resolution=16", "reconstruction.sheet=0", "reconstruction.pictures=1",
+    "generation.num_prompts=3", "generation.batch_size=2", "generation.steps=2",
+    "generation.sets.max_samples=0", "generation.beside=0",
 ]  # fmt: skip
 LOOKS = ["look={views: 2, size: 16, points: 64}", "measures={draws: 20, neighbours: 1, set_size: 3}"]
 CLOCK = {"decode_seconds"}

@@ -1,5 +1,8 @@
 """What the plan says of a training is what smaller runs of it take."""
 
+import warnings
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,13 @@ import torch
 from torch import nn
 
 from encoder.train import EncoderTask, EncoderTrainConfig
+from prior.task import PriorConfig, PriorTask
 from shapeloom import distributed, plan
 from shapeloom.config import UserError, load_config
 from shapeloom.costs import checkpoint_bytes, count, parse_gpus, sample_costs, state_bytes
 from shapeloom.shards import AssetShards
 from shapeloom.training import TrainConfig, make_optimizer
+from tests.prior.test_train import write_latents
 from tests.shapeloom.line_training import Line, run_line
 
 
@@ -24,12 +29,29 @@ class Wide(Line):
         self.model = nn.Sequential(nn.Linear(1, 512), nn.SiLU(), nn.Linear(512, 512), nn.Linear(512, 1))
 
 
-@pytest.fixture(scope="module")
-def task(ball_dataset: Path) -> EncoderTask:
+def encoder_task(data: Path) -> EncoderTask:
     """The smoke preset's encoder."""
-    config = load_config(EncoderTrainConfig, Path("configs/encoder/smoke.yaml"), [f"data={ball_dataset}"])
-    shards = AssetShards(ball_dataset, "train")
+    config = load_config(EncoderTrainConfig, Path("configs/encoder/smoke.yaml"), [f"data={data}"])
+    shards = AssetShards(data, "train")
     return EncoderTask(config, shards, shards)
+
+
+def prior_task(folder: Path) -> PriorTask:
+    """A prior of two layers."""
+    overrides = [f"latents={write_latents(folder / 'latents')}", "network={width: 64, depth: 2, heads: 4}"]
+    config = load_config(PriorConfig, Path("configs/prior/smoke.yaml"), overrides)
+    task = plan.prior_sample(config, folder).task
+    assert isinstance(task, PriorTask)
+    return task
+
+
+@pytest.fixture(scope="module", params=["encoder", "prior"])
+def task(
+    request: pytest.FixtureRequest, ball_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EncoderTask | PriorTask:
+    if request.param == "encoder":
+        return encoder_task(ball_dataset)
+    return prior_task(tmp_path_factory.mktemp("prior"))
 
 
 def test_operations_of_a_small_network_are_those_of_its_products() -> None:
@@ -37,11 +59,81 @@ def test_operations_of_a_small_network_are_those_of_its_products() -> None:
     assert count(Line(), range(6), bf16=False).flops == 6 * (2 * forward + inner)
 
 
-def test_more_samples_take_as_much_as_one_and_two_tell(task: EncoderTask) -> None:
+def test_more_samples_take_as_much_as_one_and_two_tell(task: EncoderTask | PriorTask) -> None:
     flops, each, fixed, _ = sample_costs(task, 0, bf16=False)
     six = count(task, range(6), bf16=False)
     assert 6 * flops == pytest.approx(six.flops, rel=0.1)
     assert fixed + 6 * each == pytest.approx(six.activation_bytes, rel=0.1)
+
+
+def test_operations_are_those_that_the_layers_of_a_prior_do(tmp_path: Path) -> None:
+    task, done = prior_task(tmp_path), []
+
+    def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+        done.append(2 * layer.weight.shape[1] * out.numel())
+
+    for layer in task.model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(note)
+    task.loss(task.model, task.batch(range(4)))
+    forward = sum(done)
+    # The backward pass does twice as much; attention among a few tokens is hardly anything.
+    assert 4 * sample_costs(task, 0, bf16=False)[0] == pytest.approx(3 * forward, rel=0.1)
+
+
+def test_attention_is_counted_as_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, heads, width = 64, 2, 8
+    task = Line()
+    task.model = nn.Linear(width, width, bias=False)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+        query = model(torch.ones(len(batch["x"]), heads, tokens, width))
+        return nn.functional.scaled_dot_product_attention(query, query, query).mean(), {}
+
+    monkeypatch.setattr(task, "loss", loss)
+    product = 2 * heads * tokens * tokens * width
+    linear = 2 * heads * tokens * width * width
+    # Two products forward; backward four, and the first again, whose result isn't kept.
+    assert count(task, [0, 1], bf16=False).flops == 2 * (7 * product + 2 * linear)
+
+
+@pytest.mark.parametrize(("batch", "parts", "stage"), [(96, 1, 0), (96, 2, 0), (4, 1, 0), (4, 1, 1)])
+def test_a_step_of_a_prior_takes_the_memory_that_was_planned(
+    tmp_path: Path, batch: int, parts: int, stage: int
+) -> None:
+    """Measured by torch's allocator; large and small batches, where activations and gradients weigh most."""
+    distributed.start()
+    task = prior_task(tmp_path)
+    settings = {"batch_size": batch * parts, "accumulation": parts, "zero_stage": stage, "precision": "fp32"}
+    config = TrainConfig.model_validate(settings)
+    gpu = parse_gpus("1xH100")[2]
+    sample = plan.Sample(task, config, 0.0, 8, 4.0, 1e6, None)
+    said = plan.plan(sample, assets=96, gpus=1, gpu=gpu, utilization=0.5)["memory"][stage]
+    engine = distributed.make_engine(
+        task.model, make_optimizer(task.model, config), micro_batch=batch, accumulation=parts, grad_clip=1.0,
+        zero_stage=stage,
+    )  # fmt: skip
+
+    def step() -> None:
+        for _ in range(parts):
+            engine.backward(task.loss(task.model, task.batch(range(batch)))[0])
+            engine.step()
+
+    step()  # which makes the moments
+    step()
+    passing = said["gradients"] + said["in passing"] + said["buffers"]
+    assert peak_bytes(step) == pytest.approx(passing, rel=0.1)
+
+
+def peak_bytes(function: Callable[[], None]) -> int:
+    """How much memory a function holds at most, beyond what was there before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the profiler's own cycles
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            function()
+    events = profiler.profiler.kineto_results.events()
+    sizes = sorted((each.start_ns(), each.nbytes()) for each in events if each.name() == "[memory]")
+    return max(accumulate(size for _, size in sizes))
 
 
 def tensor_bytes(values: Any) -> int:
@@ -102,6 +194,15 @@ def test_the_command_says_steps_hours_memory_and_storage(
         assert words in told, told
 
 
+def test_the_command_plans_a_prior_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    latents = write_latents(tmp_path / "latents")
+    arguments = ["--set", f"latents={latents}", "--assets", "1000000", "--gpus", "8xA100"]
+    plan.main(["prior", "--config", "configs/prior/smoke.yaml", *arguments])
+    told = capsys.readouterr().out
+    for words in ("passes over 1,000,000 assets", "GPU hours", "in passing", "ZeRO 3", "checkpoint"):
+        assert words in told, told
+
+
 def test_an_unknown_gpu_is_refused_with_those_that_are_known() -> None:
     assert parse_gpus("8xH100")[:2] == (8, "H100")
     for wrong in ("H100", "8xTPU", "0xH100", "x"):
@@ -109,8 +210,8 @@ def test_an_unknown_gpu_is_refused_with_those_that_are_known() -> None:
             parse_gpus(wrong)
 
 
-def test_hours_follow_from_operations(task: EncoderTask) -> None:
-    sample = plan.Sample(task, task.config.train, 0.0, 8, 4.0, 1e6, 2.0)
+def test_hours_follow_from_operations(task: EncoderTask | PriorTask) -> None:
+    sample = plan.Sample(task, TrainConfig(batch_size=8, steps=100), 0.0, 8, 4.0, 1e6, 2.0)
     gpu = parse_gpus("2xA100")[2]
     found = plan.plan(sample, assets=4000, gpus=2, gpu=gpu, utilization=0.5)
     rate = 2 * gpu.flops * 0.5
