@@ -7,6 +7,7 @@ one. A task must therefore be safe to repeat, and to be at work twice for a whil
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ Function = Callable[[TaskT, Callable[[Any], None]], ResultT]
 log = get_logger("executors")
 MAX_ATTEMPTS = 10
 """A task that has lost that many workers is to blame for it."""
+SEEN_SECONDS = 60.0
+"""What is written elsewhere is seen here after that time: NFS remembers for so long which files there are."""
 _CREDENTIALS = ("AWS_", "FSSPEC_", "GOOGLE_", "GCS_", "AZURE_", "HF_")
 """How the names of variables begin by which fsspec's file systems find what they need."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "IGL_NUM_THREADS")
@@ -82,12 +85,20 @@ def everywhere(config: ConfigT, *names: str) -> ConfigT:
 
 
 def check_written(path: Path) -> None:
-    """Raises UserError if what a task wrote isn't here: the other machine has a disk of its own."""
-    if not path.exists():
-        raise UserError(
-            f"{path} was written on another machine and isn't here: with --executor ray, what is written "
-            "must lie on storage that all nodes share, at the same path."
-        )
+    """Waits until a file that a task wrote is seen here: network file systems take a while to tell.
+
+    Raises UserError if it never is: the other machine has a disk of its own.
+    """
+    end = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{path} was written on another machine and isn't here: with --executor ray, what is written "
+                "must lie on storage that all nodes share, at the same path."
+            )
+        time.sleep(0.2)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # asks the server anew
 
 
 # ---------------------------------------------------------------- processes

@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.drills.cluster import HOSTS, MODULE, losses, network
 
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "slurmd": "slurm-wlm", "munged": "munge"}
-STEPS = 60
+STEPS = 200
 SETTINGS = f'{{"steps": {STEPS}, "seconds": 0.5}}'
 SLURM = """
 ClusterName=drill
@@ -197,8 +197,9 @@ def finish(jobs: list[str], own: Mapping[str, str], seconds: float) -> dict[str,
 
 
 def requeued(folder: Path, own: Mapping[str, str]) -> list[str]:
-    """What is wrong with a training of a minute's steps under a time limit of one minute, over two hosts."""
-    asked = "--nodes 2 --ntasks-per-node 1 --gpus-per-node 0 --cpus-per-task 1 --time 1 --signal TERM@5"
+    """What is wrong with a training of 100 seconds and more over two hosts, under a time limit of two minutes:
+    Slurm may send its signal a minute early."""
+    asked = "--nodes 2 --ntasks-per-node 1 --gpus-per-node 0 --cpus-per-task 1 --time 2 --signal TERM@5"
     out, began = folder / "requeued", time.monotonic()
     words = ("sbatch", "--parsable", *asked.split(), "launch/slurm.sbatch", MODULE, str(out), SETTINGS)
     job = answer("loom-a", own, *words).strip()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shapeloom.executors import run_tasks
+from shapeloom import executors
+from shapeloom.config import UserError
+from shapeloom.executors import _in_ray_task, check_written, run_tasks
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,30 @@ def test_task_that_loses_every_worker_is_named():
 def test_exception_is_a_bug_and_surfaces():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: oops"):
         run([Items(("bug",))])
+
+
+def worker_number(task: str, report) -> int:
+    if task == "bug":
+        raise ZeroDivisionError
+    return os.getpid()
+
+
+def test_ray_s_next_task_finds_what_the_last_one_has_loaded():
+    first, second = (_in_ray_task(worker_number, "a", [], {"AWS_PROFILE": "x"}) for _ in range(2))
+    assert first == second != os.getpid()
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        _in_ray_task(worker_number, "bug", [], {"AWS_PROFILE": "x"})
+    assert not executors._kept
+    third = _in_ray_task(worker_number, "a", [], {"AWS_PROFILE": "x"})
+    assert third != first
+    assert _in_ray_task(worker_number, "a", [], {"AWS_PROFILE": "y"}) != third  # others' credentials
+    executors._kept.pop()[1].close()
+
+
+def test_what_another_machine_wrote_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "SEEN_SECONDS", 0.3)
+    with pytest.raises(UserError, match="isn't here: with --executor ray"):
+        check_written(tmp_path / "folder" / "file")
+    seen = iter([False, False, True])
+    monkeypatch.setattr(Path, "exists", lambda path: next(seen))
+    check_written(tmp_path / "file")
