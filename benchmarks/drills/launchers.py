@@ -171,8 +171,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         daemons += [on_host(host, "slurmd", "-D", own=own, stdout=log, stderr=log) for host in HOSTS]
         with running(*daemons):
             wait_until(lambda: _idle(own) == len(HOSTS), 60, "Slurm's hosts were ready")
-            yield own
-            answer("loom-a", own, "scancel", "--user", "root")
+            try:
+                yield own
+            finally:
+                answer("loom-a", own, "scancel", "--user", "root")
+                wait_until(lambda: not answer("loom-a", own, "squeue", "--noheader"), 60, "all jobs ended")
 
 
 def _idle(own: Mapping[str, str]) -> int:
@@ -197,8 +200,10 @@ def finish(jobs: list[str], own: Mapping[str, str], seconds: float) -> dict[str,
 
 
 def requeued(folder: Path, own: Mapping[str, str]) -> list[str]:
-    """What is wrong with a training of 100 seconds and more over two hosts, under a time limit of two minutes:
-    Slurm may send its signal a minute early."""
+    """What is wrong with a training of over 100 seconds on two hosts, under a time limit of two minutes.
+
+    Slurm may send its signal a minute early.
+    """
     asked = "--nodes 2 --ntasks-per-node 1 --gpus-per-node 0 --cpus-per-task 1 --time 2 --signal TERM@5"
     out, began = folder / "requeued", time.monotonic()
     words = ("sbatch", "--parsable", *asked.split(), "launch/slurm.sbatch", MODULE, str(out), SETTINGS)
