@@ -111,7 +111,7 @@ def evaluate_reconstruction(
     tasks = [
         _Batch(
             tuple(wanted[i : i + size]), folder.absolute() / f"part_{i // size:03d}.json",
-            data.absolute(), on_ray and on_ray.absolute(), everywhere(config), nearest,
+            data.absolute(), on_ray and on_ray.absolute(), everywhere(config, "file", "heads"), nearest,
         )
         for i in range(0, len(todo), size)
     ]  # fmt: skip

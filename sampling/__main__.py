@@ -129,12 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = {wish.image for wish in wanted if wish.image}
     pictures = {image: [load_image(path, config.pictures) for path in paths[image]] for image in shown}
     pipeline = load_pipeline(config)
-    # A folder collects objects of one model and one set of settings; which ones is no part of that.
-    defaults = SamplingConfig()
-    kept = config.model_copy(
-        update={name: getattr(defaults, name) for name in ("prompts", "captions", "num", "seed")}
-    )
-    inputs = pipeline.digests
+    kept, inputs = _without_objects(config), pipeline.digests
     if arguments.shard is not None:  # whose objects are numbered by their place in the whole list
         inputs = inputs | {LIST: text_digest(json.dumps([[w.prompt, w.seed, w.image] for w in every]))}
     with Run.open(out, kept, stage="sampling", inputs=inputs, places=("model",)) as run:
@@ -159,6 +154,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "of %d objects %s; metadata.json says which, retries=2 tries more seeds", counts["objects"], told
         )
     log.info("%d objects are in %s; contact_sheet.png shows them", len(album.records), out)
+
+
+def _without_objects(config: SamplingConfig) -> SamplingConfig:
+    """A folder collects objects of one model and one set of settings; which ones is no part of that."""
+    defaults = SamplingConfig()
+    return config.model_copy(
+        update={name: getattr(defaults, name) for name in ("prompts", "captions", "num", "seed")}
+    )
 
 
 def _warn(pipeline: ShapePipeline, missing: Sequence[Wish]) -> None:

@@ -71,12 +71,12 @@ def run_tasks(
 def everywhere(config: ConfigT, *names: str) -> ConfigT:
     """A config for workers that were started in other folders: paths that are found here are made absolute.
 
-    names: keys whose values are strings that may be paths.
+    names: keys whose values are strings that may be paths, at any depth.
     """
     found: dict[str, Any] = {}
     for name, value in config:
         if isinstance(value, Config):
-            found[name] = everywhere(value)
+            found[name] = everywhere(value, *names)
         elif isinstance(value, Path) and value.exists():
             found[name] = value.absolute()
         elif name in names and value is not None and os.path.exists(value):

@@ -49,7 +49,8 @@ def network() -> Iterator[None]:
         yield
     finally:
         for host in HOSTS:
-            subprocess.run(["ip", "netns", "del", host], check=False, capture_output=True)
+            for left in (["netns", "del", host], ["link", "del", f"{host}-0"]):
+                subprocess.run(["ip", *left], check=False, capture_output=True)
             shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
         subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
 

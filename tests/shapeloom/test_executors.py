@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shapeloom import executors
-from shapeloom.config import UserError
-from shapeloom.executors import _in_ray_task, check_written, run_tasks
+from shapeloom.config import Config, UserError
+from shapeloom.executors import _in_ray_task, check_written, everywhere, run_tasks
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,23 @@ def test_what_another_machine_wrote_is_waited_for(tmp_path, monkeypatch):
     seen = iter([False, False, True])
     monkeypatch.setattr(Path, "exists", lambda path: next(seen))
     check_written(tmp_path / "file")
+
+
+class Inner(Config):
+    file: str = "kept"
+    kind: str = "kept"
+
+
+class Outer(Config):
+    folder: Path = Path("kept")
+    lost: Path = Path("lost")
+    name: str = "kept"
+    inner: Inner = Inner()
+
+
+def test_paths_that_are_here_are_made_absolute_and_words_stay_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    found = everywhere(Outer(), "file")
+    assert found.folder == tmp_path / "kept" and found.inner.file == str(tmp_path / "kept")
+    assert (found.lost, found.name, found.inner.kind) == (Path("lost"), "kept", "kept")
