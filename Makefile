@@ -126,7 +126,7 @@ bench: $(STAMP)
 mutants: NUM = 60
 mutants: $(STAMP)
 	@$(PY) -c "import cosmic_ray" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
-	$(PY) scripts/mutants.py --num $(NUM) --seed $(SEED) $(FILES)
+	$(PY) -m scripts.mutants --num $(NUM) --seed $(SEED) $(FILES)
 
 # Two hosts as network namespaces: a cable is pulled, a folder isn't shared, DeepSpeed over sshd, Slurm. Needs root and
 # Debian's packages (docs/clusters.md).

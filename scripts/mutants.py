@@ -1,10 +1,12 @@
 """Changes the code a little and sees whether its own tests notice: `make mutants`, outside CI.
 
 Mutants are cosmic-ray's (https://cosmic-ray.readthedocs.io), of the files on which figures rest. Each is
-tried against the test file that mirrors the changed one and no other, in a process forked after torch's
-import, in a copy of the tree: the checkout is never touched. Results collect in build/mutants.jsonl, so the
-same command resumes; a killed mutant is tried again when its file changes, a survivor when its tests do too.
-Prints each file's killed fraction, and every survivor as a diff.
+tried against the test file that mirrors the changed one, or those that MIRRORS names, quickest tests first,
+in a copy of the tree: the checkout is never touched. One that runs out of time counts as killed, one that
+no test file mirrors survives. Survivors that no test could or should notice are explained, by the text of
+their lines, in scripts/mutants_explained.yaml. Results collect in build/mutants.jsonl, so the same command
+resumes; a killed mutant is tried again when its file changes, a survivor when its tests do too. Prints how
+many of each file's mutants were killed, are explained and are not, and the last as diffs.
 
     make mutants                            60 mutants, drawn from all files
     make mutants NUM=300 SEED=1             more of them, others
@@ -18,37 +20,52 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
+import yaml
+
+from scripts.forked_tests import import_others, measure, run, written
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "mutants"
 RESULTS = ROOT / "build" / "mutants.jsonl"
+EXPLAINED = ROOT / "scripts" / "mutants_explained.yaml"
 ROOMS = ("encoder", "prior", "shapeloom/diffusion", "shapeloom/fields", "shapeloom/rendering")
 GEOMETRY = {
     "edges", "faces", "lighting", "mesh", "normalize", "points", "polygons", "raster", "raycast", "sdf",
     "solids", "views",
 }  # fmt: skip
 MIRRORS = {
-    "conditions": "test_denoiser", "encoding": "test_mlp", "faces": "test_polygons", "heads": "test_mlp",
-    "latents": "test_train", "lighting": "test_views", "normalize": "test_geometry",
-    "occupancy": "test_volume", "points": "test_geometry", "raycast": "test_views", "rays": "test_cameras",
-    "sdf": "test_geometry",
-    "solids": "test_mesh", "steps": "test_samplers", "training_loop": "test_training",
-    "training_task": "test_training",
+    "data_prep/formats/faces": ["data_prep/formats/test_polygons"],
+    "data_prep/geometry/normalize": ["data_prep/geometry/test_geometry"],
+    "data_prep/geometry/points": ["data_prep/geometry/test_geometry"],
+    "data_prep/geometry/sdf": ["data_prep/geometry/test_geometry"],
+    "data_prep/procedural/solids": ["data_prep/procedural/test_procedural"],
+    "data_prep/render/lighting": ["data_prep/render/test_views"],
+    "data_prep/render/raycast": ["data_prep/render/test_views"],
+    "prior/description": ["prior/test_denoiser", "prior/test_train"],
+    "prior/latents": ["prior/test_denoiser", "prior/test_train"],
+    "prior/model": ["prior/test_denoiser", "prior/test_train"],
+    "prior/task": ["prior/test_denoiser", "prior/test_train"],
+    "prior/views": ["prior/test_train_views"],
+    "shapeloom/diffusion/guidance": [
+        "shapeloom/diffusion/test_guidance", "shapeloom/diffusion/test_distillation",
+    ],
+    "shapeloom/diffusion/steps": ["shapeloom/diffusion/test_samplers"],
+    "shapeloom/fields/encoding": ["shapeloom/fields/test_mlp"],
+    "shapeloom/fields/heads": ["shapeloom/fields/test_mlp"],
+    "shapeloom/rendering/occupancy": ["shapeloom/test_decoder"],
+    "shapeloom/rendering/rays": ["shapeloom/rendering/test_cameras", "shapeloom/rendering/test_volume"],
+    "shapeloom/training_loop": ["shapeloom/test_training"],
+    "shapeloom/training_task": ["shapeloom/test_training"],
 }  # fmt: skip
-"""Test files of those that have none of their own name."""
+"""Test files of those that have none of their own name, or whose claims are in several."""
 # The change nearest in meaning for each operator: adding for shifting, say, is an error that any test finds.
 _BINARY = (
     "Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "FloorDiv_Mul", "Mod_Add", "BitOr_BitAnd",
@@ -63,8 +80,9 @@ OPERATORS = (
     "core/ReplaceFalseWithTrue",
     "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd", "core/NumberReplacer", "core/ZeroIterationForLoop",
 )  # fmt: skip
-MEGABYTES = 16000
-"""That a mutant may take: DeepSpeed alone asks for several buckets of 2 GB, which it hardly touches."""
+
+SPARE = 10
+"""CPU seconds that a run has beside three times what its tests take."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +105,19 @@ def files() -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in found if path.name != "__init__.py")
 
 
-def tests_of(file: Path) -> Path:
-    """The test file that mirrors a file; raises SystemExit if there is none."""
-    tests = ROOT / "tests"
-    names = [f"test_{file.stem}.py", f"{MIRRORS.get(file.stem, 'none')}.py"]
-    beside = [tests / file.parent / name for name in names]
-    anywhere = [path for name in names for path in sorted((tests / file.parts[0]).rglob(name))]
-    for path in [*beside, *anywhere]:
-        if path.is_file():
-            return path.relative_to(ROOT)
-    raise SystemExit(
-        f"error: {file} has no test file of its name; name one in MIRRORS in scripts/mutants.py."
-    )
+def tests_of(file: Path) -> list[Path]:
+    """The test files that a file's mutants are tried against: none if nothing mirrors it."""
+    name = file.with_suffix("").as_posix()
+    mirrors = MIRRORS.get(name, [f"{file.parent}/test_{file.stem}"])
+    found = [Path("tests") / f"{each}.py" for each in mirrors]
+    return [path for path in found if (ROOT / path).is_file()]
 
 
 def mutants_of(file: Path) -> list[Mutant]:
     """Every mutant of a file but those of settings, messages, annotations and decorators."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator
+
     code = (ROOT / file).read_text()
     left_out = set(_lines_left_out(ast.parse(code)))
     tree, found = get_ast(code), []
@@ -145,42 +160,22 @@ def copy_tree() -> None:
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, TREE / name)
+            shutil.copy2(ROOT / name, TREE / name)
 
 
-def passes(tests: Path, cpu_seconds: int) -> bool:
-    """Whether the copy's test file passes, in a process of its own within so many CPU seconds."""
-    child = os.fork()
-    if child == 0:
-        _run_tests(tests, cpu_seconds)
-    deadline = time.monotonic() + 100 * cpu_seconds  # a loaded machine gives a process little
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status == 0
-        if time.monotonic() > deadline:
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.05)
+def changed(mutant: Mutant) -> str:
+    """The text of a mutant's file."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    code = (TREE / mutant.file).read_text()
+    text = mutate_code(code, get_operator(mutant.operator)(), mutant.occurrence)
+    assert text is not None and text != code
+    return text
 
 
-def _run_tests(tests: Path, cpu_seconds: int) -> None:
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEGABYTES << 20, MEGABYTES << 20))
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    os.chdir(TREE)
-    os.environ["PYTHONPATH"] = str(TREE)
-    sys.path.insert(0, str(TREE))
-    import pytest
-
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)])
-    os._exit(min(int(code), 255))
-
-
-def digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join((ROOT / path).read_bytes() for path in paths)).hexdigest()[:16]
+def digest(root: Path, *paths: Path) -> str:
+    return hashlib.sha256(b"".join((root / path).read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def known_results() -> dict[Mutant, dict]:
@@ -189,46 +184,85 @@ def known_results() -> dict[Mutant, dict]:
     for line in RESULTS.read_text().splitlines() if RESULTS.is_file() else ():
         each = json.loads(line)
         mutant, file = Mutant(**each["mutant"]), Path(each["mutant"]["file"])
-        if (ROOT / file).is_file() and each["code"] == digest(file):
-            if each["killed"] or each["tests"] == digest(tests_of(file)):
+        if (ROOT / file).is_file() and each["code"] == digest(ROOT, file):
+            if each["killed"] or each["tests"] == digest(ROOT, *tests_of(file)):
                 found[mutant] = each
             else:
                 found.pop(mutant, None)
     return found
 
 
-def try_out(mutant: Mutant, cpu_seconds: int) -> dict:
-    """Runs the mirroring tests on a mutant, and returns the result as it is kept."""
-    file, copy = Path(mutant.file), TREE / mutant.file
-    code = (ROOT / file).read_text()
-    changed = mutate_code(code, get_operator(mutant.operator)(), mutant.occurrence)
-    assert changed is not None and changed != code
-    diff = difflib.unified_diff(
-        code.splitlines(), changed.splitlines(), mutant.file, mutant.file, "", "", 0, ""
-    )
-    start = time.monotonic()
-    try:
-        copy.write_text(changed)
-        killed = not passes(tests_of(file), cpu_seconds)
-    finally:
-        copy.write_text(code)
-    return {
-        "mutant": asdict(mutant), "killed": killed, "diff": "\n".join(diff), "code": digest(file),
-        "tests": digest(tests_of(file)), "seconds": round(time.monotonic() - start, 1),
-    }  # fmt: skip
+class Trials:
+    """Tries mutants in the copy of the tree, each test file's own time measured when it is first needed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[Path, ...], dict[str, float]] = {}
+
+    def __call__(self, mutant: Mutant, text: str) -> dict:
+        """Returns the result as it is kept; text: of the changed file.
+
+        Raises SystemExit if the tests fail without a change.
+        """
+        file, start = Path(mutant.file), time.monotonic()
+        tests = tests_of(file)
+        outcome = "passed"
+        if tests:
+            seconds = self._measured(tests)
+            with written(TREE / file, text):
+                outcome = run(TREE, tests, seconds, SPARE + int(3 * sum(seconds.values())))
+        before = (TREE / file).read_text().splitlines()
+        diff = difflib.unified_diff(before, text.splitlines(), mutant.file, mutant.file, n=0, lineterm="")
+        return {
+            "mutant": asdict(mutant), "killed": outcome != "passed",
+            "outcome": outcome if tests else "no tests", "diff": "\n".join(diff),
+            "code": digest(TREE, file), "tests": digest(TREE, *tests),
+            "seconds": round(time.monotonic() - start, 1),
+        }  # fmt: skip
+
+    def _measured(self, tests: list[Path]) -> dict[str, float]:
+        key = tuple(tests)
+        if key not in self.seconds:
+            outcome, self.seconds[key] = measure(TREE, tests)
+            if outcome != "passed":
+                raise SystemExit(
+                    f"error: {' '.join(map(str, tests))} {outcome} without any change; mend that first."
+                )
+        return self.seconds[key]
+
+
+def explanations() -> dict[tuple[str, str, str], str]:
+    """(file, lines as they are, lines as they were changed) -> why no test notices that."""
+    listed = yaml.safe_load(EXPLAINED.read_text()) if EXPLAINED.is_file() else []
+    return {(each["file"], each["before"], each["after"]): each["why"] for each in listed}
+
+
+def key_of(result: dict) -> tuple[str, str, str]:
+    """What an explanation of a result is found by."""
+    lines = result["diff"].splitlines()[3:]
+    before, after = ("\n".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+    return result["mutant"]["file"], before, after
 
 
 def report(results: list[dict]) -> None:
-    """Prints each file's share, and the survivors."""
-    print(f"\n{'killed':>8} {'of':>4}  file")
-    for file in sorted({each["mutant"]["file"] for each in results}):
-        its_own = [each["killed"] for each in results if each["mutant"]["file"] == file]
-        print(f"{sum(its_own):8d} {len(its_own):4d}  {file}")
-    killed = [each["killed"] for each in results]
-    print(f"{sum(killed):8d} {len(killed):4d}  all ({sum(killed) / max(1, len(killed)):.0%})")
+    """Prints each file's killed, explained and unexplained mutants, and the last in full."""
+    explained = explanations()
+
+    def fate(result: dict) -> str:
+        return "killed" if result["killed"] else "explained" if key_of(result) in explained else "unexplained"
+
+    rows: dict[str, Counter[str]] = {}
     for each in results:
-        if not each["killed"]:
-            print(f"\nsurvived: {each['mutant']['file']}:{each['mutant']['line']}\n{each['diff']}")
+        rows.setdefault(each["mutant"]["file"], Counter())[fate(each)] += 1
+    rows = dict(sorted(rows.items())) | {"all": sum(rows.values(), Counter())}
+    print(f"\n{'killed':>8} {'explained':>10} {'unexplained':>12} {'of':>5}  file")
+    for name, row in rows.items():
+        counts = f"{row['killed']:8d} {row['explained']:10d} {row['unexplained']:12d} {row.total():5d}"
+        print(f"{counts}  {name}")
+    print(f"{rows['all']['unexplained'] / max(1, len(results)):.1%} unexplained")
+    for each in results:
+        if fate(each) == "unexplained":
+            place = f"{each['mutant']['file']}:{each['mutant']['line']}"
+            print(f"\nunexplained ({each['outcome']}): {place}\n{each['diff']}")
 
 
 def main() -> None:
@@ -246,31 +280,18 @@ def main() -> None:
     mutants = mutants[: arguments.num]
     known = known_results()
     copy_tree()
-    import deepspeed  # noqa: F401  - here once, so that each fork needn't
-    import torch  # noqa: F401
-
-    budgets: dict[Path, int] = {}
+    import_others()
+    trials = Trials()
     for mutant in mutants:
         if mutant in known:
             continue
-        tests = tests_of(Path(mutant.file))
-        if tests not in budgets:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            if not passes(tests, 900):
-                raise SystemExit(f"error: {tests} fails without any change; mend that first.")
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            budgets[tests] = 20 + int(
-                4 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-            )
-            print(f"{tests}: {(budgets[tests] - 20) / 4:.0f} CPU seconds", flush=True)
-        known[mutant] = try_out(mutant, budgets[tests])
+        known[mutant] = trials(mutant, changed(mutant))
         with RESULTS.open("a") as lines:
             lines.write(json.dumps(known[mutant]) + "\n")
-        print(f"{'killed' if known[mutant]['killed'] else 'SURVIVED'} {mutant}", flush=True)
+        print(known[mutant]["outcome"], known[mutant]["seconds"], mutant, flush=True)
     report([known[mutant] for mutant in mutants])
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.dont_write_bytecode = True
     main()

@@ -1,0 +1,131 @@
+"""Runs test files again and again on a tree that changes: each time in a fork, quickest tests first.
+
+What tests import of other projects is imported once, here; the project's own modules by each fork. So a run
+takes about a second and its tests' time, not the seconds that torch and DeepSpeed take to import. The first
+run of test files (`measure`) notes what each test and each fixture takes, and leaves bytecode behind that
+later runs use. Bytecode goes by a file's size and time, so change files with `written` alone.
+"""
+
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+OTHERS = (
+    "deepspeed", "torch", "sympy", "scipy.ndimage", "scipy.spatial", "trimesh", "PIL.Image",
+    "safetensors.torch", "beartype",
+)  # fmt: skip
+"""What many tests import. Not jaxtyping, whose pytest plugin wants to be the first."""
+MEGABYTES = 16000
+"""That a run may take: DeepSpeed alone asks for several buckets of 2 GB, which it hardly touches."""
+SLOWER = 100
+"""Times as long as its CPU seconds a run may last by the clock: a loaded machine gives it little."""
+Outcome = Literal["passed", "failed", "timed out"]
+
+
+def import_others() -> None:
+    """Imports what tests need of other projects, for the forks to come."""
+    for name in OTHERS:
+        importlib.import_module(name)
+
+
+@contextmanager
+def written(path: Path, text: str) -> Iterator[None]:
+    """A file with another text, as long as the context lasts."""
+    before, times = path.read_text(), path.stat()
+    try:
+        path.write_text(text)
+        os.utime(path, (times.st_atime, times.st_mtime + 2))
+        yield
+    finally:
+        path.write_text(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def measure(tree: Path, tests: Sequence[Path]) -> tuple[Outcome, dict[str, float]]:
+    """Runs test files of a tree that is unchanged; returns the seconds of each test and fixture too."""
+    notes = tree / "seconds.json"
+    outcome = _forked(tree, tests, {}, 900, notes)
+    return outcome, json.loads(notes.read_text()) if outcome == "passed" else {}
+
+
+def run(tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int) -> Outcome:
+    """Runs them up to the first test that fails; seconds: what `measure` returned."""
+    return _forked(tree, tests, seconds, cpu_seconds, None)
+
+
+class QuickestFirst:
+    """A pytest plugin that sorts tests by what they and their fixtures took, and notes what they take."""
+
+    def __init__(self, seconds: dict[str, float], notes: Path | None) -> None:
+        self.seconds, self.notes, self.noted = seconds, notes, dict[str, float]()
+
+    @pytest.hookimpl(tryfirst=True)  # pytest then puts tests together that share a fixture's parameter
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: sum(self.seconds.get(n, 0.0) for n in (item.nodeid, *item.fixturenames)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        start = time.monotonic()
+        result = yield
+        name = fixturedef.argname
+        self.noted[name] = max(self.noted.get(name, 0.0), time.monotonic() - start)
+        return result
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call":
+            self.noted[report.nodeid] = report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if self.notes is not None:
+            self.notes.write_text(json.dumps(self.noted))
+
+
+def _forked(
+    tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int, notes: Path | None
+) -> Outcome:
+    child = os.fork()
+    if child == 0:
+        try:
+            _be_the_run(tree, tests, seconds, cpu_seconds, notes)
+        finally:
+            os._exit(3)
+    deadline = time.monotonic() + SLOWER * cpu_seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
+                return "timed out"
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timed out"
+
+
+def _be_the_run(
+    tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int, notes: Path | None
+) -> None:
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEGABYTES << 20, MEGABYTES << 20))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.path.insert(0, str(tree))
+    if notes is None:
+        sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    code = pytest.main([*options, *map(str, tests)], plugins=[QuickestFirst(seconds, notes)])
+    os._exit(min(int(code), 255))
