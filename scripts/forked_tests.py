@@ -22,9 +22,11 @@ import pytest
 
 OTHERS = (
     "deepspeed", "torch", "sympy", "scipy.ndimage", "scipy.spatial", "trimesh", "PIL.Image",
-    "safetensors.torch", "beartype",
+    "safetensors.torch", "beartype", "jaxtyping",
 )  # fmt: skip
-"""What many tests import. Not jaxtyping, whose pytest plugin wants to be the first."""
+"""What many tests import."""
+LIMIT = 30.0
+"""CPU seconds of tests and their fixtures in a run: the slowest are left out, the quickest never."""
 MEGABYTES = 16000
 """That a run may take: DeepSpeed alone asks for several buckets of 2 GB, which it hardly touches."""
 SLOWER = 100
@@ -64,26 +66,43 @@ def run(tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_second
 
 
 class QuickestFirst:
-    """A pytest plugin that sorts tests by what they and their fixtures took, and notes what they take."""
+    """A pytest plugin that notes what tests and fixtures take, and sorts those that it knows, up to LIMIT."""
 
     def __init__(self, seconds: dict[str, float], notes: Path | None) -> None:
         self.seconds, self.notes, self.noted = seconds, notes, dict[str, float]()
 
     @pytest.hookimpl(tryfirst=True)  # pytest then puts tests together that share a fixture's parameter
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items.sort(key=lambda item: sum(self.seconds.get(n, 0.0) for n in (item.nodeid, *item.fixturenames)))
+        def cost(item: Any, but: set[str]) -> float:
+            return sum(self.seconds.get(name, 0.0) for name in {item.nodeid, *item.fixturenames} - but)
+
+        items.sort(key=lambda item: cost(item, set()))
+        total, made, num_kept = 0.0, set[str](), 0
+        for item in items:
+            total += cost(item, made)
+            made |= set(item.fixturenames)
+            if num_kept and total > LIMIT:
+                break
+            num_kept += 1
+        del items[num_kept:]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        start = time.monotonic()
-        result = yield
-        name = fixturedef.argname
-        self.noted[name] = max(self.noted.get(name, 0.0), time.monotonic() - start)
-        return result
+        with self._noted(fixturedef.argname):
+            return (yield)
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call":
-            self.noted[report.nodeid] = report.duration
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: Any) -> Iterator[None]:
+        with self._noted(item.nodeid):
+            return (yield)
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        start = sum(os.times()[:4])  # of this process and of those that it started
+        try:
+            yield
+        finally:
+            self.noted[name] = max(self.noted.get(name, 0.0), sum(os.times()[:4]) - start)
 
     def pytest_sessionfinish(self) -> None:
         if self.notes is not None:
@@ -126,6 +145,7 @@ def _be_the_run(
     sys.path.insert(0, str(tree))
     if notes is None:
         sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # which takes half a second
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
     code = pytest.main([*options, *map(str, tests)], plugins=[QuickestFirst(seconds, notes)])
     os._exit(min(int(code), 255))

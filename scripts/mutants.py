@@ -19,7 +19,6 @@ import difflib
 import hashlib
 import json
 import os
-import random
 import shutil
 import subprocess
 import time
@@ -30,11 +29,12 @@ from pathlib import Path
 
 import yaml
 
-from scripts.forked_tests import import_others, measure, run, written
+from scripts.forked_tests import LIMIT, import_others, measure, run, written
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "mutants"
 RESULTS = ROOT / "build" / "mutants.jsonl"
+SECONDS = ROOT / "build" / "mutants_seconds.json"
 EXPLAINED = ROOT / "scripts" / "mutants_explained.yaml"
 ROOMS = ("encoder", "prior", "shapeloom/diffusion", "shapeloom/fields", "shapeloom/rendering")
 GEOMETRY = {
@@ -46,7 +46,6 @@ MIRRORS = {
     "data_prep/geometry/normalize": ["data_prep/geometry/test_geometry"],
     "data_prep/geometry/points": ["data_prep/geometry/test_geometry"],
     "data_prep/geometry/sdf": ["data_prep/geometry/test_geometry"],
-    "data_prep/procedural/solids": ["data_prep/procedural/test_procedural"],
     "data_prep/render/lighting": ["data_prep/render/test_views"],
     "data_prep/render/raycast": ["data_prep/render/test_views"],
     "prior/description": ["prior/test_denoiser", "prior/test_train"],
@@ -151,6 +150,12 @@ def _lines_left_out(tree: ast.Module) -> Iterator[int]:
                 yield from range(part.lineno, (part.end_lineno or part.lineno) + 1)  # type: ignore[attr-defined]
 
 
+def drawn(mutant: Mutant, seed: int) -> str:
+    """What mutants are sorted by: a hash, so that changes of one file leave the draw of others as it was."""
+    text = f"{seed} {mutant.file} {mutant.operator} {mutant.occurrence}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def copy_tree() -> None:
     """Copies what git tracks, as it lies in the checkout."""
     shutil.rmtree(TREE, ignore_errors=True)
@@ -192,42 +197,37 @@ def known_results() -> dict[Mutant, dict]:
     return found
 
 
-class Trials:
-    """Tries mutants in the copy of the tree, each test file's own time measured when it is first needed."""
+def try_out(mutant: Mutant, text: str) -> dict:
+    """Runs a mutant's tests in the copy of the tree, and returns the result as it is kept.
 
-    def __init__(self) -> None:
-        self.seconds: dict[tuple[Path, ...], dict[str, float]] = {}
+    text: of the changed file. Raises SystemExit if the tests fail without a change.
+    """
+    file, start, outcome = Path(mutant.file), time.monotonic(), "passed"
+    if tests := tests_of(file):
+        seconds = seconds_of(tests)
+        with written(TREE / file, text):
+            outcome = run(TREE, tests, seconds, SPARE + int(3 * min(LIMIT, sum(seconds.values()))))
+    before = (TREE / file).read_text().splitlines()
+    diff = difflib.unified_diff(before, text.splitlines(), mutant.file, mutant.file, n=0, lineterm="")
+    return {
+        "mutant": asdict(mutant), "killed": outcome != "passed",
+        "outcome": outcome if tests else "no tests", "diff": "\n".join(diff),
+        "code": digest(TREE, file), "tests": digest(TREE, *tests),
+        "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
 
-    def __call__(self, mutant: Mutant, text: str) -> dict:
-        """Returns the result as it is kept; text: of the changed file.
 
-        Raises SystemExit if the tests fail without a change.
-        """
-        file, start = Path(mutant.file), time.monotonic()
-        tests = tests_of(file)
-        outcome = "passed"
-        if tests:
-            seconds = self._measured(tests)
-            with written(TREE / file, text):
-                outcome = run(TREE, tests, seconds, SPARE + int(3 * sum(seconds.values())))
-        before = (TREE / file).read_text().splitlines()
-        diff = difflib.unified_diff(before, text.splitlines(), mutant.file, mutant.file, n=0, lineterm="")
-        return {
-            "mutant": asdict(mutant), "killed": outcome != "passed",
-            "outcome": outcome if tests else "no tests", "diff": "\n".join(diff),
-            "code": digest(TREE, file), "tests": digest(TREE, *tests),
-            "seconds": round(time.monotonic() - start, 1),
-        }  # fmt: skip
-
-    def _measured(self, tests: list[Path]) -> dict[str, float]:
-        key = tuple(tests)
-        if key not in self.seconds:
-            outcome, self.seconds[key] = measure(TREE, tests)
-            if outcome != "passed":
-                raise SystemExit(
-                    f"error: {' '.join(map(str, tests))} {outcome} without any change; mend that first."
-                )
-        return self.seconds[key]
+def seconds_of(tests: list[Path]) -> dict[str, float]:
+    """What the tests of some files and their fixtures take, measured at their first use."""
+    kept = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
+    key = digest(TREE, *tests)
+    if key not in kept:
+        outcome, kept[key] = measure(TREE, tests)
+        if outcome != "passed":
+            names = " ".join(map(str, tests))
+            raise SystemExit(f"error: {names} {outcome} without any change; mend that first.")
+        SECONDS.write_text(json.dumps(kept))
+    return kept[key]
 
 
 def explanations() -> dict[tuple[str, str, str], str]:
@@ -275,17 +275,16 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = arguments.files or files()
     mutants = [mutant for file in chosen for mutant in mutants_of(file)]
-    random.Random(arguments.seed).shuffle(mutants)
+    mutants.sort(key=lambda each: drawn(each, arguments.seed))
     print(f"{min(arguments.num, len(mutants))} of {len(mutants)} mutants of {len(chosen)} files")
     mutants = mutants[: arguments.num]
     known = known_results()
     copy_tree()
     import_others()
-    trials = Trials()
     for mutant in mutants:
         if mutant in known:
             continue
-        known[mutant] = trials(mutant, changed(mutant))
+        known[mutant] = try_out(mutant, changed(mutant))
         with RESULTS.open("a") as lines:
             lines.write(json.dumps(known[mutant]) + "\n")
         print(known[mutant]["outcome"], known[mutant]["seconds"], mutant, flush=True)

@@ -12,8 +12,9 @@ from encoder import encode
 from encoder import train as train_encoder
 from encoder.train import EncoderTrainConfig
 from eval import __main__ as evaluation
-from prior import classifier, distill, train, train_clip
+from prior import classifier, distill, train, train_clip, train_views
 from prior.train import PriorConfig
+from prior.views import ViewTrainConfig
 from sampling import __main__ as sampling
 from scripts.config_docs import PATH, STAGES, config_of, keys, text
 from shapeloom.config import load_config
@@ -22,7 +23,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = {
     "data_prep": "data_prep/{}", "prior.train_clip": "clip/{}", "encoder.train": "encoder/{}",
     "encoder.encode": "encode/{}", "prior.train": "prior/{}", "prior.distill": "prior/distill_{}",
-    "prior.classifier": "prior/classifier_{}", "sampling": "sampling/{}", "eval": "eval/{}",
+    "prior.classifier": "prior/classifier_{}", "prior.train_views": "views/{}",
+    "sampling": "sampling/{}", "eval": "eval/{}",
 }  # fmt: skip
 STEPS = [
     "train.steps=2",
@@ -49,6 +51,10 @@ SHRUNK = {
     "prior.train": [*STEPS, "network.width=32", "network.heads=2", "network.depth=1"],
     "prior.distill": STEPS,
     "prior.classifier": [*STEPS, "network.width=32", "network.heads=2", "network.depth=1"],
+    "prior.train_views": [
+        *STEPS, "network.size=16", "network.channels=[8, 8, 16, 16]", "network.head_width=8",
+        "network.context_width=16", "network.reference_patch=8", "network.reference_depth=1",
+    ],
     "sampling": [
         "steps=2", "captions=1", "mesh={resolution: 16, max_faces: 100, texture_size: 16}", "retries=0",
         "turntable={frames: 2, size: 16, samples: {coarse: 4, fine: 4}}",
@@ -80,6 +86,8 @@ def test_the_stages_of_a_set_fit_together_at_full_size(size: str) -> None:
     sorter = load_config(classifier.ClassifierConfig, CONFIGS / f"prior/classifier_{size}.yaml")
     for group in (prior.network.group, sorter.network.group):
         assert trained.decoder.projection.num_tokens % group == 0
+    seen = load_config(ViewTrainConfig, CONFIGS / f"views/{size}.yaml", ["data=x"])
+    assert data.resolution % seen.network.size == 0 and seen.mixture.max_references < data.num_views
     judge = load_config(evaluation.EvalConfig, CONFIGS / f"eval/{size}.yaml", ["run=x"]).reconstruction
     assert judge.size is None or data.resolution % judge.size == 0
 
@@ -102,6 +110,7 @@ def test_every_stage_runs_on_its_preset(tmp_path: Path, size: str, monkeypatch: 
     train.main(arguments("prior.train", "prior", *made))
     distill.main(arguments("prior.distill", "few", f"teacher={run}/prior", *made))
     classifier.main(arguments("prior.classifier", "classifier", f"prior={run}/prior", *made))
+    train_views.main(arguments("prior.train_views", "views", data, f"clip={run}/clip"))
     sampling.main(arguments("sampling", "samples", f"prior={run}/prior", *models))
     evaluation.main(arguments("eval", "eval", f"run={run}"))
     # Two steps teach nothing, so objects may be empty, but each was made and looked at.
