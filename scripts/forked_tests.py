@@ -25,10 +25,10 @@ OTHERS = (
     "safetensors.torch", "beartype", "jaxtyping",
 )  # fmt: skip
 """What many tests import."""
-LIMIT = 30.0
-"""CPU seconds of tests and their fixtures in a run: the slowest are left out, the quickest never."""
 MEGABYTES = 16000
 """That a run may take: DeepSpeed alone asks for several buckets of 2 GB, which it hardly touches."""
+SPARE = 10
+"""CPU seconds that a run has beside three times what its tests take."""
 SLOWER = 100
 """Times as long as its CPU seconds a run may last by the clock: a loaded machine gives it little."""
 Outcome = Literal["passed", "failed", "timed out"]
@@ -53,35 +53,49 @@ def written(path: Path, text: str) -> Iterator[None]:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def measure(tree: Path, tests: Sequence[Path]) -> tuple[Outcome, dict[str, float]]:
-    """Runs test files of a tree that is unchanged; returns the seconds of each test and fixture too."""
+def measure(tree: Path, tests: Sequence[Path], *, limit: float) -> tuple[Outcome, dict[str, float]]:
+    """Runs test files of a tree that is unchanged, to the end or for three times the limit.
+
+    Returns the CPU seconds of each test and each fixture too, as far as it came.
+    """
     notes = tree / "seconds.json"
-    outcome = _forked(tree, tests, {}, 900, notes)
+    outcome = _forked(tree, tests, QuickestFirst({}, 3 * limit, notes), 900)
     return outcome, json.loads(notes.read_text()) if outcome == "passed" else {}
 
 
-def run(tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int) -> Outcome:
-    """Runs them up to the first test that fails; seconds: what `measure` returned."""
-    return _forked(tree, tests, seconds, cpu_seconds, None)
+def run(tree: Path, tests: Sequence[Path], seconds: dict[str, float], *, limit: float) -> Outcome:
+    """Runs the tests that `measure` came to, the quickest first, up to the first one that fails.
+
+    limit: CPU seconds that they take together; the slowest are left out for it, the quickest never.
+    """
+    return _forked(tree, tests, QuickestFirst(seconds, limit, None), SPARE + int(3 * limit))
 
 
 class QuickestFirst:
-    """A pytest plugin that notes what tests and fixtures take, and sorts those that it knows, up to LIMIT."""
+    """A pytest plugin: tests by what they and their fixtures took, or notes of that if it isn't known."""
 
-    def __init__(self, seconds: dict[str, float], notes: Path | None) -> None:
-        self.seconds, self.notes, self.noted = seconds, notes, dict[str, float]()
+    def __init__(self, seconds: dict[str, float], limit: float, notes: Path | None) -> None:
+        self.seconds, self.limit, self.notes = seconds, limit, notes
+        self.noted: dict[str, float] = {}
+        self.start = 0.0
 
     @pytest.hookimpl(tryfirst=True)  # pytest then puts tests together that share a fixture's parameter
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        self.start = _cpu_seconds()
+        if self.notes is not None:
+            return
+
         def cost(item: Any, but: set[str]) -> float:
             return sum(self.seconds.get(name, 0.0) for name in {item.nodeid, *item.fixturenames} - but)
 
-        items.sort(key=lambda item: cost(item, set()))
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.seconds), key=lambda item: cost(item, set())
+        )
         total, made, num_kept = 0.0, set[str](), 0
         for item in items:
             total += cost(item, made)
             made |= set(item.fixturenames)
-            if num_kept and total > LIMIT:
+            if num_kept and total > self.limit:
                 break
             num_kept += 1
         del items[num_kept:]
@@ -94,28 +108,34 @@ class QuickestFirst:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
         with self._noted(item.nodeid):
-            return (yield)
+            result = yield
+        if self.notes is not None and _cpu_seconds() - self.start > self.limit:
+            item.session.shouldstop = "that took long enough"
+        return result
 
     @contextmanager
     def _noted(self, name: str) -> Iterator[None]:
-        start = sum(os.times()[:4])  # of this process and of those that it started
+        start = _cpu_seconds()
         try:
             yield
         finally:
-            self.noted[name] = max(self.noted.get(name, 0.0), sum(os.times()[:4]) - start)
+            self.noted[name] = max(self.noted.get(name, 0.0), _cpu_seconds() - start)
 
     def pytest_sessionfinish(self) -> None:
         if self.notes is not None:
             self.notes.write_text(json.dumps(self.noted))
 
 
-def _forked(
-    tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int, notes: Path | None
-) -> Outcome:
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and waited for."""
+    return sum(os.times()[:4])
+
+
+def _forked(tree: Path, tests: Sequence[Path], plugin: QuickestFirst, cpu_seconds: int) -> Outcome:
     child = os.fork()
     if child == 0:
         try:
-            _be_the_run(tree, tests, seconds, cpu_seconds, notes)
+            _be_the_run(tree, tests, plugin, cpu_seconds)
         finally:
             os._exit(3)
     deadline = time.monotonic() + SLOWER * cpu_seconds
@@ -124,16 +144,15 @@ def _forked(
         if done:
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
                 return "timed out"
-            return "passed" if status == 0 else "failed"
+            stopped = plugin.notes is not None and status == pytest.ExitCode.INTERRUPTED << 8
+            return "passed" if status == 0 or stopped else "failed"
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "timed out"
 
 
-def _be_the_run(
-    tree: Path, tests: Sequence[Path], seconds: dict[str, float], cpu_seconds: int, notes: Path | None
-) -> None:
+def _be_the_run(tree: Path, tests: Sequence[Path], plugin: QuickestFirst, cpu_seconds: int) -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (MEGABYTES << 20, MEGABYTES << 20))
@@ -143,9 +162,9 @@ def _be_the_run(
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.path.insert(0, str(tree))
-    if notes is None:
+    if plugin.notes is None:
         sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # which takes half a second
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
-    code = pytest.main([*options, *map(str, tests)], plugins=[QuickestFirst(seconds, notes)])
+    code = pytest.main([*options, *map(str, tests)], plugins=[plugin])
     os._exit(min(int(code), 255))

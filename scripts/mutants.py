@@ -29,7 +29,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.forked_tests import LIMIT, import_others, measure, run, written
+from scripts.forked_tests import import_others, measure, run, written
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "mutants"
@@ -79,9 +79,6 @@ OPERATORS = (
     "core/ReplaceFalseWithTrue",
     "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd", "core/NumberReplacer", "core/ZeroIterationForLoop",
 )  # fmt: skip
-
-SPARE = 10
-"""CPU seconds that a run has beside three times what its tests take."""
 
 
 @dataclass(frozen=True)
@@ -183,51 +180,54 @@ def digest(root: Path, *paths: Path) -> str:
     return hashlib.sha256(b"".join((root / path).read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def known_results() -> dict[Mutant, dict]:
+def known_results(limit: float) -> dict[Mutant, dict]:
     """Results that still hold."""
     found = {}
     for line in RESULTS.read_text().splitlines() if RESULTS.is_file() else ():
         each = json.loads(line)
         mutant, file = Mutant(**each["mutant"]), Path(each["mutant"]["file"])
         if (ROOT / file).is_file() and each["code"] == digest(ROOT, file):
-            if each["killed"] or each["tests"] == digest(ROOT, *tests_of(file)):
+            same_tests = each["tests"] == digest(ROOT, *tests_of(file)) and each["limit"] >= limit
+            if each["killed"] or same_tests:
                 found[mutant] = each
             else:
                 found.pop(mutant, None)
     return found
 
 
-def try_out(mutant: Mutant, text: str) -> dict:
+def try_out(mutant: Mutant, text: str, limit: float) -> dict:
     """Runs a mutant's tests in the copy of the tree, and returns the result as it is kept.
 
-    text: of the changed file. Raises SystemExit if the tests fail without a change.
+    text: of the changed file. limit: of the tests' CPU seconds. Raises SystemExit if the tests fail without
+    a change.
     """
     file, start, outcome = Path(mutant.file), time.monotonic(), "passed"
     if tests := tests_of(file):
-        seconds = seconds_of(tests)
+        seconds = seconds_of(tests, limit)
         with written(TREE / file, text):
-            outcome = run(TREE, tests, seconds, SPARE + int(3 * min(LIMIT, sum(seconds.values()))))
+            outcome = run(TREE, tests, seconds, limit=limit)
     before = (TREE / file).read_text().splitlines()
     diff = difflib.unified_diff(before, text.splitlines(), mutant.file, mutant.file, n=0, lineterm="")
     return {
         "mutant": asdict(mutant), "killed": outcome != "passed",
         "outcome": outcome if tests else "no tests", "diff": "\n".join(diff),
-        "code": digest(TREE, file), "tests": digest(TREE, *tests),
+        "code": digest(TREE, file), "tests": digest(TREE, *tests), "limit": limit,
         "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
 
 
-def seconds_of(tests: list[Path]) -> dict[str, float]:
+def seconds_of(tests: list[Path], limit: float) -> dict[str, float]:
     """What the tests of some files and their fixtures take, measured at their first use."""
     kept = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
     key = digest(TREE, *tests)
-    if key not in kept:
-        outcome, kept[key] = measure(TREE, tests)
+    if key not in kept or kept[key]["limit"] < limit:
+        outcome, seconds = measure(TREE, tests, limit=limit)
         if outcome != "passed":
             names = " ".join(map(str, tests))
             raise SystemExit(f"error: {names} {outcome} without any change; mend that first.")
+        kept[key] = {"limit": limit, "seconds": seconds}
         SECONDS.write_text(json.dumps(kept))
-    return kept[key]
+    return kept[key]["seconds"]
 
 
 def explanations() -> dict[tuple[str, str, str], str]:
@@ -272,19 +272,20 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="of these files; by default of all")
     parser.add_argument("--num", type=int, default=60, help="how many mutants, results at hand included")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--limit", type=float, default=30, help="of each one's tests, in CPU seconds")
     arguments = parser.parse_args()
     chosen = arguments.files or files()
     mutants = [mutant for file in chosen for mutant in mutants_of(file)]
     mutants.sort(key=lambda each: drawn(each, arguments.seed))
     print(f"{min(arguments.num, len(mutants))} of {len(mutants)} mutants of {len(chosen)} files")
     mutants = mutants[: arguments.num]
-    known = known_results()
+    known = known_results(arguments.limit)
     copy_tree()
     import_others()
     for mutant in mutants:
         if mutant in known:
             continue
-        known[mutant] = try_out(mutant, changed(mutant))
+        known[mutant] = try_out(mutant, changed(mutant), arguments.limit)
         with RESULTS.open("a") as lines:
             lines.write(json.dumps(known[mutant]) + "\n")
         print(known[mutant]["outcome"], known[mutant]["seconds"], mutant, flush=True)
