@@ -46,7 +46,6 @@ MIRRORS = {
     "data_prep/geometry/normalize": ["data_prep/geometry/test_geometry"],
     "data_prep/geometry/points": ["data_prep/geometry/test_geometry"],
     "data_prep/geometry/sdf": ["data_prep/geometry/test_geometry"],
-    "data_prep/render/lighting": ["data_prep/render/test_views"],
     "data_prep/render/raycast": ["data_prep/render/test_views"],
     "prior/description": ["prior/test_denoiser", "prior/test_train"],
     "prior/latents": ["prior/test_denoiser", "prior/test_train"],
@@ -129,10 +128,10 @@ def mutants_of(file: Path) -> list[Mutant]:
 def _lines_left_out(tree: ast.Module) -> Iterator[int]:
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
-        if isinstance(node, ast.ClassDef) and any(
-            ast.unparse(base).endswith("Config") for base in node.bases
-        ):
-            parts += [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        if isinstance(node, ast.ClassDef):
+            parts += node.decorator_list
+            if any(ast.unparse(base).endswith("Config") for base in node.bases):
+                parts += [each for each in node.body if isinstance(each, ast.AnnAssign)]
         elif isinstance(node, ast.FunctionDef):
             parts += [node.returns, *node.decorator_list, *(each.annotation for each in node.args.args)]
             parts += [each.annotation for each in node.args.kwonlyargs]

@@ -59,6 +59,14 @@ def test_points_lie_on_edges_uniformly_and_carry_both_normals(box):
     np.testing.assert_array_equal(across[~corner], at_limit[~corner])
 
 
+def test_edges_of_a_tiny_part_get_points(box):
+    points, _ = edge_points(
+        replace(box, vertices=box.vertices / 1000), 64, np.random.default_rng(0), hidden=nothing
+    )
+    assert len(points) == 64
+    assert (np.isclose(np.abs(points), [0.0009, 0.0006, 0.0003], atol=1e-9).sum(axis=1) >= 2).all()
+
+
 def test_edges_within_another_part_get_no_points(make_soup):
     big = trimesh.creation.box((1, 1, 1))
     peg = trimesh.creation.box((0.2, 0.2, 1.2))

@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
 from data_prep.failures import AssetError
 from data_prep.geometry.edges import edge_points
 from data_prep.geometry.normalize import normalize
-from data_prep.geometry.points import farthest_first, sample_surface, surface_points
+from data_prep.geometry.points import farthest_first, sample_surface, surface_points, view_points
 from data_prep.geometry.sdf import sdf_samples, signed_distance, topology
 from data_prep.pipeline import DataConfig
+from data_prep.render.views import Views
+from shapeloom.rendering.cameras import sphere
+from shapeloom.rendering.rays import camera_rays
 
 RNG_SEED = 7
 
@@ -246,3 +250,29 @@ def test_a_strip_without_sides_and_collapsed_faces_have_a_distance(make_soup, qu
     distance = signed_distance(make_soup(rim, faces), thickness=0.02)
     assert np.isfinite(distance(queries)).all()
     assert not distance.watertight
+
+
+def test_points_that_views_see_lie_on_the_rays_of_their_pixels_at_their_depths():
+    rng = np.random.default_rng(3)
+    poses = sphere(2, seed=1, distance=3.0)
+    matrix = torch.tensor([[9.0, 0, 3], [0, 7, 4.5], [0, 0, 1]]).expand(2, 3, 3)  # off centre, other focals
+    depth = rng.uniform(1, 4, (2, 8, 8)).astype(np.float32)
+    depth[0, 2:5] = 0  # background
+    albedo = rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    views = Views(rgba=np.zeros((2, 8, 8, 4), np.uint8), depth=depth, normal=albedo, albedo=albedo)
+    positions, colors = view_points(views, poses.numpy(), matrix.numpy(), 150)
+    origins, directions, cosine = camera_rays(poses, matrix, 8, 8)
+    there = (origins + torch.from_numpy(depth)[..., None] / cosine[..., None] * directions).numpy()
+    seen = there[depth > 0]
+    which = np.linalg.norm(seen - positions[:, None], axis=2).argmin(axis=1)
+    np.testing.assert_allclose(positions, seen[which], atol=1e-5)
+    np.testing.assert_array_equal(colors, albedo[depth > 0][which])
+    assert sorted(which[: len(seen)]) == list(range(2 * 64 - 24))  # each pixel once, then they are repeated
+    np.testing.assert_array_equal(which[len(seen) :], which[: 150 - len(seen)])
+
+
+def test_views_without_depth_are_a_failure():
+    nothing = np.zeros((1, 4, 4, 3), np.uint8)
+    views = Views(np.zeros((1, 4, 4, 4), np.uint8), np.zeros((1, 4, 4), np.float32), nothing, nothing)
+    with pytest.raises(AssetError, match="depth"):
+        view_points(views, np.eye(4)[None], np.eye(3)[None], 8)

@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, look_at, ring, sphere
+from shapeloom.rendering.cameras import (
+    Cameras,
+    fitting_distance,
+    intrinsics,
+    look_at,
+    ring,
+    sphere,
+    spherical,
+)
 from shapeloom.rendering.rays import camera_rays, intersect_box, pixel_rays
 
 
@@ -56,3 +64,49 @@ def test_rays_against_the_box_in_closed_form() -> None:
     assert hit.tolist() == [True, True, False]
     torch.testing.assert_close(t_near, torch.tensor([2.0, 0.0, 0.0]))
     torch.testing.assert_close(t_far, torch.tensor([4.0, 1.0, 0.0]))
+
+
+def test_angles_count_from_x_to_y_and_up() -> None:
+    azimuth, elevation = torch.tensor([0.0, math.pi / 2, math.pi]), torch.tensor([0.0, math.pi / 6, 0.0])
+    poses = spherical(azimuth, elevation, torch.tensor([2.0, 4.0, 1.0]))
+    expected = torch.tensor([[2.0, 0, 0], [0, 4 * math.cos(math.pi / 6), 2], [-1, 0, 0]])
+    torch.testing.assert_close(poses[:, :3, 3], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        poses[:, :3, 2], -expected / expected.norm(dim=1, keepdim=True), atol=1e-6, rtol=0
+    )
+
+
+def test_a_ring_goes_around_in_even_steps_at_its_height() -> None:
+    eyes = ring(7, elevation_degrees=30.0, distance=3.0)[:, :3, 3]
+    torch.testing.assert_close(eyes[:, 2], torch.full((7,), 1.5))
+    turn = torch.atan2(eyes[:, 1], eyes[:, 0]).diff().remainder(2 * math.pi)
+    torch.testing.assert_close(turn, torch.full((6,), 2 * math.pi / 7))
+
+
+def test_a_sphere_of_cameras_is_even_in_height_and_turns_by_the_golden_angle() -> None:
+    eyes = sphere(50, seed=4, distance=2.0)[:, :3, 3] / 2
+    low, high = math.sin(math.radians(-35)), math.sin(math.radians(75))
+    torch.testing.assert_close(eyes[:, 2].diff(), torch.full((49,), (high - low) / 50), atol=1e-5, rtol=0)
+    assert low <= eyes[0, 2] < low + (high - low) / 50
+    turn = torch.atan2(eyes[:, 1], eyes[:, 0]).diff().remainder(2 * math.pi)
+    torch.testing.assert_close(turn, torch.full((49,), math.pi * (3 - math.sqrt(5))), atol=1e-4, rtol=0)
+
+
+def test_seeds_turn_and_shift_a_sphere_of_cameras_independently() -> None:
+    first = torch.stack([sphere(1, seed=seed, distance=1.0)[0, :3, 3] for seed in range(300)])
+    turn = torch.atan2(first[:, 1], first[:, 0])
+    assert torch.histc(turn, 6, -math.pi, math.pi).min() > 30  # of 50 on average
+    assert torch.corrcoef(torch.stack([turn.remainder(2 * math.pi), first[:, 2]]))[0, 1].abs() < 0.2
+
+
+def test_points_come_to_the_pixels_whose_rays_go_through_them() -> None:
+    matrix = torch.tensor([[40.0, 0, 30], [0, 50, 18], [0, 0, 1]]).expand(2, 3, 3, 3)
+    poses = torch.stack([sphere(3, seed=seed, distance=3.0) for seed in range(2)])
+    origins, directions, _ = camera_rays(poses[1], matrix[1], 20, 32)
+    cameras = Cameras(poses, matrix, 20, 32)
+    for view in range(3):
+        points = (origins + 2.5 * directions)[view].reshape(-1, 3)
+        local = cameras.local(points, 1)[view]
+        pixels = cameras.pixels((local[:, :2] / local[:, 2:]).expand(3, -1, -1), 1)[view].reshape(20, 32, 2)
+        row, column = torch.meshgrid(torch.arange(20) + 0.5, torch.arange(32) + 0.5, indexing="ij")
+        torch.testing.assert_close(pixels, torch.stack([column, row], dim=-1), atol=1e-3, rtol=0)

@@ -9,7 +9,13 @@ import torch
 import trimesh
 from torch import Tensor
 
-from shapeloom.rendering.isosurface import _local_slope, extract_surface, grid_values, surface_cells
+from shapeloom.rendering.isosurface import (
+    _local_slope,
+    extract_surface,
+    grid_values,
+    may_hold_zero,
+    surface_cells,
+)
 
 
 def sphere(radius: float, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)):
@@ -151,3 +157,34 @@ def test_a_plane_has_the_same_slope_in_a_grid_whichever_way_it_faces(axis):
     position = torch.linspace(-1, 1, 9)
     values = (0.7 * position).reshape([-1 if i == axis else 1 for i in range(3)]).expand(9, 9, 9)
     torch.testing.assert_close(_local_slope(values), torch.full((8, 8, 8), 0.7))
+
+
+def test_the_smallest_grid_of_two_cells_a_side_shows_a_ball_as_an_octahedron():
+    vertices, faces = extract_surface(sphere(0.5), resolution=2)
+    assert (len(vertices), len(faces)) == (6, 8)
+    np.testing.assert_allclose(np.linalg.norm(vertices, axis=1), np.full(6, 0.5), atol=1e-6)
+
+
+def test_a_surface_through_nodes_has_no_faces_without_area():
+    mesh = as_mesh(extract_surface(lambda p: p[:, 0], resolution=16))
+    assert mesh.is_watertight and mesh.area_faces.min() > 0
+    assert mesh.volume == pytest.approx(4, rel=0.05)  # edges of the walls are cut off
+
+
+@pytest.mark.parametrize("field", [sphere(0.7, (0.05, 0.1, -0.1)), torus, box])
+def test_every_cell_with_a_zero_may_hold_one(field):
+    fine = surface_cells(grid_values(field, resolution=96, coarsest=96))
+    truth = fine.reshape(12, 8, 12, 8, 12, 8).any(5).any(3).any(1)
+    found = may_hold_zero(grid_values(field, resolution=12, coarsest=12))
+    assert truth.any() and not (truth & ~found).any()
+
+
+def test_of_a_plane_no_cell_further_than_six_hundredths_of_a_side_may_hold_a_zero():
+    nodes = torch.linspace(-1, 1, 17, dtype=torch.float64)
+    places = torch.stack(torch.meshgrid(nodes, nodes, nodes, indexing="ij"), dim=-1)
+    middles, side = places[:-1, :-1, :-1] + 1 / 16, 1 / 8
+    normals = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for normal in torch.nn.functional.normalize(normals, dim=-1):
+        beyond = (middles @ normal - 0.1).abs() - 0.5 * side * normal.abs().sum()  # 0: it touches the cell
+        found = may_hold_zero(places @ normal - 0.1)
+        assert found[beyond <= 0].all() and not found[beyond > 0.06 * side].any()
