@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from encoder.model import Autoencoder, Encoder, EncoderConfig, EncoderInputs
+from encoder.model import Autoencoder, Encoder, EncoderConfig, EncoderInputs, _shares_by_place
 from encoder.train import EncoderTrainConfig
 from shapeloom.config import load_config
 from shapeloom.decoder import DecoderConfig
@@ -44,6 +44,19 @@ def test_the_tokens_of_each_layer_start_from_the_whole_box(num_tokens: int) -> N
     torch.testing.assert_close(shares.square().sum(dim=1), torch.ones(num_tokens), rtol=0.5, atol=0)
     for layer in shares.split(num_tokens // 2):
         assert layer.abs().sum(dim=0).min() > 0
+
+
+def test_tokens_of_cells_start_from_the_places_within_them() -> None:
+    eye = torch.eye(64)
+    torch.testing.assert_close(_shares_by_place(64), eye)
+    torch.testing.assert_close(_shares_by_place(1), torch.full((1, 64), 1 / 8))
+    eighths = _shares_by_place(8)
+    halves = eye.unflatten(0, (2, 2, 2, 2, 2, 2)).sum(dim=(1, 3, 5)).flatten(0, 2)  # [8, 64], of 2^3 each
+    torch.testing.assert_close(eighths, halves / 8**0.5)
+    # Finer cells than the places': each is within one, or lies across two (their shares then are even).
+    fine = _shares_by_place(6**3).unflatten(0, (6, 6, 6)).unflatten(-1, (4, 4, 4))
+    torch.testing.assert_close(fine[0, 0, 0, 0, 0, 0], torch.tensor(1.0))
+    torch.testing.assert_close(fine[1, 0, 0, :, 0, 0], torch.tensor([0.5**0.5, 0.5**0.5, 0, 0]))
 
 
 def test_what_assets_differ_in_reaches_the_latent_from_the_start() -> None:

@@ -57,6 +57,13 @@ def distilled(gradient, *, num=256, steps=1500, rate=0.3):
     return x
 
 
+def test_weights_of_noise_levels_are_their_papers_functions_of_alpha_bar():
+    a = 1 / (1 + SIGMAS**2)
+    torch.testing.assert_close(level_weight("sds", SIGMAS), 1 - a)
+    torch.testing.assert_close(level_weight("uniform", SIGMAS), torch.ones_like(a))
+    torch.testing.assert_close(level_weight("fantasia3d", SIGMAS), a.sqrt() * (1 - a))
+
+
 @pytest.mark.parametrize("weighting", ["sds", "uniform", "fantasia3d"])
 def test_the_expected_gradient_of_sds_pulls_to_the_mean_at_the_rate_k(weighting):
     sigma, eps = noise(200_000, seed=0)

@@ -106,8 +106,9 @@ def test_every_step_is_reported_once():
 
 def test_wrong_levels_and_steps_without_their_noise_are_refused():
     x = start(2, 80.0)
-    with pytest.raises(ValueError, match="falling levels"):
-        sample(mixture_denoiser, x, torch.tensor([1.0, 2.0]), None)
+    for levels in ([1.0, 2.0], [2.0, 1.0, 1.0], [1.0], [1.0, -0.5]):
+        with pytest.raises(ValueError, match="falling levels"):
+            sample(mixture_denoiser, x, torch.tensor(levels), None)
     with pytest.raises(ValueError, match="needs `noise`"):
         sample(mixture_denoiser, x, karras_sigmas(4), None, method="ddpm")
     with pytest.raises(ValueError, match="shift > 0"):

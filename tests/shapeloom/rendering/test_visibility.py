@@ -123,6 +123,22 @@ def test_nothing_at_all_is_seen_of_no_meshes(pytorch3d) -> None:
         assert (find(nothing, seen) == -1).all()
 
 
+def test_faces_are_numbered_through_all_assets_and_rays_that_miss_see_none() -> None:
+    # Squares of two faces each, and an asset without any between them.
+    square = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    meshes = Meshes(torch.cat([square, 0.5 * square]), torch.cat([faces, faces + 4]), [2, 0, 2])
+    pose = look_at(torch.tensor([0.0, 0.0, 4.0]), torch.zeros(3))
+    matrix = torch.tensor([[8.0, 0, 4], [0, 8, 4], [0, 0, 1]])  # a side of 2 is 4 pixels wide
+    seen = Cameras(pose.expand(3, 1, 4, 4), matrix.expand(3, 1, 3, 3), 8, 8)
+    large, nothing, small = faces_by_embree(meshes, seen)[:, 0]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:6, 2:6] = True
+    assert torch.equal(large >= 0, expected) and set(large[expected].tolist()) == {0, 1}
+    assert (nothing == -1).all() and (large[~expected] == -1).all()
+    assert set(small[3:5, 3:5].flatten().tolist()) == {2, 3} and int((small >= 0).sum()) == 4
+
+
 def test_without_pytorch3d_one_line_says_so(monkeypatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "pytorch3d.renderer.mesh.rasterize_meshes", None)
     visibility.pytorch3d_works.cache_clear()
@@ -136,6 +152,7 @@ def test_without_pytorch3d_one_line_says_so(monkeypatch, caplog) -> None:
 def test_tensors_on_the_cpu_never_ask_for_pytorch3d(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch3d", None)
     monkeypatch.setattr(visibility, "faces_by_pytorch3d", None)
+    monkeypatch.setattr(visibility, "pytorch3d_works", None)
     meshes, seen = assets(), cameras(16, 16, batch=3)
     assert torch.equal(visible_faces(meshes, seen), faces_by_embree(meshes, seen))
 
