@@ -22,8 +22,8 @@ import pytest
 
 OTHERS = (
     "deepspeed", "torch", "sympy", "scipy.ndimage", "scipy.spatial", "trimesh", "PIL.Image",
-    "safetensors.torch", "beartype", "jaxtyping", "upath", "yaml", "boto3", "rich.progress", "skimage.measure",
-    "torch.utils.tensorboard",
+    "safetensors.torch", "beartype", "jaxtyping", "upath", "yaml", "boto3", "rich.progress",
+    "skimage.measure", "torch.utils.tensorboard",
 )  # fmt: skip
 """What many tests import."""
 MEGABYTES = 16000

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.mesh import Sampler, base_color, sample_texture
+from data_prep.mesh import BLEND, Sampler, base_color, sample_texture
 from shapeloom.color import srgb_to_linear
 
 
@@ -75,3 +75,29 @@ def test_nearest_sampler_shows_no_mean():
     u = np.linspace(0.01, 0.99, 50, dtype=np.float32)
     got = sample_texture(texture, np.stack([u, 0 * u], axis=1), Sampler(nearest=True))
     np.testing.assert_array_equal(got[:, 0], u > 0.5)
+
+
+def test_a_surfaces_alpha_is_one_opaque_zero_or_one_masked_and_its_coverage_blended(make_soup):
+    corners = [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    mesh = make_soup(corners * 4, [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]])
+    opacity = np.float32([[0.3] * 3, [0.3] * 3, [0.6] * 3, [0.2, 0.4, 0.9]])
+    mesh = replace(mesh, opacity=opacity, cutoff=np.float32([0, 0.5, 0.5, BLEND]))
+    weights = np.array([[0.5, 0.25, 0.25]]).repeat(4, axis=0)
+    alpha = base_color(mesh, np.arange(4), weights)[1]
+    np.testing.assert_allclose(alpha, [1, 0, 1, 0.1 + 0.1 + 0.225], rtol=1e-6)
+
+
+def test_selected_faces_keep_all_that_they_have(make_soup):
+    rng = np.random.default_rng(0)
+    mesh = make_soup(rng.random((9, 3)), np.arange(9).reshape(3, 3))
+    mesh = replace(
+        mesh, tint=np.float32(rng.random((3, 3, 3))), uv=np.float32(rng.random((3, 3, 2))),
+        texture=np.array([0, -1, 0]), textures=[np.zeros((1, 1, 4), np.uint8)],
+        cutoff=np.float32([0.1, 0.2, 0.3]), opacity=np.float32(rng.random((3, 3))),
+        unlit=np.array([True, False, True]),
+    )  # fmt: skip
+    few = mesh.select(np.array([2, 0]))
+    for name in ("triangles", "tint", "shading", "uv", "texture", "cutoff", "opacity", "unlit"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(mesh, name)[[2, 0]])
+    plain = replace(mesh, opacity=None, unlit=None).select(np.array([1]))
+    assert plain.opacity is None and plain.unlit is None

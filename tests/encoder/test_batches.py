@@ -64,6 +64,12 @@ def changed(matrix: Tensor, channels: Sequence[int] = (0, 1, 2)) -> Change:
     return Change(matrix, list(channels), float(scales.min()), float(scales.max()))
 
 
+def test_every_so_many_samples_by_their_numbers_are_drawn_as_meshes(ball_dataset: Path) -> None:
+    shards, rows = AssetShards(ball_dataset, "train"), [(number, 0) for number in range(7)]
+    drawn = make_batch(shards, rows, meshes=MeshLossConfig(every=3), **SETTINGS)["mesh_drawn"]
+    assert drawn.tolist() == [True, False, False, True, False, False, True]
+
+
 @pytest.fixture
 def moved(ball_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict, dict, Tensor]:
     """A batch as it is, the same one turned, mirrored and with other colours, and the matrix."""

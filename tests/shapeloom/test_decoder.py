@@ -183,8 +183,15 @@ def test_rays_end_where_they_are_hidden() -> None:
 
 
 def test_a_finer_occupancy_grid_is_worth_it_for_larger_pictures_alone() -> None:
-    resolutions = [occupancy_resolution(size**2) for size in (16, 64, 128, 512)]
-    assert resolutions == [16, 16, 32, 64]
+    resolutions = [occupancy_resolution(size**2) for size in (16, 64, 128, 256, 512)]
+    assert resolutions == [16, 16, 32, 64, 64]
+
+
+def test_cells_are_occupied_up_to_where_a_hundredth_of_their_diagonals_light_is_stopped() -> None:
+    seen = 0.01 / (3**0.5 * 2 / 16)  # of density
+    occupied = occupied_cells(lambda points: seen * torch.exp(-2 * (points[:, 0] - 0.3)), resolution=16)
+    starts = torch.arange(16) / 8 - 1
+    assert torch.equal(occupied, (starts <= 0.3)[:, None, None].expand(16, 16, 16))
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 64])

@@ -45,7 +45,16 @@ def spiral(turns: float, num: int) -> np.ndarray:
     return np.concatenate([walls[1], walls[0][::-1]])
 
 
-@pytest.mark.parametrize("shape", [*SHAPES.values(), star(5), star(30), star(50), spiral(4, 75)])
+def crescent(num: int) -> np.ndarray:
+    """Half a ring, whose notches' chords are its shortest."""
+    angle = np.linspace(0, np.pi, num)
+    arc = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.concatenate([arc, 0.5 * arc[::-1]])
+
+
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), star(5), star(30), star(50), spiral(4, 75), crescent(45)]
+)
 def test_areas_add_up_to_the_polygon_from_every_first_corner(shape):
     for first in range(0, len(shape), max(len(shape) // 6, 1)):
         for way in (1, -1):

@@ -94,12 +94,15 @@ def test_crossing_planes(make_soup):
     assert_agreement(*both(replace(mesh, tint=tint)), edge_share=0.06)
 
 
+@pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler("clamp", "clamp"), Sampler(nearest=True)])
-def test_textured_quad_with_cut_outs_and_wrapping(make_soup, sampler):
+def test_textured_quad_with_cut_outs_and_wrapping(make_soup, sampler, linear):
     faces = [[0, 1, 2], [0, 2, 3]]
     quad = make_soup([[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]], faces)
     texture = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
     texture[..., 3] = np.where(np.arange(8)[:, None] % 4 == 1, 0, 255)
+    if linear:
+        texture = texture.astype(np.float32) / 255
     uv = np.float32([[-0.3, -0.2], [1.2, -0.2], [1.2, 1.4], [-0.3, 1.4]])[faces]
     mesh = replace(
         quad, tint=np.full((2, 3, 3), 0.8, np.float32), uv=uv, texture=np.zeros(2, np.int64),

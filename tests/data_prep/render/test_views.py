@@ -56,6 +56,14 @@ def test_depth_is_that_of_the_sphere(ball, supersample):
     assert (rgba[..., 3][depth > 0] > 0).all()
 
 
+def test_normals_are_stored_on_the_viewers_side_and_none_of_the_background(make_soup):
+    half = make_soup([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 2, 1], [0, 2, 3]])
+    normal = render_views(
+        half, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=1, lighting=UNLIT
+    ).normal[0]
+    assert (normal[:, :4] == [128, 128 - 127, 128]).all() and not normal[:, 4:].any()
+
+
 def test_alpha_is_the_covered_share_of_a_pixel(make_soup):
     # A half plane x < 0 seen along +y: its vertical edge cuts column 4 of 9 in half.
     plane = make_soup([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]])

@@ -35,6 +35,21 @@ def test_harmonics_are_orthonormal_on_the_sphere():
     np.testing.assert_allclose(values.T @ values / len(values), np.eye(8), atol=0.03)
 
 
+def test_harmonics_are_the_real_ones_of_degrees_one_and_two_by_hand():
+    x, y, z = torch.eye(3)
+    between = torch.tensor([1.0, 2.0, 2.0]) / 3
+    found = harmonics(torch.stack([x, y, z, between]))
+    three, five, fifteen = 3**0.5, 5**0.5, 15**0.5
+    second = [fifteen * value for value in (2 / 9, 4 / 9, 2 / 9, -1.5 / 9)]
+    expected = [
+        [three, 0, 0, 0, 0, 0, fifteen / 2, -five / 2],
+        [0, three, 0, 0, 0, 0, -fifteen / 2, -five / 2],
+        [0, 0, three, 0, 0, 0, 0, five],
+        [three / 3, 2 * three / 3, 2 * three / 3, *second, five / 6],
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def test_directions_change_nothing_at_first_and_nothing_of_a_texture_ever():
     made = decoder(directional=True)
     weights, points, directions = made.weights(torch.rand(2, 8, 4)), torch.rand(2, 50, 3), unit_vectors(50)

@@ -163,3 +163,26 @@ def test_an_edge_shows_only_in_front_of_what_the_bare_pixel_sees(
 ) -> None:
     found = _Crossing(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]), torch.tensor([edge]))
     assert len(_unoccluded(found, torch.tensor([inside, outside])).inside) == int(shows)
+
+
+def test_crossings_into_one_bare_pixel_from_two_sides_both_show_and_of_one_side_the_one_that_covers_most():
+    inside, outside = torch.tensor([0, 2, 2]), torch.tensor([1, 1, 1])
+    found = _Crossing(inside, outside, torch.tensor([0.2, 0.3, 0.6]), torch.ones(3))
+    shown = _unoccluded(found, torch.tensor([1.0, 9.0, 1.0]))
+    assert sorted(zip(shown.inside.tolist(), shown.share.tolist(), strict=True)) == [
+        (0, pytest.approx(0.2)),
+        (2, pytest.approx(0.6)),
+    ]
+
+
+def test_an_upright_rectangle_covers_pixels_as_far_as_it_reaches_into_them_up_to_the_border():
+    left, right, top, bottom = 0.8, 6.7, 0.6, 7.3  # in a picture of 8 x 8
+    corners = torch.tensor([[left, top], [right, top], [right, bottom], [left, bottom]])
+    vertices = torch.cat([corners / 8, torch.ones(4, 1)], dim=1)
+    rectangle = Meshes(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]), [2])
+    matrix = torch.tensor([[8.0, 0, 0], [0, 8, 0], [0, 0, 1]])
+    seen = Cameras(torch.eye(4)[None, None], matrix[None, None], 8, 8)
+    fragments = rasterize(rectangle, seen)
+    coverage = antialias((fragments.face >= 0).float()[..., None], fragments, rectangle, seen)[0, 0, ..., 0]
+    torch.testing.assert_close(coverage[3], torch.tensor([0.2, 1, 1, 1, 1, 1, 0.7, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(coverage[:, 3], torch.tensor([0.4, 1, 1, 1, 1, 1, 1, 0.3]), atol=1e-5, rtol=0)

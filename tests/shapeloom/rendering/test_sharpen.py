@@ -82,6 +82,18 @@ def test_surfaces_cut_off_by_the_box_keep_their_walls():
     assert np.abs(places).max() <= 1
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_no_vertex_leaves_the_box_where_two_planes_do_at_a_slant(side: int):
+    normals = side * torch.tensor([[-0.7514, 0.4989, 0.4319], [0.0954, 0.3743, 0.9224]])
+    offsets = torch.tensor([0.4264, 0.6053])
+
+    def wedge(p: Tensor) -> Tensor:
+        return (p @ normals.T - offsets).amax(dim=-1)
+
+    vertices, faces = extract_surface(wedge, resolution=16)
+    assert np.abs(sharpen(wedge, slope_of(wedge), vertices, faces, resolution=16)).max() <= 1
+
+
 def test_nothing_stays_nothing():
     nothing = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
     assert sharpen(ball, slope_of(ball), *nothing, resolution=16).shape == (0, 3)
