@@ -2,11 +2,13 @@
 
 What tests import of other projects is imported once, here; the project's own modules by each fork. So a run
 takes about a second and its tests' time, not the seconds that torch and DeepSpeed take to import. The first
-run of test files (`measure`) notes what each test and each fixture takes, and leaves bytecode behind that
-later runs use. Bytecode goes by a file's size and time, so change files with `written` alone.
+run of test files (`measure`) notes what each test and each fixture takes. Runs share bytecode, which goes by
+a file's size and time: change files with `written` alone.
 """
 
+import gc
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -32,6 +34,8 @@ SPARE = 10
 """CPU seconds that a run has beside three times what its tests take."""
 SLOWER = 100
 """Times as long as its CPU seconds a run may last by the clock: a loaded machine gives it little."""
+_LATER = itertools.count(1)
+"""So that no two texts of a file have the same time."""
 Outcome = Literal["passed", "failed", "timed out"]
 
 
@@ -39,6 +43,7 @@ def import_others() -> None:
     """Imports what tests need of other projects, for the forks to come."""
     for name in OTHERS:
         importlib.import_module(name)
+    gc.freeze()  # pytest collects garbage as it ends, which would look through all of that
 
 
 @contextmanager
@@ -47,7 +52,7 @@ def written(path: Path, text: str) -> Iterator[None]:
     before, times = path.read_text(), path.stat()
     try:
         path.write_text(text)
-        os.utime(path, (times.st_atime, times.st_mtime + 2))
+        os.utime(path, (times.st_atime, times.st_mtime + 2 * next(_LATER)))
         yield
     finally:
         path.write_text(before)
@@ -163,8 +168,6 @@ def _be_the_run(tree: Path, tests: Sequence[Path], plugin: QuickestFirst, cpu_se
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.path.insert(0, str(tree))
-    if plugin.notes is None:
-        sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # which takes half a second
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
     code = pytest.main([*options, *map(str, tests)], plugins=[plugin])

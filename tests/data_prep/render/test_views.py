@@ -64,6 +64,25 @@ def test_normals_are_stored_on_the_viewers_side_and_none_of_the_background(make_
     assert (normal[:, :4] == [128, 128 - 127, 128]).all() and not normal[:, 4:].any()
 
 
+def test_a_files_normals_may_point_to_either_side(ball):
+    turned = replace(ball, shading=-ball.shading)
+    for name, value in vars(shot(ball)).items():
+        np.testing.assert_array_equal(getattr(shot(turned), name), value)
+
+
+def test_a_principal_point_off_the_middle_shifts_the_picture(ball):
+    poses, matrix = setup()
+    smaller = replace(ball, vertices=0.5 * ball.vertices)
+    shifted = matrix + torch.tensor([[0.0, 0, 3], [0, 0, -2], [0, 0, 0]])
+    plain, moved = (
+        render_views(smaller, poses, each, size=SIZE, supersample=2) for each in (matrix, shifted)
+    )
+    for name in ("rgba", "depth", "normal"):
+        there = np.roll(getattr(plain, name), (-2, 3), axis=(1, 2)).astype(np.float32)
+        differs = np.abs(getattr(moved, name) - there) > (1e-4 if name == "depth" else 1)
+        assert differs.mean() < 1e-3  # a ray that grazes a facet
+
+
 def test_alpha_is_the_covered_share_of_a_pixel(make_soup):
     # A half plane x < 0 seen along +y: its vertical edge cuts column 4 of 9 in half.
     plane = make_soup([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]])
