@@ -47,6 +47,7 @@ MIRRORS = {
     "data_prep/geometry/points": ["data_prep/geometry/test_geometry"],
     "data_prep/geometry/sdf": ["data_prep/geometry/test_geometry"],
     "data_prep/render/raycast": ["data_prep/render/test_views"],
+    "encoder/model": ["encoder/test_model", "encoder/test_encode"],
     "prior/description": ["prior/test_denoiser", "prior/test_train"],
     "prior/latents": ["prior/test_denoiser", "prior/test_train"],
     "prior/model": ["prior/test_denoiser", "prior/test_train"],

@@ -68,6 +68,38 @@ def test_areas_add_up_to_the_polygon_from_every_first_corner(shape):
             assert covered == pytest.approx(np.linalg.norm(whole), rel=2e-4)  # what a fan may fold
 
 
+def tilings(first: int, last: int) -> list[list[tuple[int, int, int]]]:
+    """All triangulations of the corners from one to another."""
+    if last - first < 2:
+        return [[]]
+    return [
+        [(first, middle, last), *left, *right]
+        for middle in range(first + 1, last)
+        for left in tilings(first, middle)
+        for right in tilings(middle, last)
+    ]
+
+
+@pytest.mark.parametrize("shape", ["dart", "corner", "points on a side"])
+def test_of_all_triangulations_that_cover_it_the_one_with_the_shortest_chords_is_taken(shape):
+    flat = np.array(SHAPES[shape], float)
+
+    def of(points: np.ndarray, triangles: np.ndarray) -> tuple[float, float]:
+        """Area, and squared length of all sides, those of the polygon once and chords twice."""
+        sides = points[triangles] - points[np.roll(triangles, -1, axis=1)]
+        return round(np.linalg.norm(areas(points, triangles), axis=1).sum(), 9), round((sides**2).sum(), 9)
+
+    sought = 0
+    for first in range(len(flat)):
+        points = in_space(np.roll(flat, -first, axis=0))
+        every = [of(points, np.array(tiling)) for tiling in tilings(0, len(points) - 1)]
+        fan = np.array([(0, i, i + 1) for i in range(1, len(points) - 1)])
+        if of(points, fan)[0] > min(every)[0]:
+            assert of(points, triangulate(points, np.array([len(points)]))[0]) == min(every)
+            sought += 1
+    assert sought
+
+
 def test_every_side_is_kept_so_that_neighbours_stay_joined():
     for shape in (*SHAPES.values(), star(50)):
         triangles, _ = triangulate(in_space(shape), np.array([len(shape)]))

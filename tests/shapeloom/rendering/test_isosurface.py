@@ -165,10 +165,10 @@ def test_the_smallest_grid_of_two_cells_a_side_shows_a_ball_as_an_octahedron():
     np.testing.assert_allclose(np.linalg.norm(vertices, axis=1), np.full(6, 0.5), atol=1e-6)
 
 
-def test_a_surface_through_nodes_has_no_faces_without_area():
-    mesh = as_mesh(extract_surface(lambda p: p[:, 0], resolution=16))
+def test_a_surface_through_nodes_is_closed_and_has_no_faces_without_area():
+    mesh = as_mesh(extract_surface(lambda p: p.abs().sum(dim=-1) - 0.5, resolution=16))  # an octahedron
     assert mesh.is_watertight and mesh.area_faces.min() > 0
-    assert mesh.volume == pytest.approx(4, rel=0.05)  # edges of the walls are cut off
+    assert mesh.volume == pytest.approx(4 / 3 * 0.5**3, rel=1e-3)
 
 
 @pytest.mark.parametrize("field", [sphere(0.7, (0.05, 0.1, -0.1)), torus, box])
