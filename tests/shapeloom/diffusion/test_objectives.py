@@ -5,7 +5,15 @@ from typing import get_args
 import pytest
 import torch
 
-from shapeloom.diffusion.objectives import add_noise, convert, loss_weight, make_target, sample_times, to_x0
+from shapeloom.diffusion.objectives import (
+    DiffusionConfig,
+    add_noise,
+    convert,
+    loss_weight,
+    make_target,
+    sample_times,
+    to_x0,
+)
 from shapeloom.diffusion.schedules import ScheduleName, make_schedule
 
 TARGETS = ["x0", "eps", "v", "flow"]
@@ -102,3 +110,16 @@ def test_weights_make_every_target_s_loss_that_of_x0_and_are_the_papers(name):
         for loss in losses[1:]:
             torch.testing.assert_close(loss, losses[0])
     assert torch.equal(loss_weight("uniform", "eps", schedule, t), torch.ones_like(t))
+
+
+def test_a_learned_variance_is_of_even_times_of_schedules_that_keep_the_variance():
+    for schedule in SCHEDULES:
+        given = {"schedule": schedule, "times": "uniform"}
+        assert not DiffusionConfig(**given).learned_variance
+        if make_schedule(schedule).keeps_variance:
+            assert DiffusionConfig(**given, learned_variance=True).learned_variance
+            with pytest.raises(ValueError, match="times=uniform"):
+                DiffusionConfig(schedule=schedule, times="logit_normal", learned_variance=True)
+        else:
+            with pytest.raises(ValueError, match="use vp_cosine"):
+                DiffusionConfig(**given, learned_variance=True)

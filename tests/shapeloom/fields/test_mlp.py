@@ -101,9 +101,9 @@ def test_a_render_shows_the_direction():
     torch.testing.assert_close(middle[0, 1:], middle[1, 1:])
 
 
-@pytest.mark.parametrize("bumps", [0, 3])
-def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences(bumps):
-    made = decoder(geometry={"width": 32, "num_layers": 3, "bumps": bumps})
+@pytest.mark.parametrize(("bumps", "own_layers"), [(0, 1), (3, 1), (0, 3)])
+def test_the_closed_form_gradient_is_autograd_s_and_that_of_finite_differences(bumps, own_layers):
+    made = decoder(geometry={"width": 32, "num_layers": 4, "own_layers": own_layers, "bumps": bumps})
     weights, points = made.weights(torch.rand(2, 8, 4)), (2 * torch.rand(2, 40, 3) - 1).requires_grad_()
     # A finite difference across the middle of a bump, where hats have an edge, is half of each side's.
     middles = (torch.arange(max(1, bumps)) + 0.5) * 2 / max(1, bumps) - 1
