@@ -220,3 +220,13 @@ def test_views_are_dropped_as_often_as_asked(ball_dataset: Path) -> None:
     shares = [(kept == num).float().mean().item() for num in range(3)]
     assert shares == pytest.approx([0.3, 0.35, 0.35], abs=0.07)
     assert (batch["views_kept"][:, 0] >= batch["views_kept"][:, 1]).all()
+
+
+@pytest.mark.parametrize("rays", [True, False])
+@pytest.mark.parametrize("num_views", [0, 2])
+def test_pictures_are_read_for_rays_as_for_views_to_encode(
+    ball_dataset: Path, rays: bool, num_views: int
+) -> None:
+    given = {**SETTINGS, "encoder": EncoderConfig(num_points=64, num_views=num_views, patch=8)}
+    batch = make_batch(AssetShards(ball_dataset, "train"), [(0, 0)], rays=rays, **given)
+    assert ("ray_rgba" in batch, "pixels" in batch) == (rays, num_views > 0)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from encoder.model import Encoder, EncoderConfig, EncoderInputs
-from encoder.tokens import CELL_NUMBERS, GridTokens, cell_moments
+from encoder.tokens import CELL_NUMBERS, PIXEL_NUMBERS, GridTokens, ViewTokens, cell_moments, pixel_features
 from shapeloom.decoder import DecoderConfig
 from shapeloom.fields.projection import ProjectionConfig
+from shapeloom.rendering.cameras import intrinsics, sphere
+from shapeloom.rendering.rays import camera_rays
 
 
 def random_points(batch: int, num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,3 +81,33 @@ def test_the_latent_does_not_depend_on_the_order_of_points() -> None:
         shuffled = network(EncoderInputs(points[:, order], rgb[:, order], normals[:, order]))
     assert latent.shape == (1, 6, 4) and latent.abs().max() <= 1
     torch.testing.assert_close(latent, shuffled, atol=1e-5, rtol=1e-4)
+
+
+def test_a_views_token_is_of_the_pixels_of_its_patch_row_by_row() -> None:
+    tokens = ViewTokens(8, patch=4)
+    pixels = torch.rand(2, 3, 8, 12, PIXEL_NUMBERS, generator=torch.Generator().manual_seed(0))
+    plain = tokens(pixels)
+    assert plain.shape == (2, 3 * 2 * 3, 8)
+    pixels[1, 2, 5, 9] += 1  # the second row and the third column of patches of the third view
+    differs = (tokens(pixels) != plain).any(dim=-1)
+    assert differs.nonzero().tolist() == [[1, 2 * 6 + 1 * 3 + 2]]
+    with pytest.raises(ValueError, match="8x12 pixels can't be cut into patches of 5"):
+        ViewTokens(8, patch=5)(pixels)
+
+
+def test_a_pixel_is_told_by_its_colour_its_place_in_space_and_its_ray() -> None:
+    poses, matrix = sphere(1, seed=0, distance=3.0), intrinsics(0.7, 4, 4)[None]
+    generator = torch.Generator().manual_seed(0)
+    origins, directions, cosine = camera_rays(poses, matrix, 4, 4)
+    points = origins + 2 * directions
+    rgba, depth = torch.rand(1, 4, 4, 4, generator=generator), 2 * cosine
+    depth[0, 0, 0] = 0
+    found = pixel_features(rgba, depth, origins, directions, cosine)
+    assert found.shape[-1] == PIXEL_NUMBERS
+    torch.testing.assert_close(found[..., :3], rgba[..., :3] * rgba[..., 3:])
+    torch.testing.assert_close(found[..., 3], rgba[..., 3])
+    assert not found[0, 0, 0, 4:7].any()
+    torch.testing.assert_close(found[0, 1:, 1:, 4:7], points[0, 1:, 1:])
+    torch.testing.assert_close(found[..., 7:10], directions)
+    # Pluecker's moment is the same for all points of the ray.
+    torch.testing.assert_close(found[..., 10:], torch.linalg.cross(points, directions))
