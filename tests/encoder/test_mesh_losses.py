@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from encoder.mesh_losses import MeshLossConfig, _render, mesh_loss
+from encoder.mesh_losses import MeshLossConfig, mesh_loss
 from encoder.train import EncoderTask, EncoderTrainConfig, main
 from shapeloom.config import UserError, load_config
 from shapeloom.decoder import Decoder, DecoderConfig
@@ -63,18 +63,6 @@ def test_silhouettes_pull_a_surface_to_the_views(radius: float, sign: int) -> No
     assert radii.grad[0] * sign > 0
     assert radii.grad[1] == 0  # isn't drawn
     assert float(value.detach()) > 3 * float(loss([0.6, 0.3])[0].detach())
-
-
-def test_every_face_is_coloured() -> None:
-    """The first one too, which looks to -x, -y and -z."""
-    around = ring(6, elevation_degrees=-30.0, distance=3.0).expand(1, 6, 4, 4)
-    one = batch(1)
-    views = {
-        name: one[name][:, :1].expand(1, 6, *one[name].shape[2:]) for name in ("mesh_rgba", "mesh_intrinsics")
-    }
-    picture = _render(Balls(), [torch.tensor([[[0.6]]])], {**views, "mesh_cam_to_world": around}, CONFIG)
-    middle = picture[0, :, 8:16, 8:16].detach()
-    torch.testing.assert_close(middle, torch.tensor([0.5, 0.5, 0.5, 1]).expand_as(middle))
 
 
 def test_empty_and_undrawn_meshes_have_a_loss_and_zero_gradients() -> None:
