@@ -27,7 +27,7 @@ from data_prep.mesh import Mesh, plain_triangles
 from data_prep.procedural.dataset import ProceduralConfig
 from data_prep.render import zbuffer
 from data_prep.render.view_members import ViewConfig, renderer_facts, shoot
-from data_prep.render.views import is_covered
+from data_prep.render.views import is_covered, resolve
 from data_prep.sources.content import content_digest
 from data_prep.sources.find import Source, SplitFractions
 from data_prep.sources.objaverse_cache import ObjaverseConfig
@@ -258,12 +258,15 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     mesh, placement = normalize(mesh)
     mesh.warnings.extend(check_shape(mesh, config.filters))
     stage.name = "sdf"
-    distance = signed_distance(mesh, thickness=config.sheet_thickness)
+    compiled = resolve(config.renderer) == "zbuffer"
+    distance = signed_distance(mesh, thickness=config.sheet_thickness, compiled=compiled)
     mesh = mesh.flip(distance.turned)
     sdf_points, sdf = sdf_samples(mesh, distance, config.num_sdf, numpy_rng(config.seed, source.key, "sdf"))
     stage.name = "points"
     rng = numpy_rng(config.seed, source.key, "points")
-    points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
+    points, points_rgb, points_normal = surface_points(
+        mesh, config.num_points, rng, hidden=distance.hidden, compiled=compiled
+    )
     mesh.warnings.extend(check_colors(points_rgb, config.filters))
     stage.name = "views"
     views, view_members = shoot(mesh, config, source.key, config.seed)
@@ -282,11 +285,11 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         sample["mesh_vertices.npy"], sample["mesh_faces.npy"] = plain_triangles(mesh)
     if config.num_edge_points:
         rng = numpy_rng(config.seed, source.key, "edges")
-        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden)
+        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden, compiled=compiled)
         sample["edge_points.npy"], sample["edge_normals.npy"] = on_edges
     if config.num_view_points:
         poses, matrices = view_members["cameras.npy"], view_members["intrinsics.npy"]
-        seen = view_points(views, poses, matrices, config.num_view_points)
+        seen = view_points(views, poses, matrices, config.num_view_points, compiled=compiled)
         sample["view_points.npy"], sample["view_points_rgb.npy"] = seen
     return sample
 

@@ -23,8 +23,9 @@ from pydantic import Field
 
 from data_prep.failures import AssetError
 from data_prep.formats.load import Up, load_mesh
+from data_prep.geometry.farthest import farthest_first
 from data_prep.geometry.normalize import normalize
-from data_prep.geometry.points import farthest_first, sample_surface
+from data_prep.geometry.points import sample_surface
 from data_prep.isolation import Lost, Quota, call
 from data_prep.mesh import Mesh, plain_triangles
 from data_prep.render.views import render_views

@@ -30,7 +30,7 @@ from numpy import ndarray
 from pydantic import Field
 from scipy.spatial import cKDTree
 
-from data_prep.geometry.points import farthest_first
+from data_prep.geometry.farthest import farthest_first
 from eval.nearest import TrainingAssets
 from eval.printable import PRINTABLE, printability
 from sampling.mesh import DEFAULT_MESH, drop_crumbs

@@ -36,7 +36,7 @@ import encoder.train_cloud
 import prior.train
 from benchmarks.experiments.ablate import make_task, seconds_a_step
 from benchmarks.experiments.headline_page import write_page
-from data_prep.geometry.points import farthest_first
+from data_prep.geometry.farthest import farthest_first
 from eval.generation import ceiling, frechet_scores
 from eval.judge import Judge, pooled, refuse_conditioner
 from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int8
 from numpy import ndarray
 
-from data_prep.geometry.points import farthest_first
-from data_prep.geometry.sdf import weld
+from data_prep.geometry.farthest import farthest_first
+from data_prep.geometry.topology import weld
 from data_prep.mesh import Mesh
 from shapeloom.surfaces import face_normals
 
@@ -32,7 +32,7 @@ def sharp_edges(
 
     Vertices count by their positions. Where more than two faces meet in an edge, it is sharp.
     """
-    welded = weld(np.asarray(mesh.vertices, np.float64), mesh.faces)
+    _, welded = weld(np.asarray(mesh.vertices, np.float64), mesh.faces)
     start, end = welded.reshape(-1), welded[:, [1, 2, 0]].reshape(-1)
     real = np.flatnonzero(start != end)
     ends = np.stack([np.minimum(start, end), np.maximum(start, end)], axis=1)[real]
@@ -58,11 +58,12 @@ def _ends(corner: Int[ndarray, " edges"]) -> Int[ndarray, "edges 2"]:
 
 
 def edge_points(
-    mesh: Mesh, num: int, rng: np.random.Generator, *, hidden: Hidden
+    mesh: Mesh, num: int, rng: np.random.Generator, *, hidden: Hidden, compiled: bool = False
 ) -> tuple[Float32[ndarray, "points 3"], Int8[ndarray, "points 2 3"]]:
     """`num` points, uniform by length, in farthest-point order, and both normals times 127; or none at all.
 
-    None where the mesh has no sharp edge, or `hidden` (see `surface_points`) hides them all.
+    None where the mesh has no sharp edge, or `hidden` (see `surface_points`) hides them all. compiled: see
+    `farthest_first`.
     """
     ends, sides = sharp_edges(mesh)
     length = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
@@ -81,5 +82,5 @@ def edge_points(
     if not len(exposed):
         return np.zeros((0, 3), np.float32), np.zeros((0, 2, 3), np.int8)
     positions, edge = positions[exposed], edge[exposed]
-    order = np.resize(farthest_first(positions, num), num)
+    order = np.resize(farthest_first(positions, num, compiled=compiled), num)
     return positions[order].astype(np.float32), np.rint(127 * sides[edge[order]]).astype(np.int8)

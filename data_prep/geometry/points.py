@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import fpsample
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, UInt8
 from numpy import ndarray
 
 from data_prep.failures import AssetError
+from data_prep.geometry.farthest import farthest_first
 from data_prep.mesh import Mesh, base_color
 from data_prep.render.views import Views
 from shapeloom.color import linear_to_srgb
@@ -26,22 +26,6 @@ def sample_surface(
     return sample_triangles(mesh.triangles, num, rng)
 
 
-def farthest_first(
-    points: Float[ndarray, "points 3"], num: int, *, height: int = 7
-) -> Int64[ndarray, " chosen"]:
-    """Numbers of `num` of the points, or of all if there are fewer, each the farthest from those before it.
-
-    height: of the tree of buckets that they are sorted into, which is lower for few points: fpsample wants
-    one point a bucket or more, and two buckets or more.
-    """
-    num = min(num, len(points))
-    height = min(height, len(points).bit_length() - 1)
-    if height < 1:
-        return np.arange(num)
-    order = fpsample.bucket_fps_kdline_sampling(points.astype(np.float32), num, h=height, start_idx=0)
-    return order.astype(np.int64)
-
-
 def surface_points(
     mesh: Mesh,
     num: int,
@@ -50,11 +34,13 @@ def surface_points(
     hidden: Callable[
         [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, " candidates"]
     ],
+    compiled: bool = False,
 ) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"], Int8[ndarray, "num 3"]]:
     """Positions, unlit sRGB base colours and unit normals times 127 of `num` points.
 
     `hidden` tells which points, given with their normals, lie within another part: they are left out.
-    Normals follow the faces' winding. Raises AssetError when the whole surface is cut out by its textures.
+    compiled: see `farthest_first`. Normals follow the faces' winding.
+    Raises AssetError when the whole surface is cut out by its textures.
     """
     face, weights = sample_surface(mesh, OVERSAMPLE * num, rng)
     color, alpha = base_color(mesh, face, weights)
@@ -64,7 +50,7 @@ def surface_points(
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
     normals = face_normals(mesh.triangles)[face]
-    order = farthest_first(positions, int(EXPOSED * num), height=6)  # the fastest for 10,000 to 50,000
+    order = farthest_first(positions, int(EXPOSED * num), height=6, compiled=compiled)
     exposed = order[~hidden(positions[order], normals[order])]
     # Hidden altogether (one part just inside another's skin) or mostly cut out: repeat points then.
     order = np.resize(exposed if len(exposed) else order, num)
@@ -73,7 +59,12 @@ def surface_points(
 
 
 def view_points(
-    views: Views, cam_to_world: Float[ndarray, "views 4 4"], intrinsics: Float[ndarray, "views 3 3"], num: int
+    views: Views,
+    cam_to_world: Float[ndarray, "views 4 4"],
+    intrinsics: Float[ndarray, "views 3 3"],
+    num: int,
+    *,
+    compiled: bool = False,
 ) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"]]:
     """Positions and unlit sRGB colours of `num` points that the views see, in farthest-point order.
 
@@ -91,5 +82,5 @@ def view_points(
     pose = cam_to_world[view]
     world = (np.einsum("pij,pj->pi", pose[:, :3, :3], local) + pose[:, :3, 3]).astype(np.float32)
     # More buckets than for surface points: there are many times as many to choose from.
-    order = np.resize(farthest_first(world, num, height=9), num)
+    order = np.resize(farthest_first(world, num, height=9, compiled=compiled), num)
     return world[order], views.albedo[view, row, column][order]

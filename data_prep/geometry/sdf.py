@@ -11,22 +11,17 @@
 Solid assets have no sheets and keep their exact distance.
 """
 
-import functools
 from dataclasses import dataclass
 
-import igl
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
 from numpy import ndarray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from data_prep.geometry.points import sample_surface
+from data_prep.geometry.queries import CompiledQueries, LibraryQueries, Queries
+from data_prep.geometry.topology import against_majority, close_up, topology, weld
 from data_prep.mesh import Mesh
-from shapeloom.surfaces import face_crosses
 
-WELD = 1e-5
-"""Positions closer than about this are one vertex; assets are 1.9 across."""
 NEAR = ((0.45, 0.01), (0.35, 0.05))
 """Share of the samples and standard deviation of their offset from the surface; the rest fill [-1, 1]^3."""
 
@@ -35,90 +30,14 @@ HIDDEN_OFFSET = 3e-3
 
 
 @dataclass(frozen=True)
-class Topology:
-    """How a mesh's faces hang together."""
-
-    component: Int[ndarray, " faces"]
-    closed: Bool[ndarray, " components"]
-    """Whether every edge is passed as often forwards as backwards: the component has no boundary."""
-    volume: Float64[ndarray, " components"]
-    """Signed; about the component's own middle, so that it means something for open ones too."""
-    area: Float64[ndarray, " components"]
-
-
-def weld(vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]) -> Int[ndarray, "faces 3"]:
-    """Faces over vertex numbers that coinciding positions share."""
-    _, number = np.unique(np.rint(vertices / WELD).astype(np.int64), axis=0, return_inverse=True)
-    return number.reshape(-1)[faces]
-
-
-def topology(vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]) -> Topology:
-    """Components, their closedness, signed volume and area."""
-    welded = weld(vertices, faces)
-    num = int(welded.max()) + 1
-    start, end = welded.reshape(-1), welded[:, [1, 2, 0]].reshape(-1)
-    graph = coo_matrix((np.ones(len(start), bool), (start, end)), shape=(num, num))
-    count, of_vertex = connected_components(graph, directed=False)
-    component = of_vertex[welded[:, 0]]
-    balance = (
-        coo_matrix(
-            (np.where(start < end, 1, -1), (np.minimum(start, end), np.maximum(start, end))), shape=(num, num)
-        )
-        .tocsr()
-        .tocoo()
-    )
-    loose = (balance.data != 0) & (balance.row != balance.col)
-    closed = np.bincount(of_vertex[balance.row[loose]], minlength=count) == 0
-    triangles = vertices[faces]
-    crosses = face_crosses(triangles)
-    double_area = np.linalg.norm(crosses, axis=1)
-    middle = triangles.mean(axis=1)
-    total = np.bincount(component, double_area, count)
-    centre = np.stack(
-        [
-            np.bincount(component, double_area * middle[:, d], count) / np.maximum(total, 1e-300)
-            for d in range(3)
-        ],
-        axis=1,
-    )
-    volume = np.einsum("ij,ij->i", middle - centre[component], crosses) / 6
-    return Topology(component, closed, np.bincount(component, volume, count), total / 2)
-
-
-def against_majority(
-    vertices: Float64[ndarray, "vertices 3"], faces: Int[ndarray, "faces 3"]
-) -> Bool[ndarray, " faces"]:
-    """Faces that are wound against the greater part, by area, of the manifold patch that they belong to."""
-    welded = weld(vertices, faces)
-    num = int(welded.max()) + 1
-    start, end = welded.reshape(-1), welded[:, [1, 2, 0]].reshape(-1)
-    _, edge, passes = np.unique(start * num + end, return_inverse=True, return_counts=True)
-    twice = (passes[edge] > 1).reshape(-1, 3).any(axis=1)  # an edge is passed twice in one direction
-    against = np.zeros(len(faces), bool)
-    if not twice.any():
-        return against
-    _, of_vertex = connected_components(
-        coo_matrix((np.ones(len(start), bool), (start, end)), shape=(num, num)), directed=False
-    )
-    component = of_vertex[welded[:, 0]]
-    odd = np.flatnonzero(np.isin(component, component[twice]))  # the others are consistent as they are
-    oriented, patch = igl.bfs_orient(np.ascontiguousarray(welded[odd], np.int64))
-    turned = (oriented != welded[odd]).any(axis=1)
-    area = np.linalg.norm(face_crosses(vertices[faces[odd]]), axis=1)
-    minority = np.bincount(patch, np.where(turned, area, -area)) <= 0
-    against[odd] = turned == minority[patch]
-    return against
-
-
-@dataclass(frozen=True)
 class SignedDistance:
     """Signed distance function of one mesh; make it with `signed_distance`."""
 
-    vertices: Float64[ndarray, "vertices 3"]
-    faces: Int[ndarray, "faces 3"]
-    """Turned outwards."""
-    is_sheet: Bool[ndarray, " faces"]
-    """Faces that enclose nothing."""
+    queries: Queries
+    """Of the mesh turned outwards."""
+    low: Float64[ndarray, "3"]
+    high: Float64[ndarray, "3"]
+    """Corners of the mesh's box."""
     turned: Bool[ndarray, " faces"]
     """Faces of the original that were inside out."""
     watertight: bool
@@ -127,16 +46,9 @@ class SignedDistance:
     def __call__(self, points: Float64[ndarray, "points 3"]) -> Float32[ndarray, " points"]:
         """Signed distances, negative inside."""
         points = np.ascontiguousarray(points, np.float64)
-        distance, nearest = _distance(points, self.vertices, self.faces)
+        distance, to_sheets = self.queries.distances(points)
         sdf = np.where(self._inside(points), -distance, distance)
-        if self.is_sheet.any():
-            to_sheet = np.where(self.is_sheet[nearest], distance, np.inf)
-            # Deeper inside a solid than that, a sheet can't be nearer than the solid's own surface.
-            unknown = np.flatnonzero(~self.is_sheet[nearest] & (sdf > -self.thickness / 2))
-            sheets = np.ascontiguousarray(self.faces[self.is_sheet])
-            to_sheet[unknown] = _distance(points[unknown], self.vertices, sheets)[0]
-            sdf = np.minimum(sdf, to_sheet - self.thickness / 2)
-        return sdf.astype(np.float32)
+        return np.minimum(sdf, to_sheets - self.thickness / 2).astype(np.float32)
 
     def hidden(
         self, points: Float64[ndarray, "points 3"], normals: Float64[ndarray, "points 3"]
@@ -148,41 +60,41 @@ class SignedDistance:
         return hidden
 
     def _inside(self, points: Float64[ndarray, "points 3"]) -> Bool[ndarray, " points"]:
-        corners = self.vertices[self.faces].reshape(-1, 3)
-        boxed = ((points > corners.min(axis=0)) & (points < corners.max(axis=0))).all(axis=1)
+        boxed = ((points > self.low) & (points < self.high)).all(axis=1)
         inside = np.zeros(len(points), bool)
-        inside[boxed] = self._winding.winding_number(points[boxed]) > 0.5
+        inside[boxed] = self.queries.winding(points[boxed]) > 0.5
         return inside
 
-    @functools.cached_property
-    def _winding(self) -> igl.FastWindingNumberBVH:
-        """The tree that every query shares."""
-        tree = igl.FastWindingNumberBVH()
-        tree.init(self.vertices, self.faces)
-        return tree
 
+def signed_distance(mesh: Mesh, *, thickness: float, compiled: bool = False) -> SignedDistance:
+    """The function that is negative inside `mesh`; sheets count as `thickness` thick.
 
-def _distance(points: ndarray, vertices: ndarray, faces: ndarray) -> tuple[ndarray, ndarray]:
-    """Unsigned distance to the triangles, and the nearest of them."""
-    squared, nearest, _ = igl.point_mesh_squared_distance(points, vertices, faces)
-    return np.sqrt(squared), nearest
-
-
-def signed_distance(mesh: Mesh, *, thickness: float) -> SignedDistance:
-    """The function that is negative inside `mesh`; sheets count as `thickness` thick."""
+    compiled: see `queries`; raises NotBuilt where it can't be.
+    """
     vertices, faces = np.ascontiguousarray(mesh.vertices, np.float64), mesh.faces.astype(np.int64)
-    odd = against_majority(vertices, faces)
-    outward = np.where(odd[:, None], faces[:, [0, 2, 1]], faces)
-    parts = topology(vertices, outward)
+    positions, welded = weld(vertices, faces)
+    odd = against_majority(positions, welded)
+    welded = _turn(welded, odd)
+    parts = topology(positions, welded)
     inverted = (parts.volume < 0)[parts.component]
-    outward = np.where(inverted[:, None], outward[:, [0, 2, 1]], outward)
-    turned = odd ^ inverted
+    faces = _turn(faces, odd ^ inverted)
     # Twice volume over area is the thickness of a plate.
     sheet = ~parts.closed | (2 * np.abs(parts.volume) < thickness * parts.area)
     is_sheet = sheet[parts.component]
-    return SignedDistance(
-        vertices, np.ascontiguousarray(outward), is_sheet, turned, bool(parts.closed.all()), thickness
-    )
+    triangles = vertices[faces]
+    queries: Queries
+    if compiled:
+        closing = close_up(positions, _turn(welded, inverted), parts.component)
+        queries = CompiledQueries(triangles, is_sheet, closing)
+    else:
+        queries = LibraryQueries(vertices, faces, is_sheet)
+    low, high = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
+    return SignedDistance(queries, low, high, odd ^ inverted, bool(parts.closed.all()), thickness)
+
+
+def _turn(faces: Int[ndarray, "faces 3"], turned: Bool[ndarray, " faces"]) -> Int[ndarray, "faces 3"]:
+    """The faces with some of them reversed."""
+    return np.ascontiguousarray(np.where(turned[:, None], faces[:, [0, 2, 1]], faces))
 
 
 def sdf_samples(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 
+from data_prep.geometry import farthest, triangle_tree
 from data_prep.mesh import Mesh, Sampler
 from data_prep.render.lighting import Lighting
 from data_prep.render.raycast import edge_points, sub_pixels
@@ -73,9 +74,13 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def reason_against() -> str:
-    """Why this renderer can't be used here; "" where it can. Compiles it the first time, in seconds."""
+    """Why this renderer can't be used here; "" where it can. Compiles it the first time, in seconds.
+
+    Geometry's compiled code goes with it, so that one key of the config says what made a data set.
+    """
     try:
-        _library()
+        for library in (_library, triangle_tree.library, farthest.library):
+            library()
     except NotBuilt as error:
         return str(error)
     return ""

@@ -6,7 +6,7 @@ import pytest
 import trimesh
 
 from benchmarks.experiments import sdf_error
-from benchmarks.speed import prep_stages, render, renderers
+from benchmarks.speed import insides, prep_stages, render, renderers
 from data_prep.render.zbuffer import reason_against
 
 
@@ -40,3 +40,11 @@ def test_stages_add_up(capsys, tmp_path: Path):
     trimesh.creation.box().export(tmp_path / "box.glb")
     prep_stages.main([str(tmp_path), "--every", "1", "--views", "2", "--size", "16"])
     assert "1 assets of 1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(bool(reason_against()), reason=reason_against())
+def test_both_ways_to_tell_inside_are_compared(capsys, tmp_path: Path):
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    insides.main([str(tmp_path), "--every", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-3:] for line in lines[1:]] == [["0.0000%", "/", "0.0000%"]] * 2

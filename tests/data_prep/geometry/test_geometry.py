@@ -9,9 +9,11 @@ import trimesh
 
 from data_prep.failures import AssetError
 from data_prep.geometry.edges import edge_points
+from data_prep.geometry.farthest import farthest_first
 from data_prep.geometry.normalize import normalize
-from data_prep.geometry.points import farthest_first, sample_surface, surface_points, view_points
-from data_prep.geometry.sdf import sdf_samples, signed_distance, topology
+from data_prep.geometry.points import sample_surface, surface_points, view_points
+from data_prep.geometry.sdf import sdf_samples, signed_distance
+from data_prep.geometry.topology import topology
 from data_prep.pipeline import DataConfig
 from data_prep.render.views import Views
 from shapeloom.rendering.cameras import sphere
