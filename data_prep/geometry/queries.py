@@ -1,8 +1,8 @@
 """How far points are from a surface, and how often it winds about them: by libigl, or by compiled code.
 
 Distances are exact. Generalised winding numbers (Jacobson 2013) are approximate far away (Barill 2018), off
-by 0.01 on real assets. The compiled code needs them for little of a surface: it closes every hole by a cap, and
-what is closed winds a whole number of times about a point, which a ray tells exactly; then it takes off what
+by 0.01 on real assets. The compiled code needs them for little of a surface: it closes every hole by a cap, so
+it winds a whole number of times about a point, which a ray tells exactly; then it takes off what
 the caps wind, which are few triangles. `python -m benchmarks.speed.insides` compares the two.
 """
 
