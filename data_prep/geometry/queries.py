@@ -2,8 +2,8 @@
 
 Distances are exact. Generalised winding numbers (Jacobson 2013) are approximate far away (Barill 2018), off
 by 0.01 on real assets. The compiled code needs them for little of a surface: it closes every hole by a cap, so
-it winds a whole number of times about a point, which a ray tells exactly; then it takes off what
-the caps wind, which are few triangles. `python -m benchmarks.speed.insides` compares the two.
+that a ray tells exactly how often, a whole number of times, all of it winds about a point; then it takes off
+what the caps wind, which are few triangles. `python -m benchmarks.speed.insides` compares the two.
 """
 
 from typing import Protocol, runtime_checkable
