@@ -1,8 +1,8 @@
 """How far points are from a surface, and how often it winds about them: by libigl, or by compiled code.
 
 Distances are exact. Generalised winding numbers (Jacobson 2013) are approximate far away (Barill 2018), off
-by 0.01 on real assets. The compiled code needs them for little of a surface: it closes every hole by a cap, so
-that a ray tells exactly how often, a whole number of times, all of it winds about a point; then it takes off
+by 0.01 on real assets. The compiled code needs them for little of a surface: it closes each hole by a cap,
+so that a ray tells exactly how often, a whole number of times, all of it winds about a point, and takes off
 what the caps wind, which are few triangles. `python -m benchmarks.speed.insides` compares the two.
 """
 
