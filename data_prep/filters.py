@@ -18,6 +18,8 @@ FLAT = 0.01
 """Assets thinner than this share of their longest side get a warning."""
 _GRID = 10
 """Cells a side of the feature's grid over [-1, 1]^3."""
+_BASIS_ASSETS, _AXES = 512, 64
+"""Assets that say along which axes features differ most, and how many of these are looked at first."""
 
 
 class Filters(Config):
@@ -101,15 +103,23 @@ class Pair(NamedTuple):
 
 
 def near_duplicates(features: Float[ndarray, "assets dim"], limit: float) -> list[Pair]:
-    """All pairs nearer than `limit`, nearest first."""
+    """All pairs nearer than `limit`, nearest first; features are of length one.
+
+    A projection brings no two farther apart, so that only those that are near in it are looked at whole:
+    every pair is compared still, but for a hundredth of the cost.
+    """
+    some = features[:: max(1, len(features) // _BASIS_ASSETS)]
+    axes = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_AXES:])[0]
+    projected = features @ axes
+    half = np.square(projected).sum(axis=1) / 2
     pairs = []
     for start in range(0, len(features), 1024):
-        # |a - b|^2 = 2 - 2 a.b of unit vectors
-        dots = features[start : start + 1024] @ features.T
-        rows, columns = np.nonzero(dots > 1 - limit**2 / 2)
-        pairs += [
-            Pair(start + int(r), int(c), float(np.sqrt(max(0, 2 - 2 * dots[r, c]))))
-            for r, c in zip(rows, columns, strict=True)
-            if start + r < c
-        ]
+        dots = projected[start : start + 1024] @ projected[start:].T
+        apart = half[start : start + 1024, None] + half[start:] - dots  # half the squared distances
+        rows, columns = np.nonzero(apart < limit**2 / 2 + 1e-5)  # float32's rounding is a tenth of that
+        later = columns > rows
+        for first, second in zip(start + rows[later], start + columns[later], strict=True):
+            squared = float(2 - 2 * features[first] @ features[second])
+            if squared < limit**2:
+                pairs.append(Pair(int(first), int(second), float(np.sqrt(max(0, squared)))))
     return sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))

@@ -63,3 +63,19 @@ def test_near_duplicates_are_the_same_shape_and_colour_whatever_the_points(make_
     longer = replace(meshes[0], vertices=meshes[0].vertices * [1.1, 1, 1])
     apart = np.stack([features[0], feature(points_of(longer, 1), grey)])
     assert near_duplicates(apart, pairs[-1].distance) == []
+
+
+@pytest.mark.parametrize("num", [1, 2, 700])
+def test_near_duplicates_are_those_of_all_pairs(num):
+    rng = np.random.default_rng(num)
+    features = np.abs(rng.standard_normal((num, 90))).astype(np.float32)
+    features[num // 2 :] = features[: num - num // 2] + 0.2 * rng.random((num - num // 2, 90), np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    apart = np.linalg.norm(features[:, None].astype(np.float64) - features, axis=2)
+    limit = 0.12
+    found = near_duplicates(features, limit)
+    wanted = {(i, j) for i, j in np.argwhere(apart < limit).tolist() if i < j}
+    assert {(pair.first, pair.second) for pair in found} == wanted
+    assert num < 700 or len(wanted) > 100
+    for pair in found:
+        assert pair.distance == pytest.approx(apart[pair.first, pair.second], abs=1e-3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trimesh
 
-from benchmarks.speed import data_prep_cost, loader
+from benchmarks.speed import data_prep_cost, growth, loader
 from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
 from data_prep.procedural.dataset import ProceduralConfig
@@ -28,3 +28,8 @@ def test_rates_of_reader_and_trainer(tmp_path: Path):
     rows = loader.measure(tmp_path, "smoke", samples=2, steps=1)
     assert len(rows) == 3
     assert all(rate > 0 for _, rate in rows)
+
+
+def test_costs_a_row_are_measured(capsys):
+    growth.main(["--rows", "200"])
+    assert capsys.readouterr().out.count("us a row") == 2
