@@ -56,6 +56,7 @@ def album_seconds(rows: int) -> tuple[float, str]:
             if not album.holds(wish):
                 name = album.name_for(wish)
                 album.add({"name": name, "seed": seed, "files": {"glb": f"{name}.glb"}, **facts})
+        album.save()
         album.save_contact_sheets()
         return time.process_time() - start, f"{album.path.stat().st_size / 1e6:.1f} MB"
 
