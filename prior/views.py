@@ -45,7 +45,8 @@ from shapeloom.view_diffusion import (
 from shapeloom.view_network import ViewInputs, ViewNetwork, ViewNetworkConfig, azimuths, turned
 
 STATISTICS_ASSETS = 128
-HELD_OUT_TIMES = (0.25, 0.5, 0.75)
+HELD_OUT_TIMES = (0.5, 0.75, 0.98)
+"""At the last one nothing of the view is left but what conditions say."""
 NUM_HELD_OUT, PICTURES = 64, 8
 
 
