@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -24,16 +25,24 @@ APART = {"fields", "rendering", "diffusion", "nn"}  # within shapeloom
 MAKERS = {"shapeloom/decoder.py", "encoder/model.py", "prior/description.py"}  # of what a config names
 
 
-def imports(path: Path, *, at_once: bool = False) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's tree, read once for all tests."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path, *, at_once: bool = False) -> frozenset[str]:
     """Names of what a file imports; at_once: when it is imported itself, not later in a function."""
-    found, tree = set(), ast.parse(path.read_text())
+    found: set[str] = set()
+    tree = parsed(path)
     nodes: Iterable[ast.AST] = tree.body if at_once else ast.walk(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
