@@ -1,6 +1,7 @@
 """`benchmarks.experiments.pictures` from data to both tables, with parts that have hardly been trained."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,22 @@ from benchmarks.experiments import pictures
 from benchmarks.experiments.backgrounds import SIZE, backdrop, cut_again, in_front
 from data_prep.build import prepare
 from data_prep.pipeline import DataConfig
+from eval.sets import SetsConfig
 from sampling.cutouts import PictureConfig
 from shapeloom.config import UserError
+from shapeloom.decoder import RenderConfig
 from tests.small_pictures import disc
 
 STEPS = "train={steps: 2, batch_size: 2, warmup_steps: 0, precision: fp32}"
 FEW = {"num_train": 4, "num_val": 2, "num_test": 1, "num_judge": 4}
 
 
-def test_both_tables_are_written_and_nothing_is_sampled_twice(tmp_path: Path) -> None:
+def test_both_tables_are_written_and_nothing_is_sampled_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What hardly trained parts decode to needs no fine rays and grids.
+    monkeypatch.setattr(pictures, "SAMPLES", RenderConfig(coarse=4, fine=0))
+    monkeypatch.setattr(pictures, "SetsConfig", partial(SetsConfig, resolution=16))
     parts = {name: tmp_path / name for name in ("data", "encoder", "clip", "latents", "prior")}
     small = DataConfig(
         procedural=FEW, num_views=6, resolution=16, num_points=300, num_sdf=300, supersample=1, workers=0
