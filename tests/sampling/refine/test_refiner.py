@@ -143,11 +143,16 @@ def test_a_step_has_the_gradient_of_a_plain_one(balls):
     assert off < 0.05  # a soft ball of 12 pixels: what is left out weighs more than in trained models
 
 
-def test_from_scratch_it_starts_from_a_ball(balls, guide):
-    start = blob(balls.decoder, "", 0)
-    torch.testing.assert_close(radius(start), torch.full((6,), 0.5), atol=0.04, rtol=0)
+@pytest.fixture(scope="module")
+def grey_ball(balls):
+    """What refinement from scratch starts from."""
+    return blob(balls.decoder, "", 0)
+
+
+def test_from_scratch_it_starts_from_a_ball(balls, guide, grey_ball):
+    torch.testing.assert_close(radius(grey_ball), torch.full((6,), 0.5), atol=0.04, rtol=0)
     changes = ["optimise=matrices", "rate=0.03", "shape=none", "iterations=15", "unlit=1"]
-    found, _ = refined(balls, guide, start, balls.shapes[3].prompt, *changes)
+    found, _ = refined(balls, guide, grey_ball, balls.shapes[3].prompt, *changes)
     assert float(colour(found)[2] - colour(found)[0]) > 0.1  # from grey to blue
 
 
@@ -200,7 +205,7 @@ def test_the_latent_priors_score_pulls_latents_to_what_it_knows(balls, guide):
     assert near < 0.9 * far
 
 
-def test_what_cannot_be_refined_is_said(balls, guide):
+def test_what_cannot_be_refined_is_said(balls, guide, grey_ball):
     with pytest.raises(UserError, match="a ball isn't a latent"):
         config("shape=none")
     with pytest.raises(UserError, match="prior_share is of a latent's prior"):
@@ -209,9 +214,8 @@ def test_what_cannot_be_refined_is_said(balls, guide):
         config("region=[[0, 0, 0], [1, 0, 1]]")
     with pytest.raises(UserError, match="elevation is a range within"):
         config("cameras.elevation=[50, 20]")
-    made = blob(balls.decoder, "", 0)
     with pytest.raises(UserError, match="set optimise=matrices"):
-        Refiner(balls.pipe, [made], Distiller(guide, "", config()), config())
+        Refiner(balls.pipe, [grey_ball], Distiller(guide, "", config()), config())
 
 
 def mesh_of(balls, guide, *changes):
