@@ -43,8 +43,6 @@ def make_model(config: ViewTrainConfig, shards: AssetShards, clip: Clip | None, 
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("views", config.train.seed))
         model = ViewNetwork(shapes, config.network)
-    torch.nn.init.zeros_(model.unet.conv_out.weight)  # it begins with the guess
-    torch.nn.init.zeros_(model.unet.conv_out.bias)
     mean, std = picture_statistics(shards, size=config.network.size, vae=vae)
     model.conditioner.mean.copy_(mean)
     model.conditioner.std.copy_(std)

@@ -89,11 +89,9 @@ class ViewTrainConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _answers_with_x0(self) -> "ViewTrainConfig":
+    def _variance_is_fixed(self) -> "ViewTrainConfig":
         if self.diffusion.learned_variance:
             raise ValueError("the view model learns no variance: leave diffusion.learned_variance out")
-        if self.diffusion.target != "x0":
-            raise ValueError(f"the view model answers with x0, not {self.diffusion.target}")
         return self
 
 

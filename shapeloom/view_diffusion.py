@@ -289,9 +289,7 @@ def random_view_model(*, size: int = 16, clip: Clip | None = None, seed: int = 0
         torch.manual_seed(seed)
         network = ViewNetwork(shapes, config)
     network = network.eval().requires_grad_(False)
-    return ViewModel(
-        network, DiffusionConfig(target="x0"), clip=clip, clip_digest="" if clip is None else clip.digest
-    )
+    return ViewModel(network, DiffusionConfig(), clip=clip, clip_digest="" if clip is None else clip.digest)
 
 
 def save_layout(

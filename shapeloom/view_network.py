@@ -13,10 +13,6 @@ reference gives (size / reference_patch)^2 tokens: over a single token cross-att
 The views of one object that are asked for together share the keys and values of the UNet's self-attention,
 which takes no weights of its own: saved, the UNet is diffusers' as it is.
 
-The UNet says how far x_0 is from what the volume's own picture and the noisy one make likely, were x_0 normal
-around that picture (around 0 it is the preconditioning of Karras et al. 2022). So views are about right
-before it has learnt anything but the volume.
-
 Rays are in the frame whose azimuth is 0 at the first reference (a picture doesn't say where its object's
 front is), or in the asset's own frame where there is no reference. +Z is up in both.
 """
@@ -315,17 +311,13 @@ def make_unet(shapes: ViewShapes, config: ViewNetworkConfig) -> Any:
 
 
 class ViewNetwork(nn.Module):
-    """Conditioner and UNet. What it says of x is x_0, both standardised.
-
-    spread: how far x_0 is taken to be from the guess: of a volume's picture, or, over a VAE's latents, of 0.
-    """
+    """Conditioner and UNet. What it says of x is what `diffusion.objectives` asks for, x standardised."""
 
     def __init__(self, shapes: ViewShapes, config: ViewNetworkConfig) -> None:
         super().__init__()
         self.shapes, self.config = shapes, config
         self.conditioner = Conditioner(shapes, config)
         self.unet = make_unet(shapes, config)
-        self.spread = 0.5 if shapes.channels == RGBA else 1.0
 
     @property
     def cells(self) -> int:
@@ -343,7 +335,7 @@ class ViewNetwork(nn.Module):
         sigma: Float[Tensor, " rows"],
         condition: ViewCondition,
     ) -> Float[Tensor, "rows channels side side"]:
-        """Returns the expected x_0 of x = x_0 + sigma eps, x_0 standardised, sigma > 0."""
+        """x = x_0 + sigma eps, x_0 standardised, sigma > 0."""
         level = 500 * (1 + sigma.log() / 4)  # within the 0 to 1000 that the embedding is made for
         unit = x / torch.hypot(sigma, torch.ones_like(sigma))[:, None, None, None]
         cells = F.pixel_unshuffle(unit, self.config.patch)
@@ -352,19 +344,7 @@ class ViewNetwork(nn.Module):
             class_labels=condition.vector, encoder_attention_mask=condition.mask,
             cross_attention_kwargs={"views": condition.views},
         ).sample  # fmt: skip
-        s, sigma = self.spread, sigma[:, None, None, None]
-        kept = s**2 / (s**2 + sigma**2)
-        off = F.pixel_shuffle(answer, self.config.patch) * (
-            s * sigma / torch.hypot(sigma, s * torch.ones_like(sigma))
-        )
-        return kept * x + (1 - kept) * self._guess(condition) + off
-
-    def _guess(self, condition: ViewCondition) -> Float[Tensor, "rows channels side side"] | float:
-        """The volume's picture, standardised; of latents 0."""
-        if self.shapes.channels != RGBA:
-            return 0.0
-        drawn = F.interpolate(condition.drawn(), size=self.shapes.side, mode="bilinear")
-        return (drawn - self.conditioner.mean[:, None, None]) / self.conditioner.std
+        return F.pixel_shuffle(answer, self.config.patch)
 
 
 def frame_of(references: Cameras | None, batch: int) -> Float[Tensor, " batch"]:
