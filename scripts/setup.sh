@@ -12,7 +12,7 @@ start=$(date +%s)
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
-echo "Installing into $venv (about 2 minutes and 6 GB the first time) ..."
+echo "Installing into $venv (about 2 minutes and 7 GB the first time) ..."
 "${pip[@]}" install --quiet --upgrade "pip>=25"
 "${pip[@]}" install --progress-bar off --constraint constraints.txt --editable ".[dev,codecs]" | grep -E "^(Collecting|Downloading|Installing)" || true
 "$venv/bin/python" -c "import torch, deepspeed, open_clip, trimesh" 2>/dev/null || {
