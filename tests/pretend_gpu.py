@@ -50,7 +50,14 @@ class PretendGenerator(torch.Generator):
 
 
 class PretendGpu(TorchFunctionMode):
-    """While it is on, `device="cuda"` works."""
+    """While it is on, `device="cuda"` works.
+
+    calls: how many worked on a tensor that is there; moves don't count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -74,6 +81,7 @@ class PretendGpu(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             put(args[0], places[-1])
+        self.calls += GPU in places and func not in _MIXED
         return tree_map(lambda value: _marked(value, tensors, where), result)
 
 
@@ -132,13 +140,13 @@ def _take_device(
 
 
 @contextmanager
-def pretend_gpu() -> Iterator[torch.device]:
+def pretend_gpu() -> Iterator[PretendGpu]:
     """The device that isn't there."""
     real = torch.Generator
     torch.Generator = PretendGenerator  # type: ignore[misc]
     try:
-        with PretendGpu():
-            yield GPU
+        with PretendGpu() as mode:
+            yield mode
     finally:
         torch.Generator = real  # type: ignore[misc]
 
