@@ -84,7 +84,10 @@ class Album:
     def add(self, record: Record) -> None:
         """Adds or replaces a record, and saves, unless that has just been done and takes long."""
         place = self._places.setdefault(_identity(record), len(self.records))
-        self.records[place:] = [record, *self.records[place + 1 :]]
+        if place == len(self.records):
+            self.records.append(record)
+        else:
+            self.records[place] = record
         if time.monotonic() - self._saved >= SAVING_SHARE * self._took:
             self.save()
 
