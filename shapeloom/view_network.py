@@ -31,9 +31,8 @@ from shapeloom.config import Config
 from shapeloom.nn.transformer import TransformerBlock
 from shapeloom.rendering.cameras import Cameras
 from shapeloom.rendering.rays import camera_rays
-from shapeloom.view_volume import RGBA, ReferenceVolume, waves
+from shapeloom.view_volume import OCTAVES, RGBA, ReferenceVolume, waves
 
-OCTAVES = 3
 RAY, POSE = 6, 5
 DRAWN = 2
 """Pixels of the volume's map a side of a cell."""
@@ -204,9 +203,8 @@ class Conditioner(nn.Module):
         self.text_pooled = nn.Linear(shapes.clip_dim, width)
         self.camera = nn.Sequential(nn.Linear(POSE * features, width), nn.SiLU(), nn.Linear(width, width))
         self.volume = ReferenceVolume(
-            size=config.size, side=config.volume, width=config.volume_width, context_width=width,
-            octaves=OCTAVES,
-        )  # fmt: skip
+            size=config.size, side=config.volume, width=config.volume_width, context_width=width
+        )
         self.null_token = nn.Parameter(torch.randn(width) * 0.02)
         self.no_reference = nn.Parameter(torch.randn(width) * 0.02)
         self.no_text = nn.Parameter(torch.randn(width) * 0.02)
@@ -228,7 +226,7 @@ class Conditioner(nn.Module):
         caption = self.text_pooled(inputs.text_pooled * math.sqrt(inputs.text_pooled.shape[-1]))
         caption = torch.where(inputs.has_text[:, None], caption, self.no_text.to(caption.dtype))
         poses, matrices = inputs.cam_to_world.flatten(0, 1), inputs.intrinsics.flatten(0, 1)
-        camera = self.camera(waves(camera_vector(poses, matrices, size=size), OCTAVES))
+        camera = self.camera(waves(camera_vector(poses, matrices, size=size)))
         rays = plucker(poses, matrices, size=size, cells=cells)
         whole = pooled + caption
         side = math.isqrt(patches)
@@ -253,7 +251,7 @@ class Conditioner(nn.Module):
             inputs.reference_pose.flatten(0, 1), inputs.reference_intrinsics.flatten(0, 1), size=config.size,
             cells=cells,
         )  # fmt: skip
-        tokens = tokens + self.ray(waves(rays.flatten(2).transpose(1, 2), OCTAVES))
+        tokens = tokens + self.ray(waves(rays.flatten(2).transpose(1, 2)))
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens).unflatten(0, seen.shape)

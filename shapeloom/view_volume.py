@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shapeloom.box import HIGH, LOW
 from shapeloom.rendering.rays import camera_rays, intersect_box
 
-RGBA = 4
+RGBA, OCTAVES = 4, 3
 OPACITY, EMPTY = 4.0, -1.0
 """Scale and bias of density: rays through an untrained volume are about half opaque, so all of it learns."""
 
@@ -63,16 +63,16 @@ def middles(side: int, device: torch.device) -> Float[Tensor, "voxels 3"]:
 class ReferenceVolume(nn.Module):
     """References and a vector of all conditions to a volume, and this to a map of each view."""
 
-    def __init__(self, *, size: int, side: int, width: int, context_width: int, octaves: int) -> None:
+    def __init__(self, *, size: int, side: int, width: int, context_width: int) -> None:
         """size: of the pictures. side: voxels, even. width: features of a voxel, its colour among them."""
         super().__init__()
-        self.size, self.side, self.width, self.octaves = size, side, width, octaves
+        self.size, self.side = size, side
         self.near = nn.Sequential(
             nn.Conv2d(RGBA, width, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
         )
         self.far = nn.Conv2d(context_width, width, 1)
         self.depth = nn.Linear(1, width, bias=False)
-        self.place = nn.Linear(3 * (1 + 2 * octaves), width)
+        self.place = nn.Linear(3 * (1 + 2 * OCTAVES), width)
         self.whole = nn.Linear(context_width, width)
         self.point = nn.Linear(width, width)
         self.down = nn.Conv3d(width, 2 * width, 3, stride=2, padding=1)
@@ -98,9 +98,7 @@ class ReferenceVolume(nn.Module):
         seen = self._seen(references, cam_to_world, intrinsics, tokens, points)
         # Without references a voxel knows where it is and the vector: one reference that shows nothing.
         share = there.to(seen.dtype)[..., None, None]
-        known = F.silu(
-            self.place(waves(points, self.octaves)) + self.whole(vector)[:, None, None] + seen * share
-        )
+        known = F.silu(self.place(waves(points)) + self.whole(vector)[:, None, None] + seen * share)
         share = torch.where(there.any(1)[:, None, None, None], share, torch.ones_like(share))
         x = self.point((known * share).sum(1) / share.sum(1))
         x = x.transpose(1, 2).unflatten(2, (self.side,) * 3)
@@ -151,7 +149,7 @@ class ReferenceVolume(nn.Module):
         return torch.cat([rgba, features[..., 3:]], dim=-1).permute(0, 3, 1, 2)
 
 
-def waves(x: Float[Tensor, "*batch numbers"], octaves: int) -> Float[Tensor, "*batch features"]:
-    """Returns the numbers and their sines and cosines in octaves from a period of 4 on."""
-    angles = (x[..., None] * (0.5 * math.pi * 2 ** torch.arange(octaves, device=x.device))).flatten(-2)
+def waves(x: Float[Tensor, "*batch numbers"]) -> Float[Tensor, "*batch features"]:
+    """Returns the numbers and their sines and cosines in OCTAVES octaves from a period of 4 on."""
+    angles = (x[..., None] * (0.5 * math.pi * 2 ** torch.arange(OCTAVES, device=x.device))).flatten(-2)
     return torch.cat([x, angles.sin(), angles.cos()], dim=-1)

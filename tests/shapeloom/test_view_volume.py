@@ -19,7 +19,7 @@ def pose(azimuth: float, elevation: float = 0.3) -> torch.Tensor:
 def volume(side: int = 8, width: int = 8) -> ReferenceVolume:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ReferenceVolume(size=SIZE, side=side, width=width, context_width=16, octaves=3).eval()
+        return ReferenceVolume(size=SIZE, side=side, width=width, context_width=16).eval()
 
 
 def test_points_on_a_pixel_s_ray_are_seen_at_that_pixel() -> None:
