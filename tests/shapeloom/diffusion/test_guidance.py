@@ -72,8 +72,9 @@ def test_full_rescaling_gives_the_conditional_spread_back():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="scale >= 0"):
         classifier_free(CountingDenoiser(), NEGATIVE, scale=-1.0)
-    with pytest.raises(ValueError, match="rescale in"):
-        classifier_free(CountingDenoiser(), NEGATIVE, scale=2.0, rescale=2.0)
+    for rescale in (2.0, -0.5):
+        with pytest.raises(ValueError, match="rescale in"):
+            classifier_free(CountingDenoiser(), NEGATIVE, scale=2.0, rescale=rescale)
 
 
 def test_conditions_are_mixed_by_their_scales():
@@ -132,17 +133,18 @@ def test_the_true_classifier_samples_the_conditional_distribution():
     torch.testing.assert_close(guided, exact)
 
 
-def test_a_score_s_gradient_goes_through_the_denoiser():
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_a_score_s_gradient_goes_through_the_denoiser(scale):
     def denoise(x, sigma, condition):
         return torch.tanh(x)
 
     def score(x0, condition):
         return (x0**2).sum(dim=1)
 
-    guided = score_guided(denoise, score, scale=0.5, interval=(0.4, 100.0))(X, SIGMA, None)
+    guided = score_guided(denoise, score, scale=scale, interval=(0.4, 100.0))(X, SIGMA, None)
     x0 = torch.tanh(X)
     slope = 2 * x0 * (1 - x0**2)
-    expected = x0 + torch.where(SIGMA < 0.4, 0, 0.5 * SIGMA**2)[:, None] * slope
+    expected = x0 + torch.where(SIGMA < 0.4, 0, scale * SIGMA**2)[:, None] * slope
     torch.testing.assert_close(guided, expected)
     assert not guided.requires_grad
 
