@@ -52,6 +52,9 @@ class EncoderTrainConfig(Config):
     meshes: MeshLossConfig = MeshLossConfig()
     augment: AugmentConfig = AugmentConfig()
     bottleneck_noise: float = Key(0.05, ge=0, description="standard deviation, for latents in [-1, 1]")
+    bottleneck_noise_end: float | None = Key(
+        None, ge=0, description="what it has changed to, linearly, by the last step; null: it stays"
+    )
     kl: float = Key(
         1e-3, ge=0, description="weight of a variational encoder's divergence, which takes the noise's place"
     )
@@ -65,6 +68,12 @@ class EncoderTrainConfig(Config):
         if self.decoder_alone and self.start is None:
             raise ValueError("decoder_alone=true keeps the encoder of a finished run: name it as `start`")
         return self
+
+
+def bottleneck_noise(config: EncoderTrainConfig, step: int) -> float:
+    """Returns the standard deviation of step `step`, from 0."""
+    first, last = config.bottleneck_noise, config.bottleneck_noise_end
+    return first if last is None else first + (last - first) * step / max(1, config.train.steps - 1)
 
 
 class EncoderTask:
@@ -82,7 +91,7 @@ class EncoderTask:
         config = self.config
         self.shards.read_ahead(self.order.shards_from(samples[0]))
         step, first = samples[0] // config.train.batch_size, config.meshes.from_step
-        return make_batch(
+        batch = make_batch(
             self.shards,
             [(number, self.order.index(number)) for number in samples],
             encoder=config.encoder,
@@ -93,13 +102,14 @@ class EncoderTask:
             meshes=config.meshes if first is not None and step >= first else None,
             rays=config.losses.draws_rays(step, config.train.steps),
         )
+        return batch | {"bottleneck_noise": torch.full((len(samples),), bottleneck_noise(config, step))}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, Autoencoder)
         inputs = EncoderInputs(batch["points"], batch["rgb"], batch["normals"], batch.get("pixels"))
         latent, log_std = model.encoder.distribution(inputs, batch.get("views_kept"))
         noise = normal(batch["seed"], tuple(latent.shape[1:]), stream="bottleneck", device=latent.device)
-        spread = self.config.bottleneck_noise if log_std is None else log_std.exp()
+        spread = batch["bottleneck_noise"][:, None, None] if log_std is None else log_std.exp()
         weights = model.decoder.weights(latent + spread * noise)
         losses = self.config.losses
         parts = point_losses(model.decoder, weights, batch, losses)
