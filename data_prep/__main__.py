@@ -14,7 +14,6 @@ from data_prep.pipeline import DataConfig
 from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import start_logging
 from shapeloom.storage import AnyPath, parse_path
-from shapeloom.verify import verify_run
 
 
 def main() -> None:
@@ -52,6 +51,8 @@ def _verify(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep verify")
     parser.add_argument("folder", type=parse_path)
     folder = parser.parse_args(argv).folder
+    from shapeloom.verify import verify_run  # with torch, which no other command here needs
+
     problems = verify_run(folder, verify) if isinstance(folder, Path) else verify(folder)
     if problems:
         say("\n".join(problems))

@@ -31,12 +31,12 @@ from shapeloom.runs import Run
 from shapeloom.shards import (
     AssetSample,
     AssetShards,
-    LatentShards,
     dataset_is_whole,
     finish_dataset,
     shard_is_finished,
     write_shard,
 )
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import Location
 
 log = get_logger("encode")

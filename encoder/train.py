@@ -22,9 +22,9 @@ from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig, select
 from shapeloom.log import get_logger, start_logging
 from shapeloom.metrics import psnr
+from shapeloom.noise import normal
 from shapeloom.pictures import read_views, to_uint8
 from shapeloom.runs import Run
-from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
 from shapeloom.shared_run import open_run
 from shapeloom.storage import Location, write_atomic

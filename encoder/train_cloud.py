@@ -26,8 +26,8 @@ from shapeloom.config import Config, parse_stage, run_main
 from shapeloom.decoder import Decoder, DecoderConfig, select
 from shapeloom.fields.cloud import CloudFieldConfig, to_cloud
 from shapeloom.log import get_logger, start_logging
+from shapeloom.noise import normal
 from shapeloom.runs import Run
-from shapeloom.seed import normal
 from shapeloom.shards import AssetShards, ReadingOrder
 from shapeloom.shared_run import open_run
 from shapeloom.storage import Location, write_atomic

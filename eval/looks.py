@@ -35,11 +35,11 @@ from eval.folders import Item
 from eval.printable import PRINTABLE, printability
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
 from shapeloom.seed import numpy_rng
 from shapeloom.storage import file_digest, write_atomic
 from shapeloom.surface_metrics import surface_scores
 from shapeloom.surfaces import Surface
+from shapeloom.viewpoints import fitting_distance, intrinsics, sphere
 
 KINDS = ("shaded", "normals")
 VERSION = "1"

@@ -6,7 +6,6 @@ so that all pictures differ by their content alone.
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int, UInt8
 from numpy import ndarray
 
@@ -30,8 +29,7 @@ def render_mesh(
     num = len(cam_to_world)
     if not len(mesh.faces):
         return np.ones((num, size, size, 3), np.float32), np.zeros((num, size, size), np.float32)
-    poses, matrix = torch.from_numpy(cam_to_world), torch.from_numpy(intrinsics[0])
-    rgba = render_views(mesh, poses, matrix, size=size, supersample=SUPERSAMPLE).rgba
+    rgba = render_views(mesh, cam_to_world, intrinsics[0], size=size, supersample=SUPERSAMPLE).rgba
     return on_white(rgba).astype(np.float32) / 255, rgba[..., 3].astype(np.float32) / 255
 
 

@@ -25,10 +25,11 @@ from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.executors import check_written, run_tasks
 from shapeloom.log import progress
 from shapeloom.pictures import scaled_intrinsics, to_uint8
-from shapeloom.rendering.cameras import fitting_distance, ring
+from shapeloom.rendering.cameras import ring
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
+from shapeloom.viewpoints import fitting_distance
 from shapeloom.weights import read_tensors
 
 ELEVATION_DEGREES = 20.0
@@ -140,7 +141,7 @@ def fixed_cameras(
     shards: AssetShards, config: GenerationConfig
 ) -> tuple[Float[Tensor, "views 4 4"], Float[Tensor, "3 3"]]:
     """Returns poses around the object, and the matrix of the data's own cameras at the pictures' size."""
-    matrix = scaled_intrinsics(shards, size=config.size)
+    matrix = torch.from_numpy(scaled_intrinsics(shards, size=config.size))
     fov = 2 * float(torch.atan(0.5 * config.size / matrix[1, 1]))
     poses = ring(config.views, elevation_degrees=ELEVATION_DEGREES, distance=fitting_distance(fov))
     return poses, matrix

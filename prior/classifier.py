@@ -34,10 +34,12 @@ from shapeloom.config import Config, UserError, parse_stage, run_main, validated
 from shapeloom.denoising import MAX_SIZE
 from shapeloom.log import get_logger, start_logging
 from shapeloom.nn.transformer import TransformerBlock
+from shapeloom.noise import normal
 from shapeloom.runs import Run, read_meta
 from shapeloom.saved import check_fits
-from shapeloom.seed import derive_seed, normal
-from shapeloom.shards import LatentShards, ReadingOrder
+from shapeloom.seed import derive_seed
+from shapeloom.shards import ReadingOrder
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.shared_run import open_run
 from shapeloom.storage import AnyPath, Location, read_json, write_atomic
 from shapeloom.training import TrainConfig, train

@@ -43,9 +43,9 @@ from shapeloom.diffusion.samplers import Denoise, initial_noise, sample
 from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.log import get_logger, start_logging
+from shapeloom.noise import normal
 from shapeloom.runs import Run
-from shapeloom.seed import normal
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.shared_run import open_run
 from shapeloom.storage import Location
 from shapeloom.training import TrainConfig, train

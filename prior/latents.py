@@ -11,7 +11,7 @@ from torch import Tensor
 from shapeloom.config import Config, UserError
 from shapeloom.denoising import NO_LABEL, Shapes
 from shapeloom.log import get_logger
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 
 log = get_logger("prior")
 

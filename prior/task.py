@@ -35,13 +35,16 @@ from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.diffusion.variance import variance_loss
 from shapeloom.log import get_logger
+from shapeloom.noise import normal
 from shapeloom.pictures import to_uint8
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.runs import Run
-from shapeloom.seed import derive_seed, normal, numpy_rng
-from shapeloom.shards import LatentShards, ReadingOrder
+from shapeloom.seed import derive_seed, numpy_rng
+from shapeloom.shards import ReadingOrder
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import AnyPath, Location
 from shapeloom.training import TrainConfig
+from shapeloom.viewpoints import fitting_distance
 
 log = get_logger("prior")
 HELD_OUT_TIMES = (0.25, 0.5, 0.75)

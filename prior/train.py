@@ -28,7 +28,7 @@ from shapeloom.denoising import DenoisingNetwork
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.shared_run import open_run
 from shapeloom.training import train
 

@@ -29,9 +29,10 @@ from shapeloom.diffusion.objectives import (
     sample_times,
 )
 from shapeloom.diffusion.schedules import make_schedule
+from shapeloom.noise import normal
 from shapeloom.pictures import on_white
 from shapeloom.rendering.cameras import Cameras
-from shapeloom.seed import derive_seed, normal, numpy_rng
+from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import AssetShards, ReadingOrder
 from shapeloom.storage import Location
 from shapeloom.training import TrainConfig

@@ -26,7 +26,8 @@ from shapeloom.diffusion.guidance import (
 )
 from shapeloom.diffusion.samplers import Denoise, SamplerName
 from shapeloom.diffusion.steps import StepChoice, make_sigmas
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.viewpoints import fitting_distance
 
 DYNAMIC_QUANTILE = 0.995
 """Of a latent's numbers, within which a dynamic threshold brings it."""

@@ -37,7 +37,7 @@ from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.denoising import Condition
 from shapeloom.diffusion.samplers import Denoise, SamplerName, initial_noise, sample
 from shapeloom.diffusion.steps import StepChoice, karras_sigmas
-from shapeloom.seed import normal
+from shapeloom.noise import normal
 
 MAX_PROMPT_LENGTH = 1000
 MAX_SEED = 2**63 - 1

@@ -17,7 +17,8 @@ from sampling.shape import FOV, ShapeSample
 from shapeloom.color import srgb_to_linear
 from shapeloom.decoder import DEFAULT_SAMPLES, RenderConfig
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.viewpoints import fitting_distance
 
 FILLED = 0.9
 """Share of the frame that the object's longer side takes."""
@@ -76,7 +77,8 @@ def lit_picture(
     soup: Soup, pose: Float[Tensor, "1 4 4"], matrix: Float[Tensor, "3 3"], *, size: int
 ) -> Picture:
     """Returns a lit picture of a mesh of data preparation, which has faces."""
-    return on_white(render_views(soup, pose, matrix, size=size, supersample=SUPERSAMPLE).rgba)[0]
+    views = render_views(soup, pose.numpy(), matrix.numpy(), size=size, supersample=SUPERSAMPLE)
+    return on_white(views.rgba)[0]
 
 
 def _soup(mesh: TexturedMesh, *, bare: bool) -> Soup:

@@ -9,7 +9,7 @@ import yaml
 from sampling.pipeline import MAX_PROMPT_LENGTH
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 
 
 def own_prompts(prior: Path, num: int) -> list[str]:

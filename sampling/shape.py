@@ -25,9 +25,10 @@ from shapeloom.config import UserError
 from shapeloom.decoder import DEFAULT_SAMPLES, Decoder, RenderConfig, with_field
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.fields.region import Region, RegionField
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.storage import write_atomic
+from shapeloom.viewpoints import fitting_distance
 
 FOV = math.radians(40)
 PREVIEWS = {"gif": (24, 128), "mp4": (48, 256), "apng": (24, 128), "png": (1, 256)}

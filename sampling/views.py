@@ -32,11 +32,12 @@ from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.log import get_logger, start_logging
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import Cameras, fitting_distance, intrinsics, spherical
+from shapeloom.rendering.cameras import Cameras, intrinsics, spherical
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.storage import file_digest, write_atomic
 from shapeloom.view_diffusion import References, ViewModel, load_view_model, straight_rgba, to_picture
+from shapeloom.viewpoints import fitting_distance
 from shapeloom.zero123 import Zero123, load_zero123, pose_difference
 
 log = get_logger("views")

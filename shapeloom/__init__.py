@@ -16,10 +16,4 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 # Torch's own words on sockets that close, which repeat in code what the run's last sentence says in words.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-import torch  # noqa: E402  see above
-
 __version__ = "0.1.0"
-
-# Numbers below 1e-38 cost a CPU a hundred times as much as others, and saturated densities and signs make
-# many of them: a trained encoder's step takes half of the time without. Threads inherit it.
-torch.set_flush_denormal(True)

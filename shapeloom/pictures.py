@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from shapeloom.config import UserError
 from shapeloom.shards import AssetShards
@@ -59,8 +57,8 @@ def on_white(rgba: UInt8[ndarray, "*views height width 4"]) -> UInt8[ndarray, "*
     return (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
-def scaled_intrinsics(shards: AssetShards, *, size: int) -> Float[Tensor, "3 3"]:
+def scaled_intrinsics(shards: AssetShards, *, size: int) -> Float32[ndarray, "3 3"]:
     """Returns the matrix of the data's own cameras for pictures of `size` pixels a side."""
-    matrix = torch.from_numpy(shards.read(0, views=[0]).intrinsics[0].copy())
+    matrix = shards.read(0, views=[0]).intrinsics[0].copy()
     matrix[:2] *= size / shards.resolution
     return matrix

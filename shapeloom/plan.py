@@ -39,7 +39,8 @@ from shapeloom.distributed import World
 from shapeloom.loading import MAX_WORKERS
 from shapeloom.options import add_config_options
 from shapeloom.runs import Run
-from shapeloom.shards import AssetShards, LatentShards
+from shapeloom.shards import AssetShards
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import parse_path, read_json
 from shapeloom.training import Task, TrainConfig, micro_batch
 

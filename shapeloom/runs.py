@@ -17,18 +17,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from shapeloom import __version__, finished
 from shapeloom.config import Config, UserError, load_config
 from shapeloom.locks import FolderInUse, FolderLock, acquire
 from shapeloom.log import get_logger
 from shapeloom.storage import AnyPath, naming, read_json, write_atomic
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = get_logger("runs")
 _LIBRARIES = ("torch", "deepspeed", "numpy", "webdataset", "open_clip_torch", "trimesh")
@@ -203,8 +205,10 @@ class Run:
         """Whether the stage has finished in this folder."""
         return bool(self.meta["status"] == "done")
 
-    def _tensorboard(self) -> SummaryWriter:
+    def _tensorboard(self) -> "SummaryWriter":
         if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds, and not every stage has curves
+
             # What a killed run has logged beyond its checkpoint is hidden: it will be logged again.
             purge = self._first_step + 1 if self._first_step else None
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)

@@ -12,7 +12,8 @@ import numpy as np
 from shapeloom.config import UserError
 from shapeloom.records import checkpoint_problem
 from shapeloom.runs import read_metrics
-from shapeloom.shards import LatentShards, decode_member, read_manifest
+from shapeloom.shards import decode_member, read_manifest
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import AnyPath, file_digest, read_json
 from shapeloom.weights import checked_digest, read_tensors
 

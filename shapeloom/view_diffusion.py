@@ -34,10 +34,10 @@ from shapeloom.diffusion.guidance import classifier_free, within
 from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0
 from shapeloom.diffusion.samplers import Denoise, SamplerName, sample
 from shapeloom.diffusion.steps import karras_sigmas
+from shapeloom.noise import normal
 from shapeloom.rendering.cameras import Cameras
 from shapeloom.runs import read_meta
 from shapeloom.saved import check_fits
-from shapeloom.seed import normal
 from shapeloom.storage import read_json, write_atomic
 from shapeloom.view_network import (
     ViewCondition,

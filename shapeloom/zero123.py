@@ -34,7 +34,7 @@ from shapeloom.diffusion.discrete import DiscreteProcess
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.samplers import SamplerName, sample
 from shapeloom.diffusion.steps import karras_sigmas
-from shapeloom.seed import normal
+from shapeloom.noise import normal
 from shapeloom.view_network import azimuths
 from shapeloom.zero123_names import PREFIXES, to_compvis, tower_from_transformers
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
+from shapeloom.rendering.cameras import intrinsics, sphere
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import finish_dataset, write_shard
+from shapeloom.viewpoints import fitting_distance
 
 torch.set_num_threads(1)
 

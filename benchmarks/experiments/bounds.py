@@ -42,7 +42,8 @@ from shapeloom.config import UserError, run_main
 from shapeloom.decoder import Decoder
 from shapeloom.log import progress, start_logging
 from shapeloom.metrics import bootstrap_interval
-from shapeloom.seed import numpy_rng, torch_generator
+from shapeloom.noise import torch_generator
+from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
 from shapeloom.surface_metrics import FIELD_SCORES, RESOLUTION, decoder_scores, field_surface, surface_scores

@@ -35,8 +35,9 @@ from sampling.shape import FOV, ShapeSample, read_latent, render_shapes
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import run_main
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import fitting_distance, ring
+from shapeloom.rendering.cameras import ring
 from shapeloom.storage import write_atomic
+from shapeloom.viewpoints import fitting_distance
 
 ARMS = {"sds": 100.0, "vsd": 7.5}
 """The scale of guidance of each."""

@@ -34,9 +34,10 @@ from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.diffusion.steps import StepChoice
 from shapeloom.pictures import to_uint8
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
-from shapeloom.shards import LatentShards
+from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import write_atomic
+from shapeloom.viewpoints import fitting_distance
 
 EVALUATIONS = (4, 8, 16, 32, 64)
 TRUTH, FEW, NUM_BEST, BATCH = 256, 16, 3, 50

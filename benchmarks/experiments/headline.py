@@ -54,7 +54,8 @@ from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.metrics import ranks
 from shapeloom.runs import read_meta
 from shapeloom.seed import derive_seed
-from shapeloom.shards import AssetShards, LatentShards
+from shapeloom.shards import AssetShards
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import write_atomic
 from shapeloom.surfaces import Surface
 from shapeloom.weights import read_tensors

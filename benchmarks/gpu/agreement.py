@@ -12,12 +12,13 @@ from benchmarks.gpu.tasks import Training
 from encoder.model import Autoencoder
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.muon import orthogonalize
-from shapeloom.rendering.cameras import Cameras, fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import Cameras, intrinsics, ring
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.isosurface import grid_values
 from shapeloom.rendering.visibility import faces_by_embree, faces_by_pytorch3d
 from shapeloom.shap_e.field import ShapEFieldConfig
 from shapeloom.training import Task
+from shapeloom.viewpoints import fitting_distance
 
 ALIKE = 1e-2
 """Largest difference, in the results' own size, that rounding in another order explains."""

@@ -23,8 +23,9 @@ from data_prep.render.views import render_views
 from sampling.mesh import MeshConfig, field_to_mesh
 from sampling.texture import bake, unwrap
 from shapeloom.decoder import Decoder, DecoderConfig
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.storage import write_atomic
+from shapeloom.viewpoints import fitting_distance
 
 FOV = 0.7
 

@@ -30,12 +30,13 @@ from shapeloom.fields.heads import Color, Directions, Geometry
 from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig, own_shapes
 from shapeloom.fields.projection import FieldWeights
 from shapeloom.metrics import psnr
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
+from shapeloom.rendering.cameras import intrinsics, sphere
 from shapeloom.rendering.isosurface import grid_values, surface_cells, triangulate
 from shapeloom.rendering.rays import camera_rays, edges_from_samples, intersect_box
 from shapeloom.rendering.volume import composite, importance_samples, ray_weights
 from shapeloom.shap_e.field import POINT_OCTAVES, ShapEFieldConfig
 from shapeloom.shards import AssetShards
+from shapeloom.viewpoints import fitting_distance
 
 FOV = 0.7
 DENSE = RenderConfig(coarse=64, fine=128)

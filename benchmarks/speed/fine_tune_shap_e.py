@@ -28,7 +28,8 @@ from shapeloom.runs import Run
 from shapeloom.shap_e.field import ShapEFieldConfig
 from shapeloom.shap_e.prior import ShapEDenoiser
 from shapeloom.shap_e.published import CLIP_DIM, PUBLISHED
-from shapeloom.shards import LatentShards, finish_dataset, write_shard
+from shapeloom.shards import finish_dataset, write_shard
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.training import train
 
 PRESET = "configs/prior/shap_e_text_lora.yaml"

@@ -17,7 +17,8 @@ import torch
 from encoder.batches import RAY_VIEWS
 from encoder.train import EncoderTask, EncoderTrainConfig
 from shapeloom.config import load_config
-from shapeloom.shards import AssetShards, ReadingOrder, SampleStream
+from shapeloom.shards import AssetShards, ReadingOrder
+from shapeloom.shards.tensors import SampleStream
 
 
 def per_cpu_second(work: Callable[[int], object], count: int) -> float:

@@ -29,7 +29,8 @@ from data_prep.render.zbuffer import reason_against
 from shapeloom.config import UserError
 from shapeloom.metrics import psnr
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, sphere
+from shapeloom.rendering.cameras import intrinsics, sphere
+from shapeloom.viewpoints import fitting_distance
 
 FOV = 0.7
 REFERENCE_SPP = 256

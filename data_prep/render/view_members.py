@@ -4,15 +4,15 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from jaxtyping import Float32
+from numpy import ndarray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from data_prep.mesh import Mesh
 from data_prep.render.lighting import STUDIO, UNLIT, Lighting, random_lighting
 from data_prep.render.views import Backend, Views, render_views, resolve
+from shapeloom import viewpoints
 from shapeloom.config import Config
-from shapeloom.rendering import cameras
 from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import depth_to_png
 
@@ -65,23 +65,26 @@ class ViewConfig(Config):
         return fov if isinstance(fov, tuple) else (fov, fov)
 
 
-def make_cameras(config: ViewConfig, key: str, seed: int) -> tuple[Tensor, Tensor]:
+def make_cameras(
+    config: ViewConfig, key: str, seed: int
+) -> tuple[Float32[ndarray, "views 4 4"], Float32[ndarray, "views 3 3"]]:
     """cam_to_world [views + ring views, 4, 4] and intrinsics [.., 3, 3], a function of key and seed."""
     own = derive_seed(seed, key, "cameras")
     num = config.num_views
-    degrees = cameras.spread(num, *config.fov_range, seed=derive_seed(own, "fov"), stride=_FOV_STRIDE)
-    fov = torch.deg2rad(degrees)
-    far = cameras.spread(num, *config.distance, seed=derive_seed(own, "distance"), stride=_DISTANCE_STRIDE)
-    fitting = torch.tensor([cameras.fitting_distance(angle) for angle in fov.tolist()])
-    poses = [cameras.sphere(num, seed=own, distance=far * fitting)]
-    matrices = [cameras.intrinsics(angle, config.resolution, config.resolution) for angle in fov.tolist()]
+    degrees = viewpoints.spread(num, *config.fov_range, seed=derive_seed(own, "fov"), stride=_FOV_STRIDE)
+    fov = np.radians(degrees).tolist()
+    far = viewpoints.spread(num, *config.distance, seed=derive_seed(own, "distance"), stride=_DISTANCE_STRIDE)
+    fitting = np.array([viewpoints.fitting_distance(angle) for angle in fov])
+    poses = [viewpoints.sphere(num, seed=own, distance=far * fitting)]
+    matrices = [viewpoints.intrinsics(angle, config.resolution, config.resolution) for angle in fov]
     if config.num_ring_views:
         angle = math.radians(sum(config.fov_range) / 2)
-        ring = cameras.ring(config.num_ring_views, elevation_degrees=RING_ELEVATION_DEGREES,
-                            distance=cameras.fitting_distance(angle))  # fmt: skip
+        ring = viewpoints.ring(config.num_ring_views, elevation_degrees=RING_ELEVATION_DEGREES,
+                               distance=viewpoints.fitting_distance(angle))  # fmt: skip
         poses.append(ring)
-        matrices += [cameras.intrinsics(angle, config.resolution, config.resolution)] * config.num_ring_views
-    return torch.cat(poses), torch.stack(matrices)
+        matrix = viewpoints.intrinsics(angle, config.resolution, config.resolution)
+        matrices += [matrix] * config.num_ring_views
+    return np.concatenate(poses), np.stack(matrices)
 
 
 def make_lighting(config: ViewConfig, key: str, seed: int) -> Lighting:
@@ -103,8 +106,8 @@ def shoot(mesh: Mesh, config: ViewConfig, key: str, seed: int) -> tuple[Views, d
         lighting=make_lighting(config, key, seed), backend=config.renderer,
     )  # fmt: skip
     members: dict[str, Any] = {
-        "cameras.npy": poses.numpy().astype(np.float32),
-        "intrinsics.npy": matrices.numpy().astype(np.float32),
+        "cameras.npy": poses,
+        "intrinsics.npy": matrices,
     }
     for view in range(len(poses)):
         members[f"rgba_{view:03d}.png"] = views.rgba[view]

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from data_prep.mesh import Mesh
 from data_prep.render.lighting import STUDIO, Lighting
@@ -40,8 +39,8 @@ class Views:
 
 def render_views(
     mesh: Mesh,
-    cam_to_world: Float[Tensor, "views 4 4"],
-    intrinsics: Float[Tensor, "*views 3 3"],
+    cam_to_world: Float[ndarray, "views 4 4"],
+    intrinsics: Float[ndarray, "*views 3 3"],
     *,
     size: int,
     supersample: int,
@@ -52,8 +51,8 @@ def render_views(
 
     backend: "gl" raises UserError where OpenGL isn't there, "zbuffer" NotBuilt where it can't be compiled.
     """
-    poses = cam_to_world.double().numpy()
-    matrices = np.broadcast_to(intrinsics.double().numpy(), (len(poses), 3, 3))
+    poses = np.asarray(cam_to_world, np.float64)
+    matrices = np.broadcast_to(np.asarray(intrinsics, np.float64), (len(poses), 3, 3))
     pixel = float((np.linalg.norm(poses[:, :3, 3], axis=1) / matrices[:, 0, 0]).min())
     mesh = match_textures(mesh, pixel)
     backend = resolve(backend)

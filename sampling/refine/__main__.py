@@ -38,9 +38,10 @@ from sampling.shape import FOV, ShapeSample, read_latent
 from shapeloom.clip import Clip
 from shapeloom.config import UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
-from shapeloom.rendering.cameras import fitting_distance, ring
+from shapeloom.rendering.cameras import ring
 from shapeloom.runs import Run
 from shapeloom.storage import file_digest, write_atomic
+from shapeloom.viewpoints import fitting_distance
 
 log = get_logger("refine")
 STRIP_PICTURES = 8

@@ -25,10 +25,10 @@ from sampling.refine.rendering import Views, random_views
 from sampling.refine.state import make_optimiser, pack, unpack
 from sampling.shape import FOV
 from shapeloom.config import UserError
+from shapeloom.noise import torch_generator
 from shapeloom.rendering.cameras import Cameras, intrinsics
 from shapeloom.rendering.implicit_surface import Meshes
 from shapeloom.rendering.raster import antialias, rasterize
-from shapeloom.seed import torch_generator
 
 SMOOTHNESS = 19.0
 """s of the paper's own experiments."""

@@ -23,7 +23,7 @@ from shapeloom.denoising import Condition
 from shapeloom.diffusion.distillation import sds
 from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.fields.unlit import UnlitField
-from shapeloom.seed import torch_generator
+from shapeloom.noise import torch_generator
 
 
 class Refiner:

@@ -11,8 +11,9 @@ from torch import Tensor
 from sampling.refine.config import CameraConfig
 from shapeloom.decoder import Decoder, RenderConfig
 from shapeloom.fields.projection import FieldWeights
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, spherical
+from shapeloom.rendering.cameras import intrinsics, spherical
 from shapeloom.rendering.rays import camera_rays
+from shapeloom.viewpoints import fitting_distance
 
 
 @dataclass(frozen=True)

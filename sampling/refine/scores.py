@@ -10,7 +10,8 @@ from torch import Tensor
 from sampling.refine.mesh_stage import MeshRefiner
 from sampling.shape import FOV, ShapeSample, render_shapes
 from shapeloom.clip import Clip
-from shapeloom.rendering.cameras import fitting_distance, ring
+from shapeloom.rendering.cameras import ring
+from shapeloom.viewpoints import fitting_distance
 
 SCORE_VIEWS = 8
 SCORE_SIZE = 96

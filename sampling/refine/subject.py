@@ -11,7 +11,7 @@ from sampling.shape import ShapeSample, regional
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder
 from shapeloom.fields.projection import FieldWeights
-from shapeloom.seed import torch_generator
+from shapeloom.noise import torch_generator
 
 BLOB_RADIUS, BLOB_STEPS, BLOB_POINTS = 0.5, 300, 2048
 

@@ -1,1 +1,3 @@
 """Diffusion as mathematics, without networks: schedules, objectives, samplers, guidance."""
+
+from shapeloom import denormals as denormals

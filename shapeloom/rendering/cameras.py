@@ -4,21 +4,17 @@
 +Z up.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
-from shapeloom.box import ASSET_HALF_SIZE
-from shapeloom.seed import torch_generator
+from shapeloom import viewpoints
 
 NEAR = 1e-3
 """What comes nearer than this to the camera's plane has no place on a picture."""
-RING_START_DEGREES = 30.0
-BAND_DEGREES = (-35.0, 75.0)
-"""Elevations between which `sphere` puts cameras."""
 
 
 @dataclass(frozen=True)
@@ -44,68 +40,28 @@ class Cameras:
         return slopes * focal[:, None] + matrix[:, None, :2, 2]
 
 
-def look_at(eye: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
-    """Returns cam_to_world of cameras at `eye` that look at `target`, upright with respect to +Z.
+def _plain(distance: Tensor | float) -> ndarray | float:
+    return distance.numpy() if isinstance(distance, Tensor) else distance
 
-    A camera that looks straight up or down takes +Y as its up direction.
-    """
-    forward = torch.nn.functional.normalize(target - eye, dim=-1)
-    up = torch.zeros_like(forward)
-    vertical = forward[..., 2].abs() > 0.9999
-    up[..., 2] = (~vertical).to(up.dtype)
-    up[..., 1] = vertical.to(up.dtype)
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
-    down = torch.linalg.cross(forward, right)
-    pose = torch.zeros(*eye.shape[:-1], 4, 4, dtype=eye.dtype)
-    pose[..., :3, :] = torch.stack([right, down, forward, eye], dim=-1)
-    pose[..., 3, 3] = 1.0
-    return pose
+
+def look_at(eye: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """Returns `viewpoints.look_at` as a tensor, and so the others below."""
+    return torch.from_numpy(viewpoints.look_at(eye.numpy(), target.numpy()))
 
 
 def intrinsics(fov_y: float, height: int, width: int) -> Float[Tensor, "3 3"]:
-    """Returns the matrix of a camera with a vertical field of view of `fov_y` radians."""
-    focal = 0.5 * height / math.tan(0.5 * fov_y)
-    return torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+    return torch.from_numpy(viewpoints.intrinsics(fov_y, height, width))
 
 
 def spherical(
     azimuth: Float[Tensor, " num"], elevation: Float[Tensor, " num"], distance: Float[Tensor, " num"] | float
 ) -> Float[Tensor, "num 4 4"]:
-    """Returns cameras that look at the origin from angles in radians; azimuth 0 is +X, turning to +Y."""
-    direction = torch.stack(
-        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
-    )
-    eye = direction * (distance[:, None] if isinstance(distance, Tensor) else distance)
-    return look_at(eye, torch.zeros_like(eye))
+    return torch.from_numpy(viewpoints.spherical(azimuth.numpy(), elevation.numpy(), _plain(distance)))
 
 
 def ring(num: int, *, elevation_degrees: float = 20.0, distance: float) -> Float[Tensor, "num 4 4"]:
-    """Returns `num` cameras at even azimuths around +Z: turntables and fixed evaluation views."""
-    azimuth = math.radians(RING_START_DEGREES) + torch.arange(num) * (2 * math.pi / num)
-    elevation = torch.full((num,), math.radians(elevation_degrees))
-    return spherical(azimuth, elevation, distance)
+    return torch.from_numpy(viewpoints.ring(num, elevation_degrees=elevation_degrees, distance=distance))
 
 
 def sphere(num: int, *, seed: int, distance: Float[Tensor, " num"] | float) -> Float[Tensor, "num 4 4"]:
-    """Returns `num` cameras spread evenly over a band of the sphere (Fibonacci lattice, turned by `seed`)."""
-    offset = torch.rand(2, generator=torch_generator("cameras", seed)).tolist()
-    low, high = (math.sin(math.radians(angle)) for angle in BAND_DEGREES)
-    index = torch.arange(num, dtype=torch.float64)
-    height = low + (high - low) * ((index + offset[0]) / num)
-    golden_angle = math.pi * (3 - math.sqrt(5))
-    azimuth = index * golden_angle + 2 * math.pi * offset[1]
-    return spherical(azimuth.float(), torch.asin(height).float(), distance)
-
-
-def spread(num: int, low: float, high: float, *, seed: int, stride: float) -> Float[Tensor, " num"]:
-    """Returns `num` values that fill [low, high] evenly, each prefix of them too (Kronecker sequence).
-
-    stride: an irrational number; sequences that are used together need different ones.
-    """
-    offset = torch.rand((), generator=torch_generator("spread", seed), dtype=torch.float64)
-    return (low + (high - low) * torch.frac(offset + torch.arange(num) * stride)).float()
-
-
-def fitting_distance(fov_y: float) -> float:
-    """Returns the camera distance at which the sphere around an asset's cube fills a square picture."""
-    return ASSET_HALF_SIZE * math.sqrt(3) / math.sin(0.5 * fov_y)
+    return torch.from_numpy(viewpoints.sphere(num, seed=seed, distance=_plain(distance)))

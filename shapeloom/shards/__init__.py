@@ -2,7 +2,6 @@
 
     DIR/dataset.json              header: schema, kind, number of assets, samples of each split, digest, ...
     DIR/index.json                each shard's digest, sizes and counts, so that opening reads no manifest
-    DIR/index.json                each shard's digest, sizes and counts, so that opening reads no manifest
     DIR/shards/000000.tar         a plain WebDataset tar: members KEY.json, KEY.rgba_000.png, KEY.points.npy
     DIR/shards/000000.index.json  its manifest: sha256, size, and each sample's row and members' byte ranges
 
@@ -22,7 +21,7 @@ from shapeloom.shards.members import (
     encode_png,
 )
 from shapeloom.shards.order import ReadingOrder
-from shapeloom.shards.reading import AssetSample, AssetShards, LatentShards, SampleStream
+from shapeloom.shards.reading import AssetSample, AssetShards
 from shapeloom.shards.rows import Row
 from shapeloom.shards.writing import (
     SCHEMA,
@@ -43,11 +42,9 @@ __all__ = [
     "SCHEMA",
     "AssetSample",
     "AssetShards",
-    "LatentShards",
     "ReadingOrder",
     "Row",
     "Sample",
-    "SampleStream",
     "ShardCache",
     "dataset_digest",
     "dataset_is_whole",

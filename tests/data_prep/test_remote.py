@@ -11,7 +11,8 @@ from data_prep.build import prepare
 from data_prep.checks import inspect_dataset, verify
 from data_prep.pipeline import DataConfig
 from shapeloom.config import UserError
-from shapeloom.shards import AssetShards, ReadingOrder, SampleStream, ShardCache
+from shapeloom.shards import AssetShards, ReadingOrder, ShardCache
+from shapeloom.shards.tensors import SampleStream
 from shapeloom.storage import AnyPath, parse_path
 
 SMALL = {"num_views": 2, "resolution": 16, "num_points": 64, "num_sdf": 64, "shard_size": 2}

@@ -12,7 +12,8 @@ from encoder.model import load_encoder, read_for_encoding
 from encoder.train import main as train_encoder
 from prior.train_clip import main as train_clip
 from shapeloom.config import UserError
-from shapeloom.shards import AssetShards, LatentShards
+from shapeloom.shards import AssetShards
+from shapeloom.shards.tensors import LatentShards
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.diffusion.variance import learned_log_variance, variance_loss
 from shapeloom.runs import Run
 from shapeloom.seed import numpy_rng
-from shapeloom.shards import LatentShards, finish_dataset, write_shard
+from shapeloom.shards import finish_dataset, write_shard
+from shapeloom.shards.tensors import LatentShards
 
 WORDS = np.eye(4, 6, dtype=np.float16)
 """A made-up CLIP: caption i's vector is unit vector i."""

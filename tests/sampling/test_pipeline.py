@@ -21,7 +21,8 @@ from shapeloom.denoising import Shapes
 from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.diffusion.samplers import SamplerName
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.viewpoints import fitting_distance
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from sampling.views import (
     zero123_turntable,
 )
 from shapeloom.config import UserError
-from shapeloom.rendering.cameras import fitting_distance
 from shapeloom.storage import file_digest
 from shapeloom.view_diffusion import CONDITIONER, UNET, ViewModel, random_view_model, save_layout
 from shapeloom.view_network import azimuths
+from shapeloom.viewpoints import fitting_distance
 from shapeloom.zero123 import Zero123, Zero123Networks, Zero123Sizes
 
 QUICK = ViewsConfig(views=5, joint=2, steps=2, guidance=1.5)

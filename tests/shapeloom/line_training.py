@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from shapeloom import distributed, watch
 from shapeloom.config import run_main, validated
 from shapeloom.log import start_logging
-from shapeloom.seed import derive_seed, normal
+from shapeloom.noise import normal
+from shapeloom.seed import derive_seed
 from shapeloom.shared_run import open_run
 from shapeloom.training import TrainConfig, train
 

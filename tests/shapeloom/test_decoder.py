@@ -8,9 +8,10 @@ from shapeloom.fields.encoding import EncodingConfig
 from shapeloom.fields.heads import Color, Directions, Field, Geometry
 from shapeloom.fields.mlp import FieldConfig
 from shapeloom.fields.projection import FieldWeights, ProjectionConfig
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.rendering.occupancy import in_occupied, occupancy_resolution, occupied_cells
 from shapeloom.rendering.rays import camera_rays
+from shapeloom.viewpoints import fitting_distance
 
 SMALL = DecoderConfig(
     projection=ProjectionConfig(num_tokens=8, channels=4, rank=8),

@@ -15,9 +15,7 @@ from shapeloom.config import UserError
 from shapeloom.shards import (
     SCHEMA,
     AssetShards,
-    LatentShards,
     ReadingOrder,
-    SampleStream,
     depth_from_png,
     depth_to_png,
     finish_dataset,
@@ -26,6 +24,7 @@ from shapeloom.shards import (
     shard_is_finished,
     write_shard,
 )
+from shapeloom.shards.tensors import LatentShards, SampleStream
 
 
 def asset(number: int, split: str = "train", views: int = 2) -> dict:

@@ -15,7 +15,8 @@ from shapeloom.clip import load_clip
 from shapeloom.config import UserError
 from shapeloom.denoising import Shapes
 from shapeloom.runs import read_meta
-from shapeloom.shards import AssetShards, LatentShards, finish_dataset, write_shard
+from shapeloom.shards import AssetShards, finish_dataset, write_shard
+from shapeloom.shards.tensors import LatentShards
 from shapeloom.storage import file_digest
 from shapeloom.weights import read_tensors
 

@@ -12,7 +12,7 @@ from data_prep.geometry.edges import edge_points, sharp_edges
 from data_prep.geometry.points import view_points
 from data_prep.geometry.sdf import signed_distance
 from data_prep.render.views import Views, render_views
-from shapeloom.rendering import cameras
+from shapeloom import viewpoints
 
 
 def nothing(points, normals):
@@ -92,11 +92,11 @@ def test_view_points_are_on_what_is_seen_with_its_colour(ball):
         texture=np.full(len(mesh.faces) + num, -1), cutoff=np.zeros(len(mesh.faces) + num, np.float32),
     )  # fmt: skip
     fov, size = math.radians(40), 48
-    poses = cameras.sphere(6, seed=0, distance=cameras.fitting_distance(fov))
-    matrix = cameras.intrinsics(fov, size, size)
+    poses = viewpoints.sphere(6, seed=0, distance=viewpoints.fitting_distance(fov))
+    matrix = viewpoints.intrinsics(fov, size, size)
     views = render_views(mesh, poses, matrix, size=size, supersample=2)
-    matrices = matrix.double().numpy()[None].repeat(6, axis=0)
-    points, rgb = view_points(views, poses.double().numpy(), matrices, 300)
+    matrices = matrix[None].repeat(6, axis=0)
+    points, rgb = view_points(views, poses, matrices, 300)
     radius = np.linalg.norm(points, axis=1)
     np.testing.assert_allclose(radius, 0.8, atol=0.003)  # facets; the black ball within is never seen
     np.testing.assert_array_equal(rgb, np.broadcast_to(np.uint8([255, 0, 0]), rgb.shape))
@@ -113,7 +113,7 @@ def test_a_thin_thing_that_few_pixels_see_gets_its_view_points(seen):
         rgba=np.zeros((1, size, size, 4), np.uint8), depth=depth,
         normal=np.zeros((1, size, size, 3), np.uint8), albedo=np.zeros((1, size, size, 3), np.uint8),
     )  # fmt: skip
-    matrix = cameras.intrinsics(0.7, size, size).double().numpy()[None]
+    matrix = viewpoints.intrinsics(0.7, size, size)[None]
     points, _ = view_points(views, np.eye(4)[None], matrix, 40)
     assert len(points) == 40 and len(np.unique(points, axis=0)) == min(seen, 40)
     with pytest.raises(AssetError, match="none of its views"):

@@ -16,8 +16,8 @@ from data_prep.geometry.sdf import sdf_samples, signed_distance
 from data_prep.geometry.topology import topology
 from data_prep.pipeline import DataConfig
 from data_prep.render.views import Views
-from shapeloom.rendering.cameras import sphere
 from shapeloom.rendering.rays import camera_rays
+from shapeloom.viewpoints import sphere
 
 RNG_SEED = 7
 
@@ -257,13 +257,15 @@ def test_a_strip_without_sides_and_collapsed_faces_have_a_distance(make_soup, qu
 def test_points_that_views_see_lie_on_the_rays_of_their_pixels_at_their_depths():
     rng = np.random.default_rng(3)
     poses = sphere(2, seed=1, distance=3.0)
-    matrix = torch.tensor([[9.0, 0, 3], [0, 7, 4.5], [0, 0, 1]]).expand(2, 3, 3)  # off centre, other focals
+    matrix = np.broadcast_to(
+        np.float32([[9.0, 0, 3], [0, 7, 4.5], [0, 0, 1]]), (2, 3, 3)
+    )  # off centre, other focals
     depth = rng.uniform(1, 4, (2, 8, 8)).astype(np.float32)
     depth[0, 2:5] = 0  # background
     albedo = rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
     views = Views(rgba=np.zeros((2, 8, 8, 4), np.uint8), depth=depth, normal=albedo, albedo=albedo)
-    positions, colors = view_points(views, poses.numpy(), matrix.numpy(), 150)
-    origins, directions, cosine = camera_rays(poses, matrix, 8, 8)
+    positions, colors = view_points(views, poses, matrix, 150)
+    origins, directions, cosine = camera_rays(torch.tensor(poses), torch.tensor(matrix), 8, 8)
     there = (origins + torch.from_numpy(depth)[..., None] / cosine[..., None] * directions).numpy()
     seen = there[depth > 0]
     which = np.linalg.norm(seen - positions[:, None], axis=2).argmin(axis=1)

@@ -11,15 +11,14 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-import torch
 import trimesh
 
 from data_prep.mesh import Sampler
 from data_prep.render.lighting import STUDIO, UNLIT
 from data_prep.render.raster import require
 from data_prep.render.views import render_views
+from shapeloom import viewpoints
 from shapeloom.config import UserError
-from shapeloom.rendering import cameras
 
 
 def reason_against() -> str:
@@ -34,7 +33,7 @@ def reason_against() -> str:
 WHY_NOT = reason_against()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 FOV = math.radians(40)
-LOOK_ALONG_Y = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+LOOK_ALONG_Y = viewpoints.look_at(np.array([[0.0, -4.0, 0.0]]), np.zeros((1, 3)))
 
 
 @functools.cache
@@ -49,8 +48,9 @@ def _ended():
 
 
 def both(mesh, *, size=48, supersample=2, lighting=STUDIO, poses=None):
-    poses = cameras.sphere(3, seed=3, distance=cameras.fitting_distance(FOV)) if poses is None else poses
-    matrix = cameras.intrinsics(FOV, size, size)
+    if poses is None:
+        poses = viewpoints.sphere(3, seed=3, distance=viewpoints.fitting_distance(FOV))
+    matrix = viewpoints.intrinsics(FOV, size, size)
     render = functools.partial(
         render_views, mesh, poses, matrix, size=size, supersample=supersample, lighting=lighting
     )

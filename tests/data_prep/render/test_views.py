@@ -12,13 +12,13 @@ from data_prep.render import raycast, views, zbuffer
 from data_prep.render.lighting import STUDIO, UNLIT, random_lighting
 from data_prep.render.raycast import Caster, sub_pixels
 from data_prep.render.views import render_views
+from shapeloom import viewpoints
 from shapeloom.color import linear_to_srgb, srgb_to_linear
-from shapeloom.rendering import cameras
 from shapeloom.rendering.rays import camera_rays
 
 FOV = math.radians(40)
 SIZE = 32
-LOOK_ALONG_Y = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+LOOK_ALONG_Y = viewpoints.look_at(np.array([[0.0, -4.0, 0.0]]), np.zeros((1, 3)))
 
 
 @pytest.fixture(params=["zbuffer", "embree"], autouse=True)
@@ -31,8 +31,8 @@ def backend(request, monkeypatch):
 
 
 def setup(num=3, size=SIZE):
-    poses = cameras.sphere(num, seed=3, distance=cameras.fitting_distance(FOV))
-    return poses, cameras.intrinsics(FOV, size, size)
+    poses = viewpoints.sphere(num, seed=3, distance=viewpoints.fitting_distance(FOV))
+    return poses, viewpoints.intrinsics(FOV, size, size)
 
 
 def shot(mesh, supersample=2, num=3, size=SIZE):
@@ -45,7 +45,9 @@ def test_depth_is_that_of_the_sphere(ball, supersample):
     poses, matrix = setup()
     views = shot(ball, supersample)
     rgba, depth = views.rgba, views.depth
-    origins, directions, cosine = camera_rays(poses, matrix.expand(3, 3, 3), SIZE, SIZE)
+    origins, directions, cosine = camera_rays(
+        torch.from_numpy(poses), torch.from_numpy(matrix).expand(3, 3, 3), SIZE, SIZE
+    )
     along = -(origins * directions).sum(-1)
     clearance = (origins.pow(2).sum(-1) - along**2).sqrt().numpy()
     t = along - (0.8**2 - torch.from_numpy(clearance) ** 2).clamp(min=0).sqrt()
@@ -59,7 +61,7 @@ def test_depth_is_that_of_the_sphere(ball, supersample):
 def test_normals_are_stored_on_the_viewers_side_and_none_of_the_background(make_soup):
     half = make_soup([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 2, 1], [0, 2, 3]])
     normal = render_views(
-        half, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=1, lighting=UNLIT
+        half, LOOK_ALONG_Y, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=1, lighting=UNLIT
     ).normal[0]
     assert (normal[:, :4] == [128, 128 - 127, 128]).all() and not normal[:, 4:].any()
 
@@ -73,7 +75,7 @@ def test_a_files_normals_may_point_to_either_side(ball):
 def test_a_principal_point_off_the_middle_shifts_the_picture(ball):
     poses, matrix = setup()
     smaller = replace(ball, vertices=0.5 * ball.vertices)
-    shifted = matrix + torch.tensor([[0.0, 0, 3], [0, 0, -2], [0, 0, 0]])
+    shifted = matrix + np.array([[0.0, 0, 3], [0, 0, -2], [0, 0, 0]])
     plain, moved = (
         render_views(smaller, poses, each, size=SIZE, supersample=2) for each in (matrix, shifted)
     )
@@ -86,8 +88,8 @@ def test_a_principal_point_off_the_middle_shifts_the_picture(ball):
 def test_alpha_is_the_covered_share_of_a_pixel(make_soup):
     # A half plane x < 0 seen along +y: its vertical edge cuts column 4 of 9 in half.
     plane = make_soup([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]])
-    pose = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
-    rgba = render_views(plane, pose, cameras.intrinsics(FOV, 9, 9), size=9, supersample=4).rgba
+    pose = viewpoints.look_at(np.array([[0.0, -4.0, 0.0]]), np.zeros((1, 3)))
+    rgba = render_views(plane, pose, viewpoints.intrinsics(FOV, 9, 9), size=9, supersample=4).rgba
     np.testing.assert_array_equal(rgba[0, :, :4, 3], 255)
     np.testing.assert_array_equal(rgba[0, :, 4, 3], 128)
     np.testing.assert_array_equal(rgba[0, :, 5:, 3], 0)
@@ -107,7 +109,7 @@ def test_rod_between_two_columns_is_seen(make_soup, column):
     half = 0.13 * math.tan(FOV / 2)  # at distance 4, a pixel is tan(fov / 2) wide
     middle = (column - 3) * math.tan(FOV / 2)
     rod = make_soup([[middle + x, 0, z] for z in (-9, 9) for x in (-half, half)], [[0, 1, 3], [0, 3, 2]])
-    rgba = render_views(rod, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2).rgba
+    rgba = render_views(rod, LOOK_ALONG_Y, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=2).rgba
     seen = (rgba[0, ..., 3] > 0).all(axis=0)
     assert np.flatnonzero(seen).tolist() == [column, column + 1]
 
@@ -127,11 +129,11 @@ def test_brightness_is_albedo_times_irradiance_on_a_plane(make_soup):
         [[-9, 0, -9], [9, 0, -9], [9, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]], (0.7, 0.2, 0.05)
     )
     expected = STUDIO.irradiance(normal[None].astype(np.float32))[0]
-    pose = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+    pose = viewpoints.look_at(np.array([[0.0, -4.0, 0.0]]), np.zeros((1, 3)))
     for flipped in (False, True):
         mesh = plane.flip(np.array([flipped] * 2))
         mesh = replace(mesh, shading=mesh.shading * (-1 if flipped else 1))
-        rgba = render_views(mesh, pose, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2).rgba
+        rgba = render_views(mesh, pose, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=2).rgba
         linear = srgb_to_linear(rgba[0, ..., :3] / 255)
         truth = np.broadcast_to(np.array([0.7, 0.2, 0.05]) * expected, linear.shape)
         np.testing.assert_allclose(linear, truth, atol=4e-3)  # 8-bit steps
@@ -152,7 +154,7 @@ def test_light_never_exceeds_one(lighting):
 
 def test_the_whole_cube_is_in_every_picture():
     poses, matrix = setup(64)
-    corners = 0.95 * torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
+    corners = 0.95 * np.array([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
     local = (corners - poses[:, None, :3, 3]) @ poses[:, :3, :3]
     pixels = (local @ matrix.T)[..., :2] / local[..., 2:]
     assert pixels.min() >= 0
@@ -206,7 +208,7 @@ def test_panes_are_laid_over_one_another_front_to_back(make_soup):
     assert seen.depth[0] == pytest.approx(5)  # of the first of those that contribute most
     glass = panes(make_soup, [0.25], [red])
     rgba = render_views(
-        glass, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT
+        glass, LOOK_ALONG_Y, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT
     ).rgba
     np.testing.assert_array_equal(rgba, np.broadcast_to([255, 0, 0, 64], rgba.shape))
 
@@ -229,7 +231,7 @@ def test_crossing_planes_meet_in_a_line_and_hide_one_another(make_soup):
         tint=np.repeat(np.float32([[1, 0, 0]] * 2 + [[0, 1, 0]] * 2)[:, None], 3, axis=1),
     )
     size = 33
-    matrix = cameras.intrinsics(FOV, size, size)
+    matrix = viewpoints.intrinsics(FOV, size, size)
     views = render_views(mesh, LOOK_ALONG_Y, matrix, size=size, supersample=4, lighting=UNLIT)
     x = (np.arange(size) + 0.5 - size / 2) / float(matrix[0, 0])  # of rays at depth 1
     row = views.rgba[0, size // 2]
@@ -263,7 +265,7 @@ def test_textured_quad_shows_its_texels_upright(make_soup):
     texture[..., 3] = 255
     mesh = textured_quad(make_soup, texture)
     views = render_views(
-        mesh, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=1, lighting=UNLIT
+        mesh, LOOK_ALONG_Y, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=1, lighting=UNLIT
     )
     np.testing.assert_allclose(views.rgba[0].astype(int), texture.astype(int), atol=1)
     np.testing.assert_array_equal(views.albedo, views.rgba[..., :3])
@@ -275,7 +277,7 @@ def test_fine_textures_show_their_mean(make_soup):
     texture[..., :3] *= np.random.default_rng(0).integers(0, 2, (256, 256, 1), dtype=np.uint8)
     mesh = textured_quad(make_soup, texture)
     rgba = render_views(
-        mesh, LOOK_ALONG_Y, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT
+        mesh, LOOK_ALONG_Y, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT
     ).rgba
     # Means of 1,024 texels have a standard error of 0.016.
     np.testing.assert_allclose(srgb_to_linear(rgba[0, ..., :3] / 255.0), 0.5, atol=0.07)
@@ -295,7 +297,7 @@ def test_refining_edges_alone_is_as_good_as_refining_everything(ball, monkeypatc
 
 def test_a_camera_within_the_cube_sees_what_is_before_it_alone(make_soup):
     mesh = panes(make_soup, [1, 1], [[1, 0, 0], [0, 1, 0]])
-    pose = cameras.look_at(torch.tensor([[0.0, 0.5, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]]))
-    views = render_views(mesh, pose, cameras.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT)
+    pose = viewpoints.look_at(np.array([[0.0, 0.5, 0.0]]), np.array([[0.0, 9.0, 0.0]]))
+    views = render_views(mesh, pose, viewpoints.intrinsics(FOV, 8, 8), size=8, supersample=2, lighting=UNLIT)
     np.testing.assert_array_equal(views.rgba[0], np.broadcast_to([0, 255, 0, 255], (8, 8, 4)))
     np.testing.assert_allclose(views.depth, 0.5, atol=1e-6)

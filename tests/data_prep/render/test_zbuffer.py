@@ -9,23 +9,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import trimesh
 
 from data_prep.mesh import BLEND, Mesh, Sampler
 from data_prep.render import zbuffer
 from data_prep.render.lighting import STUDIO, UNLIT
 from data_prep.render.views import render_views
-from shapeloom.rendering import cameras
+from shapeloom import viewpoints
 
 pytestmark = pytest.mark.skipif(bool(zbuffer.reason_against()), reason=zbuffer.reason_against())
 FOV = math.radians(40)
-LOOK_ALONG_Y = cameras.look_at(torch.tensor([[0.0, -4.0, 0.0]]), torch.zeros(1, 3))
+LOOK_ALONG_Y = viewpoints.look_at(np.array([[0.0, -4.0, 0.0]]), np.zeros((1, 3)))
 
 
 def draw(mesh, backend="zbuffer", *, size=64, supersample=3, lighting=STUDIO, poses=None):
-    poses = cameras.sphere(4, seed=3, distance=cameras.fitting_distance(FOV)) if poses is None else poses
-    matrix = cameras.intrinsics(FOV, size, size)
+    if poses is None:
+        poses = viewpoints.sphere(4, seed=3, distance=viewpoints.fitting_distance(FOV))
+    matrix = viewpoints.intrinsics(FOV, size, size)
     return render_views(
         mesh, poses, matrix, size=size, supersample=supersample, lighting=lighting, backend=backend
     )
@@ -114,10 +114,10 @@ def test_no_ray_passes_between_faces_that_share_an_edge():
         soup(np.random.default_rng(0), len(sphere.faces)), vertices=sphere.vertices, faces=sphere.faces,
         texture=np.full(len(sphere.faces), -1),
     )  # fmt: skip
-    poses = cameras.sphere(16, seed=1, distance=cameras.fitting_distance(FOV))
+    poses = viewpoints.sphere(16, seed=1, distance=viewpoints.fitting_distance(FOV))
     views = draw(mesh, poses=poses, size=96, supersample=4)
     y, x = np.mgrid[:96, :96] + 0.5 - 48
-    distance, focal = cameras.fitting_distance(FOV), 48 / math.tan(FOV / 2)
+    distance, focal = viewpoints.fitting_distance(FOV), 48 / math.tan(FOV / 2)
     inner = np.hypot(x, y) < 0.9 * focal * 0.8 / math.sqrt(distance**2 - 0.8**2)
     assert inner.sum() > 1000
     assert (views.rgba[:, inner, 3] == 255).all()
@@ -151,7 +151,7 @@ def test_any_vertices_are_survived(kind):
     painter._mesh.vertices = painter._pointer(vertices, np.float32, zbuffer._FLOATS)
     planes = [np.zeros((32, 32, *tail), kind) for tail, kind in
               (((4,), np.uint8), ((), np.float32), ((3,), np.uint8), ((3,), np.uint8))]  # fmt: skip
-    painter.draw(LOOK_ALONG_Y[0].numpy(), cameras.intrinsics(FOV, 32, 32).numpy(), tuple(planes))
+    painter.draw(LOOK_ALONG_Y[0], viewpoints.intrinsics(FOV, 32, 32), tuple(planes))
     assert np.isfinite(planes[1]).all()
     if kind in ("behind the camera", "one point"):
         assert not planes[0].any()
@@ -160,7 +160,7 @@ def test_any_vertices_are_survived(kind):
 def test_what_passes_the_cameras_plane_is_seen_as_the_ray_caster_sees_it():
     mesh = soup(np.random.default_rng(0), 60)
     inside = replace(mesh, vertices=mesh.vertices * 6, textures=[], texture=np.full(60, -1))
-    pose = cameras.look_at(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.0, 9.0, 0.0]]))
+    pose = viewpoints.look_at(np.array([[0.3, -0.2, 0.1]]), np.array([[0.0, 9.0, 0.0]]))
     assert_agreement(inside, poses=pose)
 
 
@@ -177,7 +177,7 @@ def test_any_attributes_are_survived(value):
             np.zeros((32, 32, 4), np.uint8), np.zeros((32, 32), np.float32),
             np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8),
         )  # fmt: skip
-        views.draw(LOOK_ALONG_Y[0].numpy(), cameras.intrinsics(FOV, 32, 32).numpy(), planes)
+        views.draw(LOOK_ALONG_Y[0], viewpoints.intrinsics(FOV, 32, 32), planes)
         assert np.isfinite(planes[1]).all()
 
 

@@ -16,8 +16,9 @@ from shapeloom.config import UserError, load_config
 from shapeloom.decoder import with_field
 from shapeloom.diffusion.distillation import own_loss
 from shapeloom.fields.unlit import UnlitField
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.rendering.isosurface import extract_surface
+from shapeloom.viewpoints import fitting_distance
 
 SMALL = [
     "views=2", "samples.coarse=16", "samples.fine=8", "estimator.scale=1", "iterations=40", "rate=0.15",

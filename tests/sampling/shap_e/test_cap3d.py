@@ -8,7 +8,7 @@ import torch
 import prior.train as prior_stage
 import sampling.shap_e.cap3d as cap3d
 from shapeloom.config import UserError
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 from tests.small_shap_e import FakeClip, write_converted, write_published
 
 

@@ -20,7 +20,7 @@ from prior.model import load_prior
 from sampling.pipeline import ShapePipeline
 from shapeloom.config import UserError
 from shapeloom.decoder import load_decoder
-from shapeloom.shards import LatentShards
+from shapeloom.shards.tensors import LatentShards
 from tests.small_pictures import save_disc
 from tests.small_shap_e import SMALL, FakeClip, write_published
 

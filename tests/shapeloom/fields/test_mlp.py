@@ -9,7 +9,8 @@ from shapeloom.fields.encoding import EncodingConfig, encoding_matrix
 from shapeloom.fields.heads import ColorHead, GeometryHead, harmonics
 from shapeloom.fields.mlp import ColorTrunkConfig, FieldConfig, TrunkConfig
 from shapeloom.fields.projection import ProjectionConfig
-from shapeloom.rendering.cameras import fitting_distance, intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.viewpoints import fitting_distance
 
 
 def decoder(**field: object) -> Decoder:

@@ -6,7 +6,6 @@ import torch
 
 from shapeloom.rendering.cameras import (
     Cameras,
-    fitting_distance,
     intrinsics,
     look_at,
     ring,
@@ -14,6 +13,7 @@ from shapeloom.rendering.cameras import (
     spherical,
 )
 from shapeloom.rendering.rays import camera_rays, intersect_box, pixel_rays
+from shapeloom.viewpoints import fitting_distance
 
 
 def test_a_camera_on_the_x_axis_sees_y_to_its_right_and_z_up() -> None:
