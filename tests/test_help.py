@@ -44,6 +44,11 @@ def test_help_needs_neither_torch_nor_pydantic_nor_numpy() -> None:
         assert not re.search(r"\|\s+(torch|pydantic|numpy)\n", done.stderr)
 
 
+def test_data_preparation_needs_no_torch() -> None:
+    code = "import sys, data_prep.__main__, data_prep.pipeline; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_only_a_stage_s_own_help_is_answered_early() -> None:
     assert help_text(["sampling", "--prompt", "--help me"]) is None
     assert help_text(["data_prep", "verify", "--help"]) is None

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from encoder.model import load_encoder, read_for_encoding
-from encoder.train import main
+from encoder.train import EncoderTask, EncoderTrainConfig, bottleneck_noise, main
 from shapeloom.config import UserError
 from shapeloom.shards import AssetShards
 from shapeloom.surface_metrics import FIELD_SCORES
+from shapeloom.training import TrainConfig
 
 PRESET = "configs/encoder/smoke.yaml"
 
@@ -103,6 +104,30 @@ def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(
     assert before.keys() == after.keys()
     moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"decoder"}
+
+
+def test_the_bottleneck_s_noise_grows_to_its_end() -> None:
+    train = TrainConfig(steps=5)
+    config = EncoderTrainConfig(data="x", bottleneck_noise=0.1, bottleneck_noise_end=0.3, train=train)
+    np.testing.assert_allclose(
+        [bottleneck_noise(config, step) for step in range(5)], [0.1, 0.15, 0.2, 0.25, 0.3]
+    )
+    still = EncoderTrainConfig(data="x", bottleneck_noise=0.1, train=train)
+    assert bottleneck_noise(still, 4) == 0.1
+
+
+def test_the_loss_is_of_latents_with_their_batch_s_noise(ball_dataset: Path) -> None:
+    shards = AssetShards(ball_dataset, split="train")
+    settings = {"data": ball_dataset, "train": TrainConfig(steps=2, batch_size=2), "losses": {"rays_from": 0}}
+    losses = {}
+    for last in (0.0, 0.5):
+        config = EncoderTrainConfig(bottleneck_noise=0, bottleneck_noise_end=last, **settings)
+        task = EncoderTask(config, shards, shards)
+        losses[last] = [
+            task.loss(task.model, task.batch(range(2 * step, 2 * step + 2)))[0].item() for step in (0, 1)
+        ]
+    assert losses[0.0][0] == losses[0.5][0]
+    assert losses[0.0][1] != losses[0.5][1]
 
 
 def test_tampered_weights_are_refused(trained: Path, tmp_path: Path) -> None:
