@@ -31,8 +31,9 @@ from torch import Tensor
 from shapeloom.clip import Clip, TextEmbedding, load_clip
 from shapeloom.config import UserError, validated
 from shapeloom.diffusion.guidance import classifier_free, within
-from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0
+from shapeloom.diffusion.objectives import DiffusionConfig, predict_x0, sample_times
 from shapeloom.diffusion.samplers import Denoise, SamplerName, sample
+from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.noise import normal
 from shapeloom.rendering.cameras import Cameras
@@ -55,6 +56,8 @@ FILE = "view_model.json"
 UNET, CONDITIONER = "unet/diffusion_pytorch_model.safetensors", "conditioner/model.safetensors"
 SIGMAS = (0.02, 80.0)
 """Ends of the noise levels that samplers walk through, in units of the pictures' own spread."""
+RARE = -2.33
+"""Of a normal distribution: a hundredth of its draws lie below. Where training hardly was, samples darken."""
 
 
 def to_picture(rgba: UInt8[np.ndarray, "*views height width 4"]) -> Float[Tensor, "*views 4 height width"]:
@@ -222,8 +225,9 @@ class ViewModel:
         scale: of classifier-free guidance; 1 is none.
         """
         noise = normal(seeds, self.shape, stream="views").to(self.device)
-        low, high = (float(self.network.conditioner.std) * end for end in SIGMAS)
-        sigmas = karras_sigmas(steps, sigma_min=low, sigma_max=high)
+        std = float(self.network.conditioner.std)
+        low, high = max(SIGMAS[0], least_noise(self.diffusion)), SIGMAS[1]
+        sigmas = karras_sigmas(steps, sigma_min=std * low, sigma_max=std * high)
         denoise: Denoise[ViewCondition] = self.denoise
         if scale != 1:
             assert condition.negative is not None
@@ -234,6 +238,13 @@ class ViewModel:
         start = noise * sigmas[0].float() + self.network.conditioner.mean[:, None, None]
         found = sample(denoise, start, sigmas, condition, method=method)
         return self.decode(found).clamp(-1, 1)
+
+
+def least_noise(config: DiffusionConfig) -> float:
+    """Returns the sigma, in units of the data's spread, below which a hundredth of training's draws were."""
+    t = sample_times(torch.tensor([RARE]), config.times, mean=config.times_mean, std=config.times_std)
+    schedule = make_schedule(config.schedule)
+    return float(schedule.sigma(t) / schedule.alpha(t))
 
 
 # ---------------------------------------------------------------- VAE

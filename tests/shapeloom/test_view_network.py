@@ -11,6 +11,7 @@ import torch
 
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
+from shapeloom.diffusion.objectives import DiffusionConfig
 from shapeloom.rendering.cameras import Cameras, intrinsics, ring, spherical
 from shapeloom.storage import file_digest
 from shapeloom.view_diffusion import (
@@ -19,6 +20,7 @@ from shapeloom.view_diffusion import (
     UNET,
     References,
     ViewModel,
+    least_noise,
     load_view_model,
     random_view_model,
     read_layout,
@@ -26,7 +28,7 @@ from shapeloom.view_diffusion import (
     straight_rgba,
     to_picture,
 )
-from shapeloom.view_network import JointAttention, ViewNetworkConfig, azimuths, plucker, turned
+from shapeloom.view_network import JointAttention, ViewCondition, ViewNetworkConfig, azimuths, plucker, turned
 
 SIZE = 16
 
@@ -208,6 +210,28 @@ def test_samples_lie_in_range_and_do_not_depend_on_who_else_is_made(model: ViewM
         model.condition(own, cameras=cameras(1, 1)), seeds=torch.tensor([4]), steps=3, scale=2.0
     )
     torch.testing.assert_close(both[1:], single, atol=1e-4, rtol=0)  # sums of other lengths, over steps
+
+
+def test_sampling_walks_no_noise_level_that_training_hardly_saw(
+    model: ViewModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = DiffusionConfig(target="x0", times_mean=2.5, times_std=1.5)
+    low = math.exp(2.5 - 2.33 * 1.5)  # rectified flow's t / (1 - t) is the noise level
+    assert least_noise(trained) == pytest.approx(low, rel=1e-5)
+    assert least_noise(DiffusionConfig(times="uniform")) == pytest.approx(0.01, abs=3e-4)
+    asked: list[float] = []
+    denoise = model.denoise
+
+    def seen(x: torch.Tensor, sigma: torch.Tensor, condition: ViewCondition) -> torch.Tensor:
+        asked.append(float(sigma[0]))
+        return denoise(x, sigma, condition)
+
+    monkeypatch.setattr(model, "diffusion", trained)
+    monkeypatch.setattr(model, "denoise", seen)
+    condition = model.condition(cameras=cameras(1, 1), references=references(1, 1))
+    model.sample(condition, seeds=torch.tensor([0]), steps=5)
+    std = float(model.network.conditioner.std)
+    assert (min(asked), max(asked)) == pytest.approx((low * std, 80 * std), rel=1e-4)
 
 
 def test_gradients_reach_the_pictures(model: ViewModel) -> None:
