@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,6 +71,9 @@ def downloads() -> str:
     """The folder of all visitors' downloads, which goes when this process ends."""
     folder = tempfile.mkdtemp(prefix="shapeloom-client-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # For each download the client leaves an empty folder in the system's temporary one, whatever it is told.
+    theirs = SimpleNamespace(gettempdir=lambda: folder, TemporaryDirectory=tempfile.TemporaryDirectory)
+    gradio_client.client.tempfile = theirs
     return folder
 
 
