@@ -3,19 +3,23 @@
     python -m sampling.views --model RUN --image chair.png --out DIR
     python -m sampling.views --model RUN --prompt "a red chair" --out DIR
     python -m sampling.views --set zero123=zero123-xl.ckpt --image chair.png --out DIR
+    python -m sampling.views --model RUN --set drawn_by=stable-diffusion --prompt "a red chair" --out DIR
 
 Views are made together, so that they agree: `joint` at once, spread around the turn, and those between them
 are shown some of these. DIR gets turntable.gif, views.png (a contact sheet), view_000.png and so on with
 straight alpha, and cameras.json. The first view stands where the picture was taken, at the elevation that
 `elevation` says. The same command and seed write the same bytes. Zero-1-to-3's published weights (`zero123`)
-make each view alone, 256 x 256, opaque on white.
+make each view alone, 256 x 256, opaque on white. `drawn_by` draws the prompt's picture (drawn.png) first, by
+any diffusers text-to-image folder, and the views are of that.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +47,8 @@ from shapeloom.zero123 import Zero123, load_zero123, pose_difference
 log = get_logger("views")
 ZERO123_SIZE, ZERO123_SHARE = 256, 200 / 256
 """Of Zero-1-to-3's pictures, and how much of them its own preparation lets an object take."""
+DRAWN_WORDS, DRAWN_STEPS, DRAWN_SCALE = ", one whole object, on a plain white background", 30, 7.5
+"""Added to a prompt that is drawn, so that its object can be cut out; and how it is sampled."""
 
 
 class ViewsConfig(Config):
@@ -51,6 +57,9 @@ class ViewsConfig(Config):
     model: Path | None = Key(None, description="a finished prior.train_views, or a run folder with views/")
     zero123: Path | None = Key(
         None, description="Zero-1-to-3's weights in place of a model: CompVis' file or diffusers' folder"
+    )
+    drawn_by: Path | None = Key(
+        None, description="diffusers text-to-image folder that draws the prompt; the views are of its picture"
     )
     clip: Path | None = Key(
         None, description="CLIP that it was trained with; none: the folder clip beside it"
@@ -195,8 +204,11 @@ def turntable(
     return Turn(straight_rgba(made), cameras.cam_to_world[0], cameras.intrinsics[0, 0])
 
 
-def zero123_turntable(model: Zero123, config: ViewsConfig, picture: UInt8[np.ndarray, "size size 4"]) -> Turn:
+def zero123_turntable(
+    model: Zero123, config: ViewsConfig, pictures: Sequence[UInt8[np.ndarray, "size size 4"]]
+) -> Turn:
     """Returns a turn by Zero-1-to-3's weights from one picture, each view made alone and opaque."""
+    (picture,) = pictures
     size = picture.shape[0]
     cameras = turn_cameras(config, size=size)
     poses = cameras.cam_to_world[0]
@@ -261,24 +273,60 @@ def shortcuts(arguments: argparse.Namespace) -> list[str]:
     return found + ([] if arguments.prompt is None else [f"prompt={json.dumps(arguments.prompt)}"])
 
 
+def draw_object(
+    config: ViewsConfig, folder: Path, *, size: int, share: float = OBJECT_SHARE
+) -> UInt8[np.ndarray, "size size 4"]:
+    """Returns the object of the picture that `drawn_by` draws of the prompt, which is written as drawn.png.
+
+    Raises UserError if no object stands out in it.
+    """
+    from sampling.refine.text_to_image import load_text_to_image  # with diffusers' networks
+
+    assert config.drawn_by is not None
+    model = load_text_to_image(config.drawn_by, "cuda" if torch.cuda.is_available() else "cpu")
+    seed = derive_seed("drawing", config.seed)
+    prompt = check_prompt(config.prompt) + DRAWN_WORDS
+    picture = model.draw(prompt, seed=seed, steps=DRAWN_STEPS, scale=DRAWN_SCALE)
+    write_atomic(folder / "drawn.png", png(picture))
+    name = str(folder / "drawn.png")
+    opaque = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    return cut_out(matted(opaque, PictureConfig(matting=config.matting), name=name), size=size, share=share,
+                   name=name)  # fmt: skip
+
+
+Objects = list[UInt8[np.ndarray, "size size 4"]]
+
+
 def _maker(
     config: ViewsConfig, images: Sequence[Path]
-) -> tuple[Callable[[], Turn], list[UInt8[np.ndarray, "size size 4"]], str]:
-    """Returns what makes the turn, the pictures that it is shown, and the model's digest."""
+) -> tuple[Callable[[Path], tuple[Turn, Objects]], dict[str, str]]:
+    """Returns what makes the turn in a folder, with the pictures that it is of, and its models' digests."""
+    drawn = config.drawn_by is not None
+    if drawn and (images or not config.prompt):
+        raise UserError("drawn_by draws a prompt's picture: give a --prompt and no --image.")
     if config.zero123 is not None:
-        if len(images) != 1 or config.prompt:
+        if not drawn and (len(images) != 1 or config.prompt):
             raise UserError("Zero-1-to-3 makes views of one picture: give one --image and no --prompt.")
+        sizes: dict[str, Any] = {"size": ZERO123_SIZE, "share": ZERO123_SHARE}
         weights = config.zero123
-        pictures = [read_object(images[0], size=ZERO123_SIZE, share=ZERO123_SHARE, matting=config.matting)]
-        published = load_zero123(weights)
         digest = file_digest(weights if weights.is_file() else weights / "unet" / "config.json")
-        return lambda: zero123_turntable(published, config, pictures[0]), pictures, digest
-    assert config.model is not None
-    for path in images:
-        read_picture(path, name=str(path), max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_IMAGE_PIXELS)
-    model = load_view_model(config.model, clip=config.clip, vae=config.vae)
-    shown = [read_object(path, size=model.size, matting=config.matting) for path in images]
-    return lambda: turntable(model, config, shown), shown, model.digest
+        published = load_zero123(weights)
+        turn: Callable[[Objects], Turn] = partial(zero123_turntable, published, config)
+    else:
+        assert config.model is not None
+        for path in images:
+            read_picture(path, name=str(path), max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_IMAGE_PIXELS)
+        model = load_view_model(config.model, clip=config.clip, vae=config.vae)
+        sizes, digest = {"size": model.size}, model.digest
+        knows = bool(model.clip_digest) or not drawn  # a drawn picture says what the prompt would have
+        turn = partial(turntable, model, config if knows else config.model_copy(update={"prompt": ""}))
+    shown = [read_object(path, matting=config.matting, **sizes) for path in images]
+
+    def make(folder: Path) -> tuple[Turn, Objects]:
+        pictures = [draw_object(config, folder, **sizes)] if drawn else shown
+        return turn(pictures), pictures
+
+    return make, {"model": digest}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -293,15 +341,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "sampling.views needs --model RUN (a finished prior.train_views, or its run folder), or --set "
             "zero123=FILE in its place."
         )
-    make, pictures, digest = _maker(config, arguments.image)
-    inputs = {"model": digest} | {f"image{i}": file_digest(p) for i, p in enumerate(arguments.image)}
+    make, digests = _maker(config, arguments.image)
+    inputs = digests | {f"image{i}": file_digest(p) for i, p in enumerate(arguments.image)}
     with Run.open(
-        out, config, stage="sampling.views", inputs=inputs, places=("clip", "vae", "zero123")
+        out, config, stage="sampling.views", inputs=inputs, places=("clip", "vae", "zero123", "drawn_by")
     ) as run:
         if run.done:
             log.info("%s already holds these views", out)
             return
-        write_turn(run.folder, make(), pictures)
+        write_turn(run.folder, *make(run.folder))
         run.finish(num_views=config.views)
     log.info("%d views are in %s; views.png shows them", config.views, out)
 

@@ -1,4 +1,6 @@
-"""Any diffusers text-to-image folder as a guide: Stable Diffusion 1.x and 2.x, DeepFloyd IF's first stage.
+"""Any diffusers text-to-image folder, as a guide or to draw pictures.
+
+Stable Diffusion 1.x and 2.x, and DeepFloyd IF's first stage.
 
 What it is comes from its files: unet/ with UNet2DConditionModel, scheduler/ with the noise levels and what is
 predicted (eps or v), vae/ where it works on latents, text_encoder/ and tokenizer/ (CLIP or T5, by the library
@@ -13,14 +15,20 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from numpy import ndarray
 from torch import Tensor, nn
 
 from sampling.refine.guides import composited, resized
 from sampling.refine.rendering import Views
 from shapeloom.config import UserError
 from shapeloom.diffusion.discrete import DiscreteSchedule
+from shapeloom.diffusion.guidance import classifier_free
 from shapeloom.diffusion.objectives import Target, to_x0
+from shapeloom.diffusion.samplers import sample
+from shapeloom.diffusion.steps import karras_sigmas
+from shapeloom.noise import normal
+from shapeloom.pictures import to_uint8
 from shapeloom.runs import text_digest
 from shapeloom.storage import file_digest, read_json
 
@@ -87,16 +95,40 @@ class TextToImage:
         latent: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
         return (latent - (config.shift_factor or 0.0)) * config.scaling_factor
 
-    def condition(self, prompts: Sequence[str], views: Views) -> TextCondition:
-        """See `Guide`; each prompt is embedded once."""
+    @torch.no_grad()
+    def draw(self, prompt: str, *, seed: int, steps: int, scale: float) -> UInt8[ndarray, "size size 3"]:
+        """Returns a picture of a prompt.
+
+        scale: of classifier-free guidance, x(null) + scale (x(prompt) - x(null)); these models want some 7.5.
+        """
+        low, high = self.sigma(torch.tensor([0.0, 1.0])).tolist()
+        sigmas = karras_sigmas(steps, sigma_min=low, sigma_max=high)
+        config: Any = self.network.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        noise = normal(torch.tensor([seed]), shape, stream="drawing", device=self._device)
+        denoise = classifier_free(self.denoise, self._told([""]), scale=scale)
+        x = sample(denoise, noise * float(sigmas[0]), sigmas, self._told([prompt]))
+        if self.vae is not None:
+            known = self.vae.config
+            x = self.vae.decode(
+                x.to(self.vae.dtype) / known.scaling_factor + (known.shift_factor or 0.0)
+            ).sample
+        return to_uint8((x[0].float().cpu().movedim(0, -1).numpy() + 1) / 2)
+
+    def _told(self, prompts: Sequence[str]) -> TextCondition:
+        """The prompts' condition; each is embedded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new:
             self._known |= dict(zip(new, self._encode_text(new).to(self._device), strict=True))
         return TextCondition(torch.stack([self._known[prompt] for prompt in prompts]))
 
+    def condition(self, prompts: Sequence[str], views: Views) -> TextCondition:
+        """See `Guide`."""
+        return self._told(prompts)
+
     def null(self, views: Views) -> TextCondition:
         """The empty prompt, as these models are trained."""
-        return self.condition([""] * len(views.azimuth), views)
+        return self._told([""] * len(views.azimuth))
 
     def denoise(
         self, x: Float[Tensor, "batch channels side side"], sigma: Float[Tensor, " batch"],

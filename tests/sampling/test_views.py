@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sampling.refine import text_to_image
 from sampling.views import (
     OBJECT_SHARE,
     ZERO123_SHARE,
@@ -22,6 +23,8 @@ from sampling.views import (
     zero123_turntable,
 )
 from shapeloom.config import UserError
+from shapeloom.pictures import on_white
+from shapeloom.seed import derive_seed
 from shapeloom.storage import file_digest
 from shapeloom.view_diffusion import CONDITIONER, UNET, ViewModel, random_view_model, save_layout
 from shapeloom.view_network import azimuths
@@ -129,27 +132,49 @@ def test_published_weights_turn_a_picture_at_the_size_that_they_are_for() -> Non
     torch.manual_seed(0)
     published = Zero123(Zero123Networks(sizes))
     shown = cut_out(disk(), size=16, share=ZERO123_SHARE)
-    turns = [zero123_turntable(published, QUICK.model_copy(update={"views": 2}), shown) for _ in range(2)]
+    turns = [zero123_turntable(published, QUICK.model_copy(update={"views": 2}), [shown]) for _ in range(2)]
     assert turns[0].rgba.shape == (2, 16, 16, 4) and (turns[0].rgba[..., 3] == 255).all()
     assert (turns[0].rgba == turns[1].rgba).all() and (turns[0].rgba[0] != turns[0].rgba[1]).any()
 
 
-def test_the_command_writes_a_turn_and_says_when_it_is_there(model: ViewModel, tmp_path: Path) -> None:
+@pytest.fixture
+def saved(model: ViewModel, tmp_path: Path) -> Path:
+    """A run's folder with the model in views/."""
     network, folder = model.network, tmp_path / "run" / "views"
     save_layout(folder, network.shapes, network.config, model.diffusion, network.state_dict())
     digests = {name: file_digest(folder / name) for name in (UNET, CONDITIONER)}
     meta = {"stage": "views", "status": "done", "seconds": 1, "inputs": {}, "layout_digests": digests}
     (folder / "meta.json").write_text(json.dumps(meta))
+    return tmp_path / "run"
+
+
+def test_the_command_writes_a_turn_and_says_when_it_is_there(saved: Path, tmp_path: Path) -> None:
     Image.fromarray(disk()).save(tmp_path / "disk.png")
-    given = [
-        "--model",
-        str(tmp_path / "run"),
-        "--image",
-        str(tmp_path / "disk.png"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    given = ["--model", str(saved), "--image", str(tmp_path / "disk.png"), "--out", str(tmp_path / "o")]
     main([*given, "--set", "views=3", "steps=2"])
     before = (tmp_path / "o" / "views.png").stat().st_mtime_ns
     main([*given, "--set", "views=3", "steps=2"])
     assert (tmp_path / "o" / "views.png").stat().st_mtime_ns == before
+
+
+def test_a_prompt_s_picture_is_drawn_first_and_then_turned(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Drawer:
+        def draw(self, prompt: str, *, seed: int, steps: int, scale: float) -> np.ndarray:
+            assert prompt.startswith("a ball, ") and "white background" in prompt
+            return on_white(disk(radius=10 if seed == derive_seed("drawing", 3) else 0))
+
+    monkeypatch.setattr(text_to_image, "load_text_to_image", lambda folder, device: Drawer())
+    given = ["--model", str(saved), "--prompt", "a ball", "--set", "drawn_by=drawer", "views=2", "steps=1"]
+    main([*given, "seed=3", "--out", str(tmp_path / "drawn")])
+    np.testing.assert_array_equal(Image.open(tmp_path / "drawn" / "drawn.png"), on_white(disk()))
+    Image.fromarray(disk()).save(tmp_path / "disk.png")
+    shown = ["--image", str(tmp_path / "disk.png"), "--out", str(tmp_path / "shown")]
+    main(["--model", str(saved), *shown, "--set", "views=2", "steps=1", "seed=3"])
+    drawn, same = (np.asarray(Image.open(tmp_path / o / "view_001.png"), int) for o in ("drawn", "shown"))
+    assert np.abs(drawn - same).max() <= 2
+    with pytest.raises(UserError, match=r"drawn\.png shows no object"):
+        main([*given, "seed=4", "--out", str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="give a --prompt and no --image"):
+        main([*given, "--image", str(tmp_path / "disk.png"), "--out", str(tmp_path / "both")])

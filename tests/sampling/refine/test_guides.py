@@ -19,6 +19,7 @@ from sampling.refine.text_to_image import TextToImage, load_text_encoder, load_t
 from sampling.refine.words import negative_sides, side_of
 from shapeloom.config import UserError, load_config
 from shapeloom.diffusion.distillation import sds
+from shapeloom.noise import normal
 
 BATCH, SIDE = 2, 8
 
@@ -154,6 +155,21 @@ def test_each_prompt_is_embedded_once(model):
         model.condition(["a chair", "a chair"], views())
         model.null(views())
     assert asked == ["a chair", ""]
+
+
+def test_a_picture_drawn_in_one_step_is_what_is_expected_of_noise_alone(model, kind):
+    drawn = model.draw("a chair", seed=5, steps=1, scale=1.0)
+    assert drawn.shape == (model.size, model.size, 3)
+    channels = 3 if model.vae is None else 4
+    noise = normal(torch.tensor([5]), (channels, SIDE, SIDE), stream="drawing")
+    sigma = model.sigma(torch.ones(1))
+    x = model.denoise(noise * sigma, sigma, model.condition(["a chair"], views()))
+    with torch.no_grad():
+        pixels = x if model.vae is None else model.vae.decode(x / model.vae.config.scaling_factor).sample
+    expected = ((pixels[0].movedim(0, -1) + 1) / 2).clamp(0, 1) * 255
+    assert np.abs(drawn - expected.numpy()).max() <= 0.51
+    once, again, other = (model.draw("a chair", seed=seed, steps=3, scale=7.5) for seed in (5, 5, 6))
+    assert (once == again).all() and (once != other).any()
 
 
 def test_what_is_not_known_is_said(tmp_path, folder):
