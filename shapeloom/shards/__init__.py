@@ -11,6 +11,7 @@ hosts. A shard is finished once its manifest is there, which is written last.
 """
 
 from shapeloom.shards.cache import ShardCache
+from shapeloom.shards.manifests import manifest_path, read_manifest
 from shapeloom.shards.members import (
     DEPTH_SCALE,
     decode_member,
@@ -30,9 +31,7 @@ from shapeloom.shards.writing import (
     dataset_is_whole,
     finish_dataset,
     list_shards,
-    manifest_path,
     read_back,
-    read_manifest,
     shard_is_finished,
     write_shard,
 )

@@ -14,9 +14,10 @@ from numpy import ndarray
 
 from shapeloom.config import UserError
 from shapeloom.shards.cache import ShardCache
+from shapeloom.shards.manifests import REMAKE, check_schema
 from shapeloom.shards.members import decode_npy, decode_png, depth_from_png
 from shapeloom.shards.rows import Row, Rows, read_facts
-from shapeloom.shards.writing import REMAKE, ShardFacts, check_schema, digest_of, list_shards
+from shapeloom.shards.writing import SCHEMA, ShardFacts, digest_of, list_shards
 from shapeloom.storage import AnyPath, is_local, parse_path, read_json
 
 
@@ -78,7 +79,7 @@ class Shards:
                 "check the path, or run the stage that writes it to its end."
             )
         self.header: dict[str, Any] = read_json(header, advice=REMAKE)
-        check_schema(header, self.header.get("schema"))
+        check_schema(header, self.header.get("schema"), SCHEMA)
         if self.header.get("kind") != self.kind:
             kind = self.header.get("kind")
             raise UserError(f"{self.folder} holds {kind!r} shards, but {self.kind!r} are needed here.")

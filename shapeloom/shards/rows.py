@@ -1,6 +1,6 @@
 """The rows of a data set of any size: counted at once, read shard by shard when they are asked for.
 
-A million assets' manifests are 3 GB of JSON. `index.json`, which `finish_dataset` writes, says of each shard
+A million assets' manifests are a GB of JSON. `index.json`, which `finish_dataset` writes, says of each shard
 its digest, size and counts, so that a data set is opened without them; a manifest is read when one of its
 rows is, and the few read last are kept. That suits `ReadingOrder`, which stays within a few shards.
 """
@@ -16,7 +16,8 @@ import numpy as np
 from numpy import ndarray
 
 from shapeloom.config import UserError
-from shapeloom.shards.writing import ShardFacts, manifest_path, read_index, read_manifest, shard_facts
+from shapeloom.shards.manifests import manifest_path, read_manifest
+from shapeloom.shards.writing import ShardFacts, read_index, shard_facts
 from shapeloom.storage import AnyPath, is_local
 
 KEPT_ROWS = 8192
@@ -35,7 +36,7 @@ class Row:
     category: str
     captions: list[str]
     attributes: dict[str, str]
-    members: dict[str, Sequence[int]]
+    members: Mapping[str, Sequence[int]]
     """Extension -> (byte offset, size) in the shard's tar."""
 
     @property

@@ -9,12 +9,13 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from shapeloom.config import UserError
+from shapeloom.shards import manifests
+from shapeloom.shards.manifests import REMAKE, manifest_path, packed, read_manifest
 from shapeloom.shards.members import encode_member
 from shapeloom.storage import AnyPath, file_digest, put_file, read_json, scratch_file, write_atomic
 
 SCHEMA = 1
-REMAKE = "Copy it again, or delete it and run the stage that writes it again."
-
+"""Of `dataset.json` and `index.json`."""
 INDEX = "index.json"
 
 Sample = Mapping[str, Any]
@@ -32,13 +33,8 @@ class ShardFacts:
     splits: dict[str, int]
 
 
-def manifest_path(shard: AnyPath) -> AnyPath:
-    """`000000.index.json` beside `000000.tar`."""
-    return shard.with_suffix(".index.json")
-
-
-def write_shard(path: AnyPath, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Write one tar and, last, its manifest; returns the manifest. A shard that was there is replaced.
+def write_shard(path: AnyPath, samples: Iterable[Sample]) -> str:
+    """Write one tar and, last, its manifest; returns the tar's SHA-256. A shard that was there is replaced.
 
     Each sample is a mapping with `__key__` (no dots), `json` (a dict holding at least split and captions;
     group, category and attributes are copied to the row too) and any members `name.npy` (array), `name.png`
@@ -50,23 +46,23 @@ def write_shard(path: AnyPath, samples: Iterable[Sample]) -> dict[str, Any]:
             for sample in samples:
                 rows.append(_write_sample(tar, sample))
         manifest = {
-            "schema": SCHEMA,
+            "schema": manifests.SCHEMA,
             "sha256": file_digest(temporary),
             "size": temporary.stat().st_size,
             "count": len(rows),
-            "samples": rows,
+            **packed(rows),
         }
         manifest_path(path).unlink(missing_ok=True)  # an older shard's: it must never describe this one
         put_file(temporary, path)
     write_atomic(manifest_path(path), json.dumps(manifest, sort_keys=True, ensure_ascii=False))
-    return manifest
+    return str(manifest["sha256"])
 
 
 def _write_sample(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
     key, facts = sample["__key__"], sample["json"]
     if "." in key or "/" in key:
         raise ValueError(f"sample key {key!r} holds a dot or a slash, which WebDataset reads as a separator")
-    members = {}
+    members: dict[str, tuple[int, int]] = {}
     for name in sorted(sample):
         if name == "__key__":
             continue
@@ -161,25 +157,6 @@ def read_index(folder: AnyPath, header: Mapping[str, Any]) -> dict[str, ShardFac
         return {name: ShardFacts(*entry) for name, entry in index["shards"].items()}
     except (OSError, UserError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def check_schema(path: AnyPath, found: Any) -> None:
-    """Raises UserError when the file `path` says that it is of another schema than this version's."""
-    if found != SCHEMA:
-        raise UserError(
-            f"{path} has schema {found!r}, and this version reads schema {SCHEMA}: "
-            "make the data again with this version, or read it with the version that made it."
-        )
-
-
-def read_manifest(shard: AnyPath) -> dict[str, Any]:
-    """The manifest of a finished shard: schema, sha256, size, count, samples (see `Row`)."""
-    path = manifest_path(shard)
-    if not path.is_file():
-        raise UserError(f"{shard} has no manifest {path.name} beside it: run the stage that writes it again.")
-    manifest = read_json(path, advice=REMAKE)
-    check_schema(path, manifest.get("schema"))
-    return manifest
 
 
 def read_back(shard: AnyPath) -> Iterator[dict[str, Any]]:

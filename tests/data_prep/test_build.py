@@ -1,6 +1,5 @@
 """The whole stage on small folders: same bytes whoever works, bad assets aside, killed runs go on."""
 
-import json
 import os
 import struct
 import sys
@@ -16,7 +15,7 @@ from data_prep.failures import Failure, from_jsonl, to_jsonl
 from data_prep.pipeline import DataConfig, Limits, ShardTask
 from data_prep.sources.find import SplitFractions, find_sources
 from shapeloom.config import UserError, load_config
-from shapeloom.shards import AssetShards, decode_member, read_back, write_shard
+from shapeloom.shards import AssetShards, decode_member, read_back, read_manifest, write_shard
 
 SMALL = {"num_views": 2, "resolution": 16, "num_points": 64, "num_sdf": 64, "shard_size": 3, "workers": 0}
 
@@ -171,7 +170,7 @@ def test_verify_finds_damage_and_a_sound_folder_sound(prepared):
     assert verify(prepared) == []
     shard = sorted((prepared / "shards").glob("*.tar"))[-1]
     data = bytearray(shard.read_bytes())
-    row = json.loads(shard.with_suffix(".index.json").read_text())["samples"][0]
+    row = read_manifest(shard)["samples"][0]
     offset, _ = row["members"]["sdf_points.npy"]
     data[offset + 128 : offset + 132] = struct.pack("<f", 5.0)  # behind the 128-byte header of .npy
     shard.write_bytes(data)
