@@ -1,6 +1,7 @@
 """Which sample comes when: a pure function of (seed, n), made for reading whole shards one after another."""
 
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ class ReadingOrder:
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.total = int(self.sizes.sum())
         self.seed, self.window = seed, window
-        self._passes: dict[int, tuple[ndarray, ndarray]] = {}
+        self._passes: dict[int, tuple[ndarray, list[int]]] = {}
         self._windows: dict[tuple[int, int], ndarray] = {}
         self._ahead: tuple[tuple[int, int], list[int]] = ((-1, -1), [])
 
@@ -42,7 +43,7 @@ class ReadingOrder:
         place, used = self._ahead
         if (epoch, window) != place:
             _, ends = self._shuffled_shards(epoch)
-            after, following, _ = self._place(epoch * self.total + int(ends[window]))
+            after, following, _ = self._place(epoch * self.total + ends[window])
             both = [*self._shards_of(epoch, window), *self._shards_of(after, following)]
             used = list(dict.fromkeys(both))
             self._ahead = ((epoch, window), used)
@@ -56,17 +57,17 @@ class ReadingOrder:
         """Pass, window in it, and position in that."""
         epoch, position = divmod(n, self.total)
         _, ends = self._shuffled_shards(epoch)
-        window = int(np.searchsorted(ends, position, side="right"))
-        return epoch, window, position - (int(ends[window - 1]) if window else 0)
+        window = bisect_right(ends, position)  # of a list, a fifth of what NumPy takes for one number
+        return epoch, window, position - (ends[window - 1] if window else 0)
 
-    def _shuffled_shards(self, epoch: int) -> tuple[ndarray, ndarray]:
+    def _shuffled_shards(self, epoch: int) -> tuple[ndarray, list[int]]:
         """Shard order of a pass, and the end position of each of its windows."""
         found = self._passes.get(epoch)
         if found is None:
             order = numpy_rng(self.seed, "shards", epoch).permutation(len(self.sizes))
             ends = np.cumsum(self.sizes[order])
             ends = np.append(ends[self.window - 1 :: self.window], ends[-1])
-            return _remember(self._passes, epoch, (order, ends))
+            return _remember(self._passes, epoch, (order, ends.tolist()))
         return found
 
     def _shuffled_window(self, epoch: int, window: int) -> ndarray:

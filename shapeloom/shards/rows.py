@@ -6,10 +6,12 @@ rows is, and the few read last are kept. That suits `ReadingOrder`, which stays 
 """
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, overload
 
 import numpy as np
@@ -69,7 +71,7 @@ class Rows(Sequence[Row]):
     def __init__(self, shards: Sequence[AnyPath], facts: Sequence[ShardFacts], split: str | None) -> None:
         self._shards, self._facts, self._split = list(shards), list(facts), split
         counts = [sum(n for name, n in each.splits.items() if split in (None, name)) for each in facts]
-        self._ends = np.cumsum(np.array(counts, dtype=np.int64))
+        self._ends: list[int] = list(accumulate(counts))
         self._chosen: ndarray | None = None
         self._read: OrderedDict[int, list[Row]] = OrderedDict()
         self._kept = 0
@@ -85,7 +87,7 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         if self._chosen is not None:
             return len(self._chosen)
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -97,13 +99,13 @@ class Rows(Sequence[Row]):
         """Returns a row, or a list of them; IndexError beyond the last one."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        place = index % len(self)
+        if not -(num := len(self)) <= index < num:
+            raise IndexError(f"row {index} of {num}")
+        place = index % num
         if self._chosen is not None:
             place = int(self._chosen[place])
-        shard = int(np.searchsorted(self._ends, place, side="right"))
-        return self._of(shard)[place - (int(self._ends[shard - 1]) if shard else 0)]
+        shard = bisect_right(self._ends, place)
+        return self._of(shard)[place - (self._ends[shard - 1] if shard else 0)]
 
     def __iter__(self) -> Iterator[Row]:
         """All in order; each manifest is read once, whatever is kept."""
