@@ -61,9 +61,10 @@ class EncodeConfig(Config):
     turned: bool = Key(
         False, description="and of quarter turns about +Z; captions must hold for them all the same"
     )
-    embeddings: Path | None = Key(
+    embeddings: Location | None = Key(
         None,
-        description="latents of the same assets and CLIP, to take embeddings over; nothing is rendered",
+        description="latents of the same assets and CLIP, to take embeddings over (a folder or a URL); "
+        "nothing is rendered",
     )
     workers: int | None = Key(
         None, ge=0, description="processes; none: one per GPU, or one per core; 0: in this process"
@@ -142,12 +143,12 @@ def encode_batch(
 
 
 @lru_cache(1)
-def _known(folder: Path) -> tuple[LatentShards, dict[str, int]]:
+def _known(folder: str) -> tuple[LatentShards, dict[str, int]]:
     known = LatentShards(folder)
     return known, {row.key: index for index, row in enumerate(known.rows)}
 
 
-def _embedded(folder: Path, key: str) -> dict[str, Any]:
+def _embedded(folder: str, key: str) -> dict[str, Any]:
     """What the latents in a folder say of an asset, but for its latents and how faithful they are."""
     known, places = _known(folder)
     if key not in places:
@@ -269,7 +270,10 @@ def _encode(
         raise UserError(f"{config.data} has no assets of the splits {config.splits}.")
     tasks = [
         ShardTask(
-            out / "shards" / f"{shard:06d}.tar", shard, tuple(indices), everywhere(config, "data", "clip")
+            out / "shards" / f"{shard:06d}.tar",
+            shard,
+            tuple(indices),
+            everywhere(config, "data", "clip", "embeddings"),
         )
         for shard, indices in members.items()
     ]

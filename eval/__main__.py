@@ -31,7 +31,7 @@ from shapeloom.executors import Executor
 from shapeloom.log import get_logger, start_logging
 from shapeloom.runs import Run, read_meta
 from shapeloom.shards import AssetShards
-from shapeloom.storage import read_json, write_atomic
+from shapeloom.storage import AnyPath, Location, parse_path, read_json, write_atomic
 from shapeloom.weights import checked_digest
 
 log = get_logger("eval")
@@ -41,10 +41,10 @@ class EvalConfig(Config):
     """What is measured. A folder that isn't named is looked for in `run` under its usual name."""
 
     run: Path = Field(description="folder of the run; metrics.json and report.html go there")
-    data: Path | None = Field(None, description="folder of data_prep")
+    data: Location | None = Field(None, description="a data_prep run: a folder or a URL")
     clip: Path | None = Field(None, description="folder of prior.train_clip")
     encoder: Path | None = Field(None, description="folder of encoder.train")
-    latents: Path | None = Field(None, description="folder of encoder.encode")
+    latents: Location | None = Field(None, description="an encoder.encode run: a folder or a URL")
     prior: Path | None = Field(None, description="folder of prior.train")
     samples: Path | None = Field(None, description="folder of sampling")
     setup_seconds_file: Path | None = Field(None, description="text file with the seconds that setup took")
@@ -54,12 +54,16 @@ class EvalConfig(Config):
     report: ReportConfig = ReportConfig()
 
     def folder(self, stage: str) -> Path:
-        """Returns a stage's folder, such as that of "prior"."""
+        """Returns a stage's folder, such as that of "prior"; of models and samples, which are local."""
         named = {
-            "data": self.data, "clip": self.clip, "encoder": self.encoder, "latents": self.latents,
-            "prior": self.prior, "samples": self.samples,
+            "clip": self.clip, "encoder": self.encoder, "prior": self.prior, "samples": self.samples,
         }  # fmt: skip
         return named[stage] or self.run / stage
+
+    def shards(self, stage: str) -> AnyPath:
+        """Returns where the shards of "data" or "latents" lie."""
+        named = {"data": self.data, "latents": self.latents}[stage]
+        return self.run / stage if named is None else parse_path(named)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if world.size > 1:
         raise UserError("The evaluation runs in one process: start it without torchrun or the like.")
     device = world.device
-    data = config.folder("data")
+    data = config.shards("data")
     model = load_encoder(config.folder("encoder"), device)
     conditioner = load_clip(config.folder("clip"), device)
     prior = config.folder("prior")
@@ -99,7 +103,7 @@ def measure(
     executor: Executor,
 ) -> None:
     """Runs the parts one after the other; each keeps what it has made."""
-    out, data = run.folder, config.folder("data")
+    out, data = run.folder, config.shards("data")
     encoder, on_ray = config.folder("encoder"), executor == "ray"
     reconstruction, reconstructed = evaluate_reconstruction(
         data, model, config.reconstruction, out / "reconstruction", on_ray=encoder if on_ray else None
@@ -142,14 +146,14 @@ def _generation(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         judge = make_judge(
-            config.folder("data"), config.judge, run.folder / "judge", conditioner=conditioner, world=world
+            config.shards("data"), config.judge, run.folder / "judge", conditioner=conditioner, world=world
         )
     except NoJudge as error:
         log.warning("samples are not judged: %s", error)
         return {"skipped": str(error)}, []
     run.save_progress()
     summary, records = evaluate_generation(
-        config.folder("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
+        config.shards("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, run.folder / "generation", on_ray,
     )  # fmt: skip
     if "skipped" not in summary:
@@ -192,7 +196,8 @@ def stage_costs(config: EvalConfig, run: Run) -> dict[str, dict[str, float | Non
         "sample": "samples",
     }  # fmt: skip
     for stage, folder in folders.items():
-        path = config.folder(folder) / "meta.json"
+        where = config.shards(folder) if folder in ("data", "latents") else config.folder(folder)
+        path = where / "meta.json"
         meta = read_json(path, advice="Copy it again.") if path.is_file() else {}
         seconds[stage] = round(meta["seconds"], 2) if meta else None
         memory[stage] = meta.get("peak_memory_gb")

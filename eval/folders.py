@@ -18,7 +18,7 @@ from data_prep.formats.load import SUFFIXES
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards
-from shapeloom.storage import read_json
+from shapeloom.storage import AnyPath, read_json
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LISTS = ("prompts.csv", "captions.csv")
@@ -132,13 +132,18 @@ def _own_samples(folder: Path) -> Iterator[Item]:
 # ---------------------------------------------------------------- references
 
 
-def read_references(data: Path, splits: Sequence[str], *, most: int, seed: int) -> References:
+def read_references(data: AnyPath, splits: Sequence[str], *, most: int, seed: int) -> References:
     """Returns up to `most` held-out and as many training assets, drawn by `seed`.
 
-    data: a folder that `python -m data_prep` wrote, whose assets must still lie where they were, or any
-    folder of 3D files, all held out. Raises UserError for neither.
+    data: what `python -m data_prep` wrote, a folder or a URL, whose assets must still lie where they were, or
+    any folder of 3D files, all held out. Raises UserError for neither.
     """
     if not (data / "dataset.json").is_file():
+        if not isinstance(data, Path):
+            raise UserError(
+                f"{data} is no finished data set (no dataset.json in it), and 3D files are read from local "
+                "folders alone: check the URL, or copy the files here."
+            )
         items = read_outputs(data, None, data)
         return References(_draw(items, most, seed), [], data)
     root = assets_of(data)
@@ -174,11 +179,11 @@ def _draw(items: Sequence[Item], most: int, seed: int) -> list[Item]:
     return [items[i] for i in sorted(order)]
 
 
-def assets_of(data: Path) -> Path:
+def assets_of(data: AnyPath) -> Path:
     """Returns the folder of files that a data set was prepared from: its own, or its config's."""
-    if (data / "assets").is_dir():
+    if isinstance(data, Path) and (data / "assets").is_dir():
         return data / "assets"
     config = data / "config.yaml"
     named = (yaml.safe_load(config.read_text()) or {}).get("assets") if config.is_file() else None
-    assets = Path(named) if named else data / "assets"
+    assets = Path(named or Path(str(data), "assets"))
     return assets.parent if assets.is_file() else assets

@@ -27,12 +27,13 @@ from shapeloom.decoder import Decoder
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
 from shapeloom.pictures import on_white
 from shapeloom.shards import AssetShards
+from shapeloom.storage import AnyPath
 
 Summary = dict[str, Any]
 
 
 def evaluate_generation(
-    data: Path, decoder: Decoder, sampler: Callable[[], Sampler], judge: Judge, config: GenerationConfig,
+    data: AnyPath, decoder: Decoder, sampler: Callable[[], Sampler], judge: Judge, config: GenerationConfig,
     folder: Path, on_ray: Parts | None = None,
 ) -> tuple[Summary, list[dict[str, Any]]]:  # fmt: skip
     """Returns the summary and each sample's record; samples are kept in `folder`.
@@ -98,7 +99,7 @@ def judged_scores(
 
 
 def frechet_scores(
-    data: Path, judge: Judge, embeddings: Float[Tensor, "samples views embed"], config: GenerationConfig
+    data: AnyPath, judge: Judge, embeddings: Float[Tensor, "samples views embed"], config: GenerationConfig
 ) -> Summary:
     """Returns the Frechet distance of the samples' views to held-out assets' in the judge's features.
 
@@ -136,7 +137,7 @@ def _records(
 
 def _add_pictures(
     records: Sequence[dict[str, Any]], pictures: UInt8[ndarray, "samples views size size 3"],
-    neighbours: Sequence[Neighbour], data: Path, config: GenerationConfig, folder: Path,
+    neighbours: Sequence[Neighbour], data: AnyPath, config: GenerationConfig, folder: Path,
 ) -> None:  # fmt: skip
     """Adds each sample's picture: its views and, where it is known, beneath them the nearest training asset's
     own most similar ones."""
@@ -204,7 +205,7 @@ def _mismatched(similarity: Float[ndarray, "samples prompts"], target: ndarray) 
 
 
 def ceiling(
-    data: Path, judge: Judge, prompts: Sequence[Prompt], text: Float[Tensor, "prompts embed"],
+    data: AnyPath, judge: Judge, prompts: Sequence[Prompt], text: Float[Tensor, "prompts embed"],
     config: GenerationConfig,
 ) -> Summary:  # fmt: skip
     """Returns the judge's scores on true views of held-out assets, among as many prompts as samples have.

@@ -24,6 +24,7 @@ from shapeloom.distributed import World
 from shapeloom.log import get_logger
 from shapeloom.runs import Run
 from shapeloom.shards import AssetShards
+from shapeloom.storage import AnyPath
 
 log = get_logger("judge")
 
@@ -103,7 +104,7 @@ def fit_probe(embeddings: Float[Tensor, "samples embed"], labels: Sequence[str],
     return Probe(classes, weight.detach(), bias.detach())
 
 
-def make_judge(data: Path, config: JudgeConfig, folder: Path, *, conditioner: str, world: World) -> Judge:
+def make_judge(data: AnyPath, config: JudgeConfig, folder: Path, *, conditioner: str, world: World) -> Judge:
     """Returns the judge, trained in `folder` unless it is there already.
 
     conditioner: digest of the CLIP that the prior was conditioned on. Raises UserError if the judge is that

@@ -27,7 +27,7 @@ from shapeloom.config import Config, UserError, parse_stage
 from shapeloom.executors import Executor, check_written, everywhere, run_tasks
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.runs import Run, text_digest
-from shapeloom.storage import write_atomic
+from shapeloom.storage import Location, parse_path, write_atomic
 
 log = get_logger("judge")
 TRAINING = "training assets"
@@ -39,7 +39,9 @@ HELD_OUT = "held-out assets"
 class JudgingConfig(Config):
     """A protocol: what outputs are held against, and how. Results of unlike protocols are not compared."""
 
-    reference: Path | None = Field(None, description="data of data_prep, or a folder of 3D files")
+    reference: Location | None = Field(
+        None, description="a data_prep run (a folder or a URL), or a folder of 3D files"
+    )
     prompts: Path | None = Field(None, description="CSV with path and prompt; none: each folder's own list")
     reference_digest: str | None = Field(None, description="that the reference must have; none: any")
     prompts_digest: str | None = Field(None, description="that the prompts must have; none: any")
@@ -84,7 +86,10 @@ def judge(
     given = _given_backbones(config)
     clip = load_clip(config.judge, "cpu") if config.judge is not None else None
     references = read_references(
-        config.reference, config.reference_splits, most=config.max_reference, seed=config.measures.seed
+        parse_path(config.reference),
+        config.reference_splits,
+        most=config.max_reference,
+        seed=config.measures.seed,
     )
     systems = {
         name: read_outputs(folder, config.prompts, references.root)

@@ -35,7 +35,7 @@ from shapeloom.log import progress
 from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
 from shapeloom.pictures import Views, read_views, to_uint8
 from shapeloom.shards import AssetSample, AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import AnyPath, write_atomic
 from shapeloom.surface_metrics import (
     COLOR_SCORES,
     FIELD_SCORES,
@@ -87,7 +87,7 @@ def held_out_views(num_stored: int, num_encoder: int, num_wanted: int) -> list[i
 
 
 def evaluate_reconstruction(
-    data: Path, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True,
+    data: AnyPath, model: AnyAutoencoder, config: ReconstructionConfig, folder: Path, *, nearest: bool = True,
     on_ray: Path | None = None,
 ) -> tuple[Record, list[Record]]:  # fmt: skip
     """Returns the summary and each asset's record; records and pictures are kept in `folder`.
@@ -146,7 +146,7 @@ class _Batch:
 
     assets: tuple[_Wanted, ...]
     path: Path
-    data: Path
+    data: AnyPath
     model: Path | None
     config: ReconstructionConfig
     nearest: bool
@@ -175,7 +175,7 @@ def _evaluate_batch(task: _Batch, report: object, model: AnyAutoencoder | None =
 
 
 @lru_cache(1)
-def _training(data: Path) -> TrainingAssets:
+def _training(data: AnyPath) -> TrainingAssets:
     return TrainingAssets(AssetShards(data, "train"))
 
 

@@ -22,7 +22,7 @@ from shapeloom.health import describe
 from shapeloom.pictures import on_white
 from shapeloom.runs import read_metrics
 from shapeloom.shards import AssetShards
-from shapeloom.storage import read_json
+from shapeloom.storage import AnyPath, read_json
 from shapeloom.viewer import library
 
 Record = Mapping[str, Any]
@@ -44,7 +44,7 @@ class ReportConfig(Config):
 class Folders:
     """Where the stages of a run lie."""
 
-    data: Path
+    data: AnyPath
     clip: Path
     encoder: Path
     prior: Path
@@ -225,7 +225,7 @@ def _beside(folder: Path, records: Sequence[Record]) -> str:
     return intro + page.tiles(figures, "large")
 
 
-def _contact_sheet(data: Path, num: int) -> str:
+def _contact_sheet(data: AnyPath, num: int) -> str:
     shards = (
         AssetShards(data, "train") if AssetShards(data).header["splits"].get("train") else AssetShards(data)
     )
@@ -263,7 +263,7 @@ def _views(folder: Path) -> str:
     return views.section(results, folder / views.SHEET)
 
 
-def _failures(data: Path, limit: int) -> str:
+def _failures(data: AnyPath, limit: int) -> str:
     path = data / "quarantine.jsonl"
     entries = [json.loads(line) for line in path.read_text().split("\n") if line] if path.is_file() else []
     if not entries:

@@ -41,7 +41,7 @@ from shapeloom.metrics import chamfer_l2, share_interval
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import AnyPath, write_atomic
 
 OVERSAMPLE = 4
 """Points on a sample's surface among which the farthest are chosen, for each that is: as for stored ones."""
@@ -178,7 +178,9 @@ def stored_clouds(assets: Sequence[tuple[AssetShards, int]], num: int) -> list[C
     return clouds
 
 
-def draw_assets(data: Path, splits: Sequence[str], num: int, *, seed: int) -> list[tuple[AssetShards, int]]:
+def draw_assets(
+    data: AnyPath, splits: Sequence[str], num: int, *, seed: int
+) -> list[tuple[AssetShards, int]]:
     """Returns up to `num` assets of the splits, drawn by `seed`."""
     available = AssetShards(data).header["splits"]
     readers = [AssetShards(data, split) for split in splits if available.get(split)]
@@ -203,8 +205,8 @@ def nearest_neighbours(clouds: Sequence[Cloud], training: TrainingAssets) -> lis
 
 
 def evaluate_sets(
-    data: Path, decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"], config: SetsConfig,
-    folder: Path, *, seed: int,
+    data: AnyPath, decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"],
+    config: SetsConfig, folder: Path, *, seed: int,
 ) -> tuple[Summary, list[Neighbour]]:  # fmt: skip
     """Returns the scores of samples as a set of shapes, and the nearest training asset of each that was used.
 

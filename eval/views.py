@@ -42,7 +42,7 @@ from shapeloom.rendering.cameras import Cameras
 from shapeloom.runs import Run
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import AnyPath, Location, parse_path, write_atomic
 from shapeloom.view_diffusion import References, ViewModel, load_view_model
 from shapeloom.view_network import azimuths
 
@@ -63,7 +63,7 @@ class ViewEvalConfig(Config):
     """What is measured, and how views are sampled."""
 
     model: Path | None = Key(None, description="a finished prior.train_views")
-    data: Path | None = Key(None, description="folder of data_prep")
+    data: Location | None = Key(None, description="a data_prep run: a folder or a URL")
     vae: Path | None = Key(None, description="folder of the VAE whose latents the model diffuses, if it does")
     prior: Path | None = Key(
         None, description="folder of prior.train, to compare with; with encoder and clip"
@@ -174,7 +174,7 @@ def perceptual(config: BackboneConfig | None) -> tuple[str, Callable[[ndarray, n
 class Beside:
     """What the model is compared with."""
 
-    def __init__(self, config: ViewEvalConfig, data: Path) -> None:
+    def __init__(self, config: ViewEvalConfig, data: AnyPath) -> None:
         self.training = TrainingAssets(AssetShards(data, "train"))
         self.pipeline: ShapePipeline | None = None
         if config.prior is not None:
@@ -316,7 +316,7 @@ def save_sheet(path: Path, columns: Sequence[tuple[Pictures, Pictures, Pictures]
 # ---------------------------------------------------------------- command
 
 
-def evaluate(model: ViewModel, config: ViewEvalConfig, data: Path, folder: Path) -> Record:
+def evaluate(model: ViewModel, config: ViewEvalConfig, data: AnyPath, folder: Path) -> Record:
     """Returns the results, writes them and the pictures; raises UserError if there is nothing held out."""
     available = AssetShards(data).header["splits"]
     splits = [split for split in config.splits if available.get(split)]
@@ -378,13 +378,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.model is None or config.data is None:
         raise UserError("eval.views needs --model RUN/views and --data RUN/data.")
     model = load_view_model(config.model, vae=config.vae)
-    inputs = {"model": model.digest, "data": AssetShards(config.data).digest}
+    data = parse_path(config.data)
+    inputs = {"model": model.digest, "data": AssetShards(data).digest}
     places = ("vae", "prior", "encoder", "clip")
     with Run.open(out, config, stage="eval.views", inputs=inputs, places=places) as run:
         if run.done:
             log.info("%s already holds these figures; see %s", out, out / PAGE)
             return
-        results = evaluate(model, config, config.data, run.folder)
+        results = evaluate(model, config, data, run.folder)
         run.finish()
     for gap, part in results["gaps"].items():
         told = ", ".join(f"{name} {each['psnr']['mean']:.2f}" for name, each in part["systems"].items())

@@ -2,8 +2,8 @@
 
 When a command ends well, `OUT/.finished.json` notes what was typed and a digest of the names, sizes and times
 of all files that it depends on: the project's code, OUT, and whatever its words and its resolved config name.
-The same command with the same digest is done; for any other the stage itself looks, by content. Standard
-library alone.
+The same command with the same digest is done; for any other the stage itself looks, by content, and so where
+anything that it names is a URL. Standard library alone.
 """
 
 import hashlib
@@ -59,14 +59,16 @@ def note_read(config: object) -> None:
 def remember() -> None:
     """Writes down what was noted, once the command has ended well.
 
-    Not for what isn't a stage's command, for too many files, or where the folder can't be written; nor if
-    what it read has changed since it began: it may have seen what was there before.
+    Not for what isn't a stage's command, for one that names URLs, for too many files, or where the folder
+    can't be written; nor if what it read has changed since it began: it may have seen what was there before.
     """
     command = stage_command(sys.orig_argv)
     if not command or not _ended:
         return
-    folder = _ended.pop()
-    found = sorted({*map(os.path.abspath, filter(os.path.exists, {*_read, *_named(command[1:])} - {""}))})
+    folder, words = _ended.pop(), {*_read, *_named(command[1:])} - {""}
+    if any("://" in word for word in words):
+        return
+    found = sorted({*map(os.path.abspath, filter(os.path.exists, words))})
     with suppress(TooManyFiles, OSError):
         if _newest([*_code(), *found], beside=folder) >= STARTED:
             return

@@ -283,11 +283,11 @@ def measure_prior(
     config = _evaluation(table, run).model_copy(update={"prior": folder / "prior"})
     conditioner = load_clip(config.folder("clip"), world.device).digest
     judge = make_judge(
-        config.folder("data"), config.judge, judge_folder, conditioner=conditioner, world=world
+        config.shards("data"), config.judge, judge_folder, conditioner=conditioner, world=world
     )
     decoder = load_encoder(config.folder("encoder"), world.device).decoder
     found, _ = evaluate_generation(
-        config.folder("data"), decoder, lambda: make_sampler(config, world.device), judge,
+        config.shards("data"), decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, folder / "generation",
     )  # fmt: skip
     if "skipped" in found:

@@ -38,6 +38,7 @@ from shapeloom.config import run_main
 from shapeloom.log import start_logging
 from shapeloom.rendering.isosurface import triangulate
 from shapeloom.seed import numpy_rng
+from shapeloom.storage import parse_path
 
 CELLS = 40
 Spoil = Callable[[Mesh, Mesh], bytes]
@@ -85,7 +86,10 @@ def spoil_and_judge(config: JudgingConfig, out: Path) -> Path:
     """Writes the folders and judges them; returns the folder of the results."""
     assert config.reference is not None
     references = read_references(
-        config.reference, config.reference_splits, most=config.max_reference, seed=config.measures.seed
+        parse_path(config.reference),
+        config.reference_splits,
+        most=config.max_reference,
+        seed=config.measures.seed,
     )
     folders = write_folders(references.training, out / "outputs", WAYS)
     judge(folders, out / "judged", config)

@@ -13,9 +13,11 @@ from benchmarks.experiments.melted import WAYS, write_folders
 from data_prep.procedural.dataset import ProceduralConfig, generate
 from eval import compare, judging
 from eval.compare import read_results
-from eval.folders import Item, read_outputs
+from eval.folders import Item, read_outputs, read_references
 from eval.judging import JudgingConfig, judge
 from shapeloom.config import UserError
+from shapeloom.shards import finish_dataset, write_shard
+from shapeloom.storage import parse_path
 
 NUM = 12
 CONFIG = JudgingConfig.model_validate(
@@ -44,7 +46,7 @@ def judged(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = write_folders(items, out.with_name("outputs"), chosen)
     (folders[2] / "000.ply").unlink()  # missing
     (folders[2] / "001.ply").write_bytes(b"no mesh")
-    judge(folders, out, CONFIG.model_copy(update={"reference": assets}))
+    judge(folders, out, CONFIG.model_copy(update={"reference": str(assets)}))
     return out
 
 
@@ -96,14 +98,14 @@ def test_a_second_run_looks_at_nothing_and_says_the_same(
     folders = [
         judged.with_name("outputs") / name for name in ("true", "smoothed_100", "recoloured", "swapped")
     ]
-    judge(folders, judged, CONFIG.model_copy(update={"reference": assets}))
+    judge(folders, judged, CONFIG.model_copy(update={"reference": str(assets)}))
     assert (judged / "table.json").read_text() == before
 
 
 def test_runs_of_one_protocol_are_compared_and_others_refused(
     judged: Path, assets: Path, tmp_path: Path
 ) -> None:
-    config = CONFIG.model_copy(update={"reference": assets, "cache": judged / "cache"})
+    config = CONFIG.model_copy(update={"reference": str(assets), "cache": judged / "cache"})
     judge([judged.with_name("outputs") / "true"], tmp_path / "a", config)
     judge([judged.with_name("outputs") / "swapped"], tmp_path / "b", config)
     compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "both")])
@@ -122,9 +124,27 @@ def test_runs_of_one_protocol_are_compared_and_others_refused(
 
 
 def test_a_protocol_s_digest_of_the_reference_is_held(assets: Path, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"reference": assets, "reference_digest": "another"})
+    config = CONFIG.model_copy(update={"reference": str(assets), "reference_digest": "another"})
     with pytest.raises(UserError, match="reference with the digest another"):
         judge([assets], tmp_path, config)
+
+
+def test_a_reference_may_be_data_at_a_url_whose_assets_lie_here(tmp_path: Path) -> None:
+    data = parse_path("memory://judging/data")
+    names = [("a.obj", "val"), ("b.obj", "train")]
+    samples = [
+        {"__key__": name[0], "json": {"split": split, "captions": [f"a {name}"], "path": name}}
+        for name, split in names
+    ]
+    write_shard(data / "shards" / "000000.tar", samples)
+    finish_dataset(data, kind="assets", facts={})
+    (data / "config.yaml").write_text(f"assets: {tmp_path}")
+    for name, _ in names:
+        (tmp_path / name).write_text("v 0 0 0")
+    found = read_references(data, ["val"], most=5, seed=0)
+    assert [item.mesh for item in (*found.held_out, *found.training)] == [tmp_path / n for n, _ in names]
+    with pytest.raises(UserError, match=r"memory://judging/nothing is no finished data set"):
+        read_references(parse_path("memory://judging/nothing"), ["val"], most=5, seed=0)
 
 
 def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_path: Path) -> None:
@@ -138,7 +158,7 @@ def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_p
             colours = np.full((50, 50, 3), 20 * number, np.uint8)
             colours[10:40, 10:40] = 255 - 20 * number
             Image.fromarray(colours).save(folder / f"{number}.png")
-    config = CONFIG.model_copy(update={"reference": assets, "cache": judged / "cache"})
+    config = CONFIG.model_copy(update={"reference": str(assets), "cache": judged / "cache"})
     judge([folder], tmp_path / "out", config)
     found = read_results(tmp_path / "out").content["systems"]["pictures"]["measures"]
     kinds = {key.split("/")[1] for key in found if "/" in key}
@@ -153,7 +173,7 @@ def test_folders_with_unlike_prompts_are_no_table(tmp_path: Path, assets: Path) 
         judge(
             [tmp_path / "a", tmp_path / "b"],
             tmp_path / "out",
-            CONFIG.model_copy(update={"reference": assets}),
+            CONFIG.model_copy(update={"reference": str(assets)}),
         )
 
 

@@ -1,6 +1,7 @@
 """The whole stage on a tiny run whose models were never trained."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from upath import UPath
 
 import eval.__main__ as evaluation
 from encoder.model import Autoencoder, EncoderConfig
@@ -19,7 +21,7 @@ from shapeloom.config import Config, UserError
 from shapeloom.decoder import DecoderConfig
 from shapeloom.runs import Run
 from shapeloom.shards import AssetShards
-from shapeloom.storage import write_atomic
+from shapeloom.storage import parse_path, write_atomic
 from shapeloom.training import TrainConfig
 
 SETTINGS = [
@@ -91,8 +93,8 @@ def run(coloured_balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return folder
 
 
-def evaluate(run: Path, *settings: str) -> None:
-    evaluation.main(["--out", str(run / "eval"), "--set", f"run={run}", *SETTINGS, *settings])
+def evaluate(run: Path, *settings: str, out: str = "eval") -> None:
+    evaluation.main(["--out", str(run / out), "--set", f"run={run}", *SETTINGS, *settings])
 
 
 def test_numbers_and_page_are_written_where_people_look_for_them(run: Path) -> None:
@@ -133,6 +135,20 @@ def test_a_finished_evaluation_does_nothing_and_an_interrupted_one_goes_on(
     evaluate(run)
     assert FakePipeline.loaded == 1  # samples were kept
     assert (run / "metrics.json").read_text() == written
+
+
+def test_data_on_object_storage_gives_the_same_numbers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(run))  # of the cache of shards
+    evaluate(run)
+    here = json.loads((run / "metrics.json").read_text())
+    parse_path("memory://bucket/data").fs.put(str((run / "data").resolve()), "/bucket/data", recursive=True)
+    (run / "data").unlink()
+    evaluate(run, "data=memory://bucket/data", out="eval_there")
+    UPath("memory://bucket").fs.store.clear()
+    there = json.loads((run / "metrics.json").read_text())
+    for part in ("reconstruction", "generation"):
+        assert there[part] == here[part]
+    assert list(run.glob("shapeloom-shards-*/*.tar"))
 
 
 def test_data_without_a_judge_is_measured_but_for_the_samples(run: Path) -> None:

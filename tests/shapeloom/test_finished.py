@@ -30,6 +30,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]  # fmt: skip
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", *words])
     monkeypatch.setattr(finished, "STARTED", time.time() + 1)  # after all that it reads was there
+    monkeypatch.setattr(finished, "_read", set())  # what other tests' stages noted
     note_read({"a": [{"b": str(tmp_path / "named_by_config")}], "c": 1})
     note(tmp_path / "out")
     remember()
@@ -52,6 +53,16 @@ def test_a_changed_file_is_looked_at_by_the_stage(command: list[str], tmp_path: 
 def test_a_lost_file_is_looked_at_by_the_stage(command: list[str], tmp_path: Path, path: str) -> None:
     (tmp_path / path).unlink()
     assert not is_finished(command)
+
+
+def test_what_was_read_from_a_url_is_looked_at_by_the_stage(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / NAME).unlink()
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", *command, "latents=s3://bucket/latents"])
+    note(tmp_path / "out")
+    remember()
+    assert not (tmp_path / "out" / NAME).exists()
 
 
 def test_other_words_another_place_and_other_code_are_another_command(
