@@ -55,7 +55,8 @@ def _entry(number: int, place: int) -> str:
 
 def measure(folder: Path) -> dict[str, float]:
     """Seconds and CPU seconds of opening, the order, and as many reads as there are assets; memory in MB."""
-    before, found = _peak(), {}
+    found: dict[str, float] = {}
+    before = _peak()
     with _timed("open", found):
         shards = AssetShards(folder, "train")
     found["open_mb"] = _peak() - before
