@@ -1,9 +1,9 @@
-"""Two hosts as network namespaces of this machine: a cable that is pulled, a folder that isn't shared.
+"""Hosts as network namespaces: three that train as one, a cable that is pulled, a folder that isn't shared.
 
     sudo make drill-cluster
 
 Each host has its own network, name and /etc/hosts, with Debian's habit of calling itself 127.0.1.1. It needs
-root, `ip` and `unshare`; leaves nothing behind. A small training runs on both by launch/torchrun.sh.
+root, `ip` and `unshare`; leaves nothing behind. A small training runs on them by launch/torchrun.sh.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HOSTS = {"loom-a": "10.77.0.1", "loom-b": "10.77.0.2"}
+HOSTS = {"loom-a": "10.77.0.1", "loom-b": "10.77.0.2", "loom-c": "10.77.0.3"}
+PAIR = ("loom-a", "loom-b")
 BRIDGE = "loom-br"
 PORT = "29477"
 MODULE = "tests.shapeloom.line_training"
@@ -31,7 +32,7 @@ def run(*words: str) -> None:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """Two namespaces on a bridge."""
+    """A namespace a host, on a bridge."""
     try:
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "link", "set", BRIDGE, "up")
@@ -55,10 +56,13 @@ def network() -> Iterator[None]:
         subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
 
 
-def start(host: str, out: Path, log: Path, *, before: str = "true", **settings: float) -> subprocess.Popen:
+def start(
+    host: str, out: Path, log: Path, *, before: str = "true", nodes: str = "1:2", processes: int = 1,
+    **settings: float,
+) -> subprocess.Popen:  # fmt: skip
     """The training on one host; before: a shell's command to run there first, in its own mount namespace."""
     line = f"hostname {host}; {before}; exec bash launch/torchrun.sh {MODULE} {out} '{json.dumps(settings)}'"
-    own = {"NNODES": "1:2", "NPROC": "1", "MASTER_PORT": PORT, "MASTER_ADDR": HOSTS["loom-a"]}
+    own = {"NNODES": nodes, "NPROC": str(processes), "MASTER_PORT": PORT, "MASTER_ADDR": HOSTS["loom-a"]}
     own |= {"OMP_NUM_THREADS": "1", "VENV": sys.prefix, "LAST_CALL": "20"}
     words = ["ip", "netns", "exec", host, "unshare", "--uts", "--mount", "bash", "-c", line]
     with log.open("w") as file:
@@ -81,7 +85,7 @@ def losses(out: Path) -> list[float]:
 
 def pulled_cable(folder: Path) -> list[str]:
     """What is wrong after host b's cable was pulled: a is to go on alone, to the same losses."""
-    out, logs = folder / "cable", {host: folder / f"cable-{host}.log" for host in HOSTS}
+    out, logs = folder / "cable", {host: folder / f"cable-{host}.log" for host in PAIR}
     both = [start(host, out, log, seconds=0.5, steps=40) for host, log in logs.items()]
     wait_for(out / "state" / "latest", both, 300)
     two = "2 process(es)" in logs["loom-a"].read_text()
@@ -111,7 +115,7 @@ def pulled_cable(folder: Path) -> list[str]:
 
 def unshared_folder(folder: Path) -> list[str]:
     """What is wrong where host b sees a disk of its own in the place of --out."""
-    out, logs = folder / "mine", {host: folder / f"mine-{host}.log" for host in HOSTS}
+    out, logs = folder / "mine", {host: folder / f"mine-{host}.log" for host in PAIR}
     out.mkdir()
     before = {"loom-a": "true", "loom-b": f"mount -t tmpfs none {out}"}
     begun = time.monotonic()
@@ -127,6 +131,27 @@ def unshared_folder(folder: Path) -> list[str]:
     return found
 
 
+def three_hosts(folder: Path) -> list[str]:
+    """What is wrong on three hosts: losses and weights are to be those of three processes on one."""
+    out, one, settings = folder / "three", folder / "one", {"steps": 20, "batch_size": 12}
+    begun = time.monotonic()
+    all_three = [start(host, out, folder / f"{host}.log", nodes="3", **settings) for host in HOSTS]
+    codes = [process.wait() for process in all_three]
+    took = time.monotonic() - begun
+    codes.append(start("loom-a", one, folder / "one.log", nodes="1", processes=3, **settings).wait())
+    if any(codes):
+        return [f"exit codes {codes} of three hosts and of one"]
+    together = all("3 process(es)" in (folder / name).read_text() for name in ("loom-a.log", "one.log"))
+    same = losses(out) == losses(one)
+    weights = [(where / "weights.safetensors").read_bytes() for where in (out, one)]
+    sys.stdout.write(
+        f"three: {took:.0f} s; losses {'equal' if same else 'DIFFER'}, weights "
+        f"{'equal byte for byte' if weights[0] == weights[1] else 'DIFFER'} to three processes on one host\n"
+    )
+    found = [] if together else ["three processes never trained together"]
+    return found + ([] if same and weights[0] == weights[1] else ["three hosts train otherwise than one"])
+
+
 def main() -> None:
     """Runs the drills."""
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -134,7 +159,7 @@ def main() -> None:
         sys.exit("error: this drill makes network namespaces, so it needs root and `ip` (Debian: iproute2).")
     folder = Path(tempfile.mkdtemp(prefix="drill-cluster-"))
     with network():
-        problems = [*unshared_folder(folder), *pulled_cable(folder)]
+        problems = [*three_hosts(folder), *unshared_folder(folder), *pulled_cable(folder)]
     if problems:
         sys.exit(f"error: {'; '.join(problems)}. The hosts' logs are in {folder}.")
     shutil.rmtree(folder)

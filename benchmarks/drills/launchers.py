@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.drills.cluster import HOSTS, MODULE, losses, network
+from benchmarks.drills.cluster import MODULE, PAIR, losses, network
 
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "slurmd": "slurm-wlm", "munged": "munge"}
 STEPS = 200
@@ -131,13 +131,13 @@ def over_ssh(folder: Path) -> list[str]:
     # The user's own ~/.ssh stays as it is.
     (folder / "bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh.conf "$@"\n')
     (folder / "bin/ssh").chmod(0o755)
-    (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in HOSTS))
+    (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in PAIR))
     Path("/run/sshd").mkdir(exist_ok=True)
     own = {
         "PATH": f"{folder}/bin:{os.environ['PATH']}", "HOSTFILE": f"{folder}/hosts", "VENV": sys.prefix,
         "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "FORWARD": "PYTHONPATH", "LAUNCHER": "ssh",
     }  # fmt: skip
-    daemons = [on_host(host, str(shutil.which("sshd")), "-D", "-f", f"{folder}/sshd.conf") for host in HOSTS]
+    daemons = [on_host(host, str(shutil.which("sshd")), "-D", "-f", f"{folder}/sshd.conf") for host in PAIR]
     began = time.monotonic()
     with running(*daemons):
         words = ("bash", "launch/deepspeed.sh", MODULE, f"{folder}/by_ssh", f'{{"steps": {STEPS}}}')
@@ -168,9 +168,9 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         wait_until((folder / "munge.socket").exists, 30, "munged was ready")
         (folder / "ctld").mkdir()
         daemons = [on_host("loom-a", "slurmctld", "-D", own=own, stdout=log, stderr=log)]
-        daemons += [on_host(host, "slurmd", "-D", own=own, stdout=log, stderr=log) for host in HOSTS]
+        daemons += [on_host(host, "slurmd", "-D", own=own, stdout=log, stderr=log) for host in PAIR]
         with running(*daemons):
-            wait_until(lambda: _idle(own) == len(HOSTS), 60, "Slurm's hosts were ready")
+            wait_until(lambda: _idle(own) == len(PAIR), 60, "Slurm's hosts were ready")
             try:
                 yield own
             finally:
