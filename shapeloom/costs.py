@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from shapeloom.config import UserError
+from shapeloom.muon import muon_groups, orthogonalize
 from shapeloom.training_task import Task, TrainConfig
 
 Shape = Sequence[int]
@@ -66,7 +67,7 @@ def _attention_backward(out: Shape, query: Shape, key: Shape, value: Shape, *_: 
     return sdpa_backward_flop_count(out, query, key, value)
 
 
-_OF_CPUS = {
+OF_CPUS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -123,7 +124,7 @@ def count(task: Task, samples: Sequence[int], *, bf16: bool) -> Counted:
     batch = task.batch(samples)
     seconds = time.perf_counter() - start
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in task.model.parameters()})
-    counter = FlopCounterMode(display=False, custom_mapping=_OF_CPUS)
+    counter = FlopCounterMode(display=False, custom_mapping=OF_CPUS)
     with counter, saved_tensors_hooks(lambda tensor: _Saved(tensor, ledger), lambda saved: saved.tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss, _ = task.loss(task.model, batch)
@@ -144,11 +145,31 @@ def sample_costs(task: Task, first: int, *, bf16: bool) -> tuple[float, float, f
     return two.flops / 2, each, fixed, two.batch_seconds / 2
 
 
+def moments_of(model: nn.Module, config: TrainConfig) -> int:
+    """Returns how many numbers the optimizer keeps: two of a weight that trains, Muon one of a matrix."""
+    if config.optimizer == "adamw":
+        return 2 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    groups = muon_groups(model, 0.0)
+    return sum((1 if group["muon"] else 2) * p.numel() for group in groups for p in group["params"])
+
+
+def optimizer_flops(model: nn.Module, config: TrainConfig) -> float:
+    """Returns the operations of the optimizer's step in each process: Muon's products; AdamW has none."""
+    if config.optimizer == "adamw":
+        return 0.0
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for matrix in muon_groups(model, 0.0)[0]["params"]:
+            orthogonalize(torch.empty(1, *matrix.shape, device="meta"))
+    return float(counter.get_total_flops())
+
+
 def state_bytes(
-    parameters: int, trained: int, config: TrainConfig, stage: int, world: int
+    parameters: int, trained: int, moments: int, config: TrainConfig, stage: int, world: int
 ) -> dict[str, float]:
     """Returns what a process keeps from step to step, by its purpose, in float32.
 
+    moments: as `moments_of` counts them.
     Source: Rajbhandari et al. 2020 (ZeRO), section 5, for its stages; the buffers are DeepSpeed's own.
     """
     states, gradients, weights = (world if stage >= least else 1 for least in (1, 2, 3))
@@ -156,7 +177,7 @@ def state_bytes(
     found = {
         "weights": 4 * parameters / weights,
         "gradients": 4 * trained / gradients,
-        "moments": 8 * trained / states,
+        "moments": 4 * moments / states,
         "averages": 0 if stage == 3 else averages,
         "buffers": 0.0,
     }
@@ -175,10 +196,10 @@ def passing_bytes(activations: float, trained: int, stage: int) -> float:
     return activations if stage else max(activations, 4.0 * min(trained, BUCKET_ELEMENTS))
 
 
-def checkpoint_bytes(parameters: int, trained: int, config: TrainConfig) -> float:
+def checkpoint_bytes(parameters: int, trained: int, moments: int, config: TrainConfig) -> float:
     """Returns the size of a checkpoint: weights, moments, averages; with ZeRO the optimizer's weights too."""
     averages = parameters + len(config.ema_extra) * trained
-    return 4.0 * (parameters + 2 * trained + averages + (trained if config.zero_stage else 0))
+    return 4.0 * (parameters + moments + averages + (trained if config.zero_stage else 0))
 
 
 def describe(values: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ from shapeloom.costs import (
     Gpu,
     checkpoint_bytes,
     describe,
+    moments_of,
+    optimizer_flops,
     parse_gpus,
     passing_bytes,
     sample_costs,
@@ -100,11 +102,12 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
     mean = sample.rays_from * early + (1 - sample.rays_from) * flops
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    step_flops = mean * config.batch_size
+    moments = moments_of(model, config)
+    step_flops = mean * config.batch_size + gpus * optimizer_flops(model, config)
     step_seconds = step_flops / (gpus * gpu.flops * utilization)
     memory = {
         stage: {
-            **state_bytes(parameters, trained, config, stage, gpus),
+            **state_bytes(parameters, trained, moments, config, stage, gpus),
             "in passing": passing_bytes(fixed + share * each, trained, stage), "context": CONTEXT,
         }
         for stage in range(4)
@@ -118,7 +121,7 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
         "samples_per_second": config.batch_size / step_seconds,
         "shards": math.ceil(assets / sample.shard_size), "data_bytes": assets * sample.asset_bytes,
         "prepare_core_hours": None if sample.cpu_seconds is None else assets * sample.cpu_seconds / 3600,
-        "checkpoint_bytes": checkpoint_bytes(parameters, trained, config),
+        "checkpoint_bytes": checkpoint_bytes(parameters, trained, moments, config),
     }  # fmt: skip
 
 

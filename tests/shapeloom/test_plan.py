@@ -1,20 +1,17 @@
 """What the plan says of a training is what smaller runs of it take."""
 
-import warnings
-from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.speed.plan import compare, peak_bytes, tensor_bytes
 from encoder.train import EncoderTask, EncoderTrainConfig
 from prior.task import PriorConfig, PriorTask
 from shapeloom import distributed, plan
 from shapeloom.config import UserError, load_config
-from shapeloom.costs import checkpoint_bytes, count, parse_gpus, sample_costs, state_bytes
+from shapeloom.costs import checkpoint_bytes, count, moments_of, parse_gpus, sample_costs, state_bytes
 from shapeloom.shards import AssetShards
 from shapeloom.training import TrainConfig, make_optimizer
 from tests.prior.test_train import write_latents
@@ -125,19 +122,20 @@ def test_a_step_of_a_prior_takes_the_memory_that_was_planned(
     assert peak_bytes(step) == pytest.approx(passing, rel=0.1)
 
 
-def peak_bytes(function: Callable[[], None]) -> int:
-    """How much memory a function holds at most, beyond what was there before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the profiler's own cycles
-        with torch.profiler.profile(profile_memory=True) as profiler:
-            function()
-    events = profiler.profiler.kineto_results.events()
-    sizes = sorted((each.start_ns(), each.nbytes()) for each in events if each.name() == "[memory]")
-    return max(accumulate(size for _, size in sizes))
-
-
-def tensor_bytes(values: Any) -> int:
-    return sum(value.untyped_storage().nbytes() for value in values)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_of_an_encoder_takes_what_was_planned(ball_dataset: Path, optimizer: str) -> None:
+    """Operations, states and memory by `python -m benchmarks.speed.plan`."""
+    changes = [
+        "losses.rays_from=0",
+        "train.batch_size=4",
+        f"train.optimizer={optimizer}",
+        "train.precision=fp32",
+    ]
+    config = load_config(
+        EncoderTrainConfig, Path("configs/encoder/smoke.yaml"), [f"data={ball_dataset}", *changes]
+    )
+    for name, (said, was) in compare(plan.encoder_sample(config)).items():
+        assert said == pytest.approx(was, rel=0.1), name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -151,7 +149,7 @@ def test_states_are_what_deepspeed_keeps(stage: int) -> None:
     engine.backward(engine(torch.ones(8, 1)).mean())
     engine.step()
     number = sum(p.numel() for p in task.model.parameters())
-    said = state_bytes(number, number, config, stage, 1)
+    said = state_bytes(number, number, moments_of(task.model, config), config, stage, 1)
     inner = engine.optimizer.optimizer if stage else engine.optimizer
     moments = [value for state in inner.state.values() for value in state.values() if value.numel() > 1]
     own = list(engine.optimizer.single_partition_of_fp32_groups) if stage else []
@@ -166,7 +164,7 @@ def test_states_are_what_deepspeed_keeps(stage: int) -> None:
 
 def test_stages_split_what_they_say() -> None:
     config = TrainConfig()
-    of = [state_bytes(1000, 800, config, stage, 8) for stage in range(4)]
+    of = [state_bytes(1000, 800, 1600, config, stage, 8) for stage in range(4)]
     assert [each["moments"] for each in of] == [6400, 800 + 400, 800 + 400, 800]
     assert [each["gradients"] for each in of] == [3200, 3200, 400, 400]
     assert [each["weights"] for each in of] == [4000, 4000, 4000, 500]
@@ -177,7 +175,7 @@ def test_a_checkpoint_has_the_size_that_was_planned(tmp_path: Path, stage: int) 
     task = Wide()
     run_line(tmp_path, task, steps=1, zero_stage=stage, ema_extra=[0.5])
     number = sum(p.numel() for p in task.model.parameters())
-    said = checkpoint_bytes(number, number, TrainConfig(zero_stage=stage, ema_extra=(0.5,)))
+    said = checkpoint_bytes(number, number, 2 * number, TrainConfig(zero_stage=stage, ema_extra=(0.5,)))
     files = [path.stat().st_size for path in (tmp_path / "state" / "00000001").rglob("*") if path.is_file()]
     assert said == pytest.approx(sum(files), rel=0.1)
 
