@@ -1,7 +1,8 @@
-"""Every stage after data preparation on a Ray cluster of two nodes, of which one is lost: the same bytes."""
+"""Every stage after data preparation on a Ray cluster of two nodes, one lost in each: the same bytes."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import encoder.encode as encode
 import sampling.making as making
 from encoder.train import main as train_encoder
-from eval import judging
+from eval import judging, reconstruction, samples
 from eval.__main__ import main as evaluate
 from prior.train import main as train_prior
 from prior.train_clip import main as train_clip
 from sampling.__main__ import main as sample
+from shapeloom.shards import AssetShards, finish_dataset, read_back, write_shard
 
 # Ray's own processes leave sockets and files to the garbage collector.
 pytestmark = [
@@ -26,9 +28,9 @@ SAMPLING = [
     "turntable.samples={coarse: 4, fine: 0}",
 ]  # fmt: skip
 EVALUATION = [
-    "reconstruction.batch_size=2", "reconstruction.samples={coarse: 4, fine: 0}",
+    "reconstruction.batch_size=1", "reconstruction.samples={coarse: 4, fine: 0}",
     "reconstruction.surface_resolution=16", "reconstruction.sheet=0", "reconstruction.pictures=1",
-    "generation.num_prompts=3", "generation.batch_size=2", "generation.steps=2",
+    "generation.num_prompts=3", "generation.batch_size=1", "generation.steps=2",
     "generation.sets.max_samples=0", "generation.beside=0",
 ]  # fmt: skip
 LOOKS = ["look={views: 2, size: 16, points: 64}", "measures={draws: 20, neighbours: 1, set_size: 3}"]
@@ -50,17 +52,51 @@ def contents(folder: Path) -> dict[str, Any]:
 def run(coloured_balls: Path, tmp_path: Path) -> Path:
     """Data, an encoder and a CLIP, hardly trained."""
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "data").symlink_to(coloured_balls)
-    quick = ["train.precision=fp32", "train.steps=2", f"data={coloured_balls}"]
+    (shard,), header = AssetShards(coloured_balls).shards, AssetShards(coloured_balls).header
+    assets = list(read_back(shard))
+    for first in range(0, len(assets), 2):  # several shards: each is a task of encode's
+        write_shard(folder / "data" / "shards" / f"{first:06d}.tar", assets[first : first + 2])
+    finish_dataset(
+        folder / "data", kind="assets", facts={name: header[name] for name in ("views", "resolution")}
+    )
+    quick = ["train.precision=fp32", "train.steps=2", f"data={folder / 'data'}"]
     for train, name in ((train_encoder, "encoder"), (train_clip, "clip")):
         train(["--config", f"configs/{name}/smoke.yaml", "--out", str(folder / name), "--set", *quick])
     return folder
 
 
-def test_a_cluster_that_loses_a_node_writes_what_one_process_writes(
+def lose_a_node_in_each(stages: Sequence[Any], cluster: Any, patch: pytest.MonkeyPatch) -> list[str]:
+    """Has the second node killed when a stage's first task is done, and another one come after the stage.
+
+    Returns the names of the stages that have lost one, as they do.
+    """
+    lost: list[str] = []
+
+    def losing(stage: Any, run_tasks: Any) -> Any:
+        def run(function: Any, tasks: Sequence[Any], **options: Any) -> Any:
+            results = run_tasks(function, tasks, **options)
+            if options["executor"] != "ray":
+                yield from results
+                return
+            assert len(tasks) > 2, f"{stage.__name__} doesn't keep two nodes busy until then"
+            yield next(results)
+            cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+            lost.append(stage.__name__)
+            yield from results
+            cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+        return run
+
+    for stage in stages:
+        patch.setattr(stage, "run_tasks", losing(stage, stage.run_tasks))
+    return lost
+
+
+def test_a_cluster_that_loses_a_node_in_each_stage_writes_what_one_process_writes(
     ray_cluster: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stages = (encode, making, reconstruction, samples, judging)
+    lost = lose_a_node_in_each(stages, ray_cluster, monkeypatch)
     root = os.getcwd()
     presets = {name: f"{root}/configs/{name}/smoke.yaml" for name in ("prior", "sampling", "eval")}
     monkeypatch.chdir(run)  # paths as people type them
@@ -71,19 +107,9 @@ def test_a_cluster_that_loses_a_node_writes_what_one_process_writes(
     assert contents(run / "latents_there") == contents(run / "latents")
 
     train_prior(["--config", presets["prior"], "--out", "prior", "--set", "latents=latents", "train.steps=2"])
-    real, lost = making.run_tasks, []
-
-    def lose_a_node(*arguments: Any, **options: Any) -> Any:
-        for result in real(*arguments, **options):
-            if options["executor"] == "ray" and not lost:
-                lost.append(ray_cluster.remove_node(ray_cluster.list_all_nodes()[1], allow_graceful=False))
-            yield result
-
-    monkeypatch.setattr(making, "run_tasks", lose_a_node)
     wanted = ["--config", presets["sampling"], "--model", ".", "--prompt", "a red ball", "--num", "3"]
     sample([*wanted, "--out", "samples", "--set", *SAMPLING])
     sample([*wanted, "--out", "samples_there", *ray, "--set", *SAMPLING])
-    assert lost
     assert contents(run / "samples_there") == contents(run / "samples")
 
     for name, more in (("here", []), ("there", ray)):
@@ -96,3 +122,4 @@ def test_a_cluster_that_loses_a_node_writes_what_one_process_writes(
         judging.main(["../samples", "--reference", "../samples", "--out", "judged", *more, "--set", *LOOKS])
     for part in ("eval/reconstruction", "eval/generation", "judged/cache"):
         assert contents(run / "there" / part) == contents(run / "here" / part)
+    assert lost == [stage.__name__ for stage in stages]
