@@ -3,12 +3,13 @@
 A copy is read only once this process has seen that its bytes have the digest that its name says.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -20,11 +21,25 @@ FETCHERS = 4
 """Shards fetched at the same time."""
 
 
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process of this machine at a time; the lock of one that is killed is free again.
+
+    Where one leaves and removes the file as another comes, two are in at once: no harm, one fetch too many.
+    """
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 class ShardCache:
     """A folder of copies, named by their sha256. What was used longest ago goes first when it is full.
 
-    Any number of processes may use one folder: a copy appears whole, and one that another process has
-    dropped, or that is damaged, is fetched again.
+    Any number of processes may use one folder: a copy is fetched by one of them, appears whole, and is
+    fetched again if another process has dropped it or it is damaged.
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = 20 << 30) -> None:
@@ -85,8 +100,11 @@ class ShardCache:
         return self._pool[1]
 
     def _fetch(self, shard: AnyPath, copy: Path) -> None:
-        if copy.exists():
-            return
+        with _alone(copy.with_suffix(".lock")):
+            if not copy.exists():  # another process may just have fetched it
+                self._fetch_now(shard, copy)
+
+    def _fetch_now(self, shard: AnyPath, copy: Path) -> None:
         self._make_room(shard.stat().st_size)
         with scratch_file(copy) as temporary:
             fetch_file(shard, temporary)

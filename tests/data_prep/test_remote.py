@@ -1,6 +1,8 @@
 """Outputs on object storage: the same bytes as locally, goes on where it was ended, can be read back."""
 
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from data_prep.build import prepare
 from data_prep.checks import inspect_dataset, verify
 from data_prep.pipeline import DataConfig
 from shapeloom.config import UserError
-from shapeloom.shards import AssetShards, ReadingOrder, ShardCache
+from shapeloom.shards import AssetShards, ReadingOrder, ShardCache, cache
 from shapeloom.shards.tensors import SampleStream
 from shapeloom.storage import AnyPath, parse_path
 
@@ -122,6 +124,24 @@ def test_remote_shards_are_streamed_through_a_bounded_cache(config, memory, tmp_
         np.testing.assert_array_equal(sample.rgba, local.read(index, views=[1]).rgba)
         # Two shards at most are being fetched: this window's and the next one's.
         assert len(list((tmp_path / "cache").glob("*.tar"))) <= 4
+
+
+def test_processes_of_a_machine_fetch_a_shard_once(config, memory, tmp_path, monkeypatch):
+    prepare(config, memory)
+    real, fetched = cache.fetch_file, []
+
+    def fetch(path, local):
+        fetched.append(path.name)
+        time.sleep(0.3)  # while the others ask for it too
+        real(path, local)
+
+    monkeypatch.setattr(cache, "fetch_file", fetch)
+    processes = [AssetShards(memory, cache=ShardCache(tmp_path / "cache")) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda shards: shards.members(0, ["points.npy"]), processes))
+    assert read == [read[0]] * 4
+    assert fetched == ["000000.tar"]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".tar"]
 
 
 def test_procedural_set_needs_a_local_folder(memory):
