@@ -128,10 +128,11 @@ mutants: $(STAMP)
 	@$(PY) -c "import cosmic_ray" 2>/dev/null || $(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	$(PY) -m scripts.mutants --num $(NUM) --seed $(SEED) $(FILES)
 
-# Two hosts as network namespaces: a cable is pulled, a folder isn't shared, DeepSpeed over sshd, Slurm. Needs root and
-# Debian's packages (docs/clusters.md).
+# Hosts as network namespaces: three train as one, a cable is pulled, a folder isn't shared, data in an emulation of S3,
+# DeepSpeed over sshd, Slurm. Needs root and Debian's packages (docs/clusters.md).
 drill-cluster: $(STAMP)
 	$(PY) -m benchmarks.drills.cluster
+	$(PY) -m benchmarks.drills.storage
 	$(PY) -m benchmarks.drills.launchers
 
 # docs/config.md, every key of every stage, from the configs themselves.

@@ -1,15 +1,19 @@
-"""A data set of a million assets without their pixels: opening it, the order of reading, every row once.
+"""A data set of a million assets without their pixels: opening, order, every row, a restart, lost workers.
 
     python -m benchmarks.speed.million --rows 1000000 --folder DIR
 
 Manifests are as data_prep writes them for 24 views: 105 members an asset, 0.9 kB of JSON. The tars are empty.
-What is read of each row is its split and the byte ranges of what the encoder trains on.
+What is read of each row is its split and the byte ranges of what the encoder trains on. A restart opens the
+data and reads a row of its fourth pass. The tasks are shards that two workers of `run_tasks` look at, as
+data_prep's restart does; a worker is killed at every thousandth.
 The measurement runs in a process of its own.
 """
 
 import argparse
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shapeloom.shards import AssetShards, ReadingOrder, finish_dataset, manifest_path
+from shapeloom.executors import run_tasks
+from shapeloom.shards import AssetShards, ReadingOrder, finish_dataset, manifest_path, shard_is_finished
+from shapeloom.storage import AnyPath
 
 VIEWS = 24
 _ARRAYS = (
@@ -69,7 +75,29 @@ def measure(folder: Path) -> dict[str, float]:
         for number in range(reads):
             row = shards.rows[order.index(number)]
             assert row.split == "train" and all(row.members[name][1] for name in _ASKED)
-    return {"rows": len(shards), "reads": reads, **found, "added_mb": _peak() - before, "peak_mb": _peak()}
+    memory = {"added_mb": _peak() - before, "peak_mb": _peak()}
+    with _timed("restart", found):
+        again = AssetShards(folder, "train")
+        order = ReadingOrder(again.shard_sizes, seed=0)
+        assert again.rows[order.index(3 * len(again) + len(again) // 2)].split == "train"
+    with tempfile.TemporaryDirectory() as marks, _timed("tasks", found):
+        tasks = [
+            (path, Path(marks, path.stem) if number % 1000 == 999 else None)
+            for number, path in enumerate(again.shards)
+        ]
+        done = run_tasks(_look, tasks, workers=2, on_report=lambda *_: None, preload=["shapeloom.shards"])
+        assert all(is_finished for _, is_finished in done)
+        found |= {"tasks": len(tasks), "workers_lost": sum(1 for _ in Path(marks).iterdir())}
+    return {"rows": len(shards), "reads": reads, **found, **memory}
+
+
+def _look(task: tuple[AnyPath, Path | None], report: object) -> bool:
+    """Whether a shard is finished; the first worker that looks at one with a mark is killed."""
+    shard, mark = task
+    if mark is not None and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return shard_is_finished(shard)
 
 
 @contextmanager
