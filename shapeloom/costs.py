@@ -81,7 +81,33 @@ class Counted:
     samples: int
     flops: float
     activation_bytes: int
+    trail: tuple[tuple[int, int], ...]
+    """As each weight's gradient is made: bytes of activations left, and of gradients so far."""
     batch_seconds: float
+
+
+@dataclass(frozen=True)
+class SampleCosts:
+    """Of one further sample. seconds: to make its part of a batch, on one thread."""
+
+    flops: float
+    each_bytes: float
+    """Of activations."""
+    fixed_bytes: float
+    """Of activations, whatever the number of samples."""
+    trail: tuple[tuple[float, float, int], ...]
+    """As each gradient is made: such bytes still there of each sample and of any number, and of gradients."""
+    batch_seconds: float
+
+    def activations(self, samples: int) -> float:
+        """Returns bytes before the backward pass."""
+        return self.fixed_bytes + samples * self.each_bytes
+
+    def peak(self, samples: int) -> float:
+        """Returns bytes of activations and gradients at most: these are made as those go."""
+        return max(
+            self.activations(samples), *(fixed + samples * each + made for each, fixed, made in self.trail)
+        )
 
 
 class _Saved:
@@ -124,25 +150,40 @@ def count(task: Task, samples: Sequence[int], *, bf16: bool) -> Counted:
     batch = task.batch(samples)
     seconds = time.perf_counter() - start
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in task.model.parameters()})
+    trail: list[tuple[int, int]] = [(0, 0)]
+
+    def note(weight: Tensor) -> None:
+        trail.append((ledger.now, trail[-1][1] + weight.untyped_storage().nbytes()))
+
+    weights = [p for p in task.model.parameters() if p.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(note) for weight in weights]
     counter = FlopCounterMode(display=False, custom_mapping=OF_CPUS)
     with counter, saved_tensors_hooks(lambda tensor: _Saved(tensor, ledger), lambda saved: saved.tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss, _ = task.loss(task.model, batch)
         loss.backward()
+    for hook in hooks:
+        hook.remove()
     task.model.zero_grad(set_to_none=True)
-    return Counted(len(samples), float(counter.get_total_flops()), ledger.peak, seconds)
+    flops = float(counter.get_total_flops())
+    return Counted(len(samples), flops, ledger.peak, tuple(trail[1:]), seconds)
 
 
-def sample_costs(task: Task, first: int, *, bf16: bool) -> tuple[float, float, float, float]:
-    """Returns of one further sample: operations and bytes of activations; the bytes that any number needs;
-    and the seconds to make its part of a batch.
+def sample_costs(task: Task, first: int, *, bf16: bool) -> SampleCosts:
+    """Counts one sample and two, and returns what one further sample costs.
 
     first: the global number of the first sample counted.
     """
     one, two = count(task, [first], bf16=bf16), count(task, [first, first + 1], bf16=bf16)
-    each = float(max(0, two.activation_bytes - one.activation_bytes))
-    fixed = max(0.0, one.activation_bytes - each)
-    return two.flops / 2, each, fixed, two.batch_seconds / 2
+    each, fixed = _line(one.activation_bytes, two.activation_bytes)
+    trail = [(*_line(a, b), made) for (a, made), (b, _) in zip(one.trail, two.trail, strict=False)]
+    return SampleCosts(two.flops / 2, each, fixed, tuple(trail), two.batch_seconds / 2)
+
+
+def _line(one: int, two: int) -> tuple[float, float]:
+    """Returns what each sample takes and what any number takes, neither below 0."""
+    each = float(max(0, two - one))
+    return each, max(0.0, one - each)
 
 
 def moments_of(model: nn.Module, config: TrainConfig) -> int:
@@ -190,10 +231,17 @@ def state_bytes(
     return found
 
 
-def passing_bytes(activations: float, trained: int, stage: int) -> float:
-    """Returns what a step needs in passing: activations or, once they are gone, gradients as they are
-    exchanged, which ZeRO has its buffers for."""
-    return activations if stage else max(activations, 4.0 * min(trained, BUCKET_ELEMENTS))
+def passing_bytes(costs: SampleCosts, samples: int, trained: int, config: TrainConfig, stage: int) -> float:
+    """Returns what a step needs in passing, beyond `state_bytes`: activations or, after these, gradients
+    as they are exchanged, which ZeRO has its buffers for.
+
+    samples: of a part of a process's batch. While the first part's gradients are made, they take the place of
+    activations; further parts find them all there, and ZeRO 2 and 3 keep but a share.
+    """
+    held = costs.activations(samples)
+    if config.accumulation == 1 and stage < 2:
+        held = max(0.0, costs.peak(samples) - 4.0 * trained)
+    return held if stage else max(held, 4.0 * min(trained, BUCKET_ELEMENTS))
 
 
 def checkpoint_bytes(parameters: int, trained: int, moments: int, config: TrainConfig) -> float:

@@ -97,9 +97,9 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
     share = micro_batch(config, World(0, gpus, torch.device("cpu")))
     bf16 = config.precision != "fp32"
     last = (config.steps - 1) * config.batch_size
-    flops, each, fixed, seconds = sample_costs(sample.task, last, bf16=bf16)
-    early = sample_costs(sample.task, 0, bf16=bf16)[0] if sample.rays_from else flops
-    mean = sample.rays_from * early + (1 - sample.rays_from) * flops
+    costs = sample_costs(sample.task, last, bf16=bf16)
+    early = sample_costs(sample.task, 0, bf16=bf16).flops if sample.rays_from else costs.flops
+    mean = sample.rays_from * early + (1 - sample.rays_from) * costs.flops
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = moments_of(model, config)
@@ -108,7 +108,7 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
     memory = {
         stage: {
             **state_bytes(parameters, trained, moments, config, stage, gpus),
-            "in passing": passing_bytes(fixed + share * each, trained, stage), "context": CONTEXT,
+            "in passing": passing_bytes(costs, share, trained, config, stage), "context": CONTEXT,
         }
         for stage in range(4)
     }  # fmt: skip
@@ -117,7 +117,7 @@ def plan(sample: Sample, *, assets: int, gpus: int, gpu: Gpu, utilization: float
         "epochs": config.steps * config.batch_size / assets,
         "step_flops": step_flops, "total_flops": step_flops * config.steps,
         "step_seconds": step_seconds, "gpu_hours": gpus * step_seconds * config.steps / 3600,
-        "memory": memory, "activation_bytes_each": each, "batch_seconds": seconds,
+        "memory": memory, "activation_bytes_each": costs.each_bytes, "batch_seconds": costs.batch_seconds,
         "samples_per_second": config.batch_size / step_seconds,
         "shards": math.ceil(assets / sample.shard_size), "data_bytes": assets * sample.asset_bytes,
         "prepare_core_hours": None if sample.cpu_seconds is None else assets * sample.cpu_seconds / 3600,

@@ -57,10 +57,11 @@ def test_operations_of_a_small_network_are_those_of_its_products() -> None:
 
 
 def test_more_samples_take_as_much_as_one_and_two_tell(task: EncoderTask | PriorTask) -> None:
-    flops, each, fixed, _ = sample_costs(task, 0, bf16=False)
-    six = count(task, range(6), bf16=False)
-    assert 6 * flops == pytest.approx(six.flops, rel=0.1)
-    assert fixed + 6 * each == pytest.approx(six.activation_bytes, rel=0.1)
+    costs, six = sample_costs(task, 0, bf16=False), count(task, range(6), bf16=False)
+    assert 6 * costs.flops == pytest.approx(six.flops, rel=0.1)
+    assert costs.activations(6) == pytest.approx(six.activation_bytes, rel=0.1)
+    most = max(six.activation_bytes, *(left + made for left, made in six.trail))
+    assert costs.peak(6) == pytest.approx(most, rel=0.1)
 
 
 def test_operations_are_those_that_the_layers_of_a_prior_do(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_operations_are_those_that_the_layers_of_a_prior_do(tmp_path: Path) -> N
     task.loss(task.model, task.batch(range(4)))
     forward = sum(done)
     # The backward pass does twice as much; attention among a few tokens is hardly anything.
-    assert 4 * sample_costs(task, 0, bf16=False)[0] == pytest.approx(3 * forward, rel=0.1)
+    assert 4 * sample_costs(task, 0, bf16=False).flops == pytest.approx(3 * forward, rel=0.1)
 
 
 def test_attention_is_counted_as_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
