@@ -3,9 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data_prep.failures import Failure
+from data_prep.failures import from_jsonl
 from data_prep.formats.load import SUFFIXES
-from data_prep.pipeline import DataConfig, Limits, prepare_asset
+from data_prep.pipeline import DataConfig, Limits, ShardTask, prepare_shard, quarantine_path
 from data_prep.sources.find import SplitFractions, make_sources
 from data_prep.sources.listings import Listed
 from encoder.model import load_encoder, read_for_encoding
@@ -14,9 +14,11 @@ from sampling.guidance import DEFAULTS
 from sampling.pipeline import ShapePipeline
 from sampling.shape import ShapeSample
 from shapeloom.config import UserError, load_config
-from shapeloom.shards import AssetShards, finish_dataset, write_shard
+from shapeloom.executors import run_tasks
+from shapeloom.shards import AssetShards, finish_dataset
 
 PICTURES = (".png", ".jpg", ".jpeg")
+DEFAULT_LIMITS = Limits()
 
 
 def read_shape(
@@ -41,9 +43,13 @@ def read_shape(
     raise UserError(f"{path} is no shape to start from; name a file of {kinds}.")
 
 
-def encode_asset(pipe: ShapePipeline, path: Path) -> ShapeSample:
+def encode_asset(
+    pipe: ShapePipeline, path: Path, *, limits: Limits = DEFAULT_LIMITS, by_server: bool = False
+) -> ShapeSample:
     """Returns a 3D file's shape: prepared as the model's data was (or as by default), then encoded.
 
+    limits: what preparing it may cost. by_server: in a process of a fork server, for callers with threads (a
+    fork of theirs may hang); else in a fork of this one, which any script can have.
     Raises UserError for a pipeline without its encoder's own half, and for a file that can't be prepared.
     """
     if pipe.parts is None or not (pipe.parts.encoder / "encoder.yaml").is_file():
@@ -52,13 +58,18 @@ def encode_asset(pipe: ShapePipeline, path: Path) -> ShapeSample:
     of_data = pipe.parts.encoder.parent / "data" / "config.yaml"
     config = load_config(DataConfig, of_data if of_data.is_file() else None, ["objaverse=null"])
     # The model's data may be a stranger's: what preparing an asset may cost is for this machine to say.
-    config = config.model_copy(update={"workers": 1, "limits": Limits()})
+    config = config.model_copy(update={"workers": 1, "limits": limits})
     sources, failures = make_sources(path.parent, {path.name: Listed()}, [], SplitFractions())
-    outcome = failures[0] if failures else prepare_asset(sources[0], path.parent, config)[0]
-    if isinstance(outcome, Failure):
-        raise UserError(f"{path} can't be prepared: {outcome.reason} ({outcome.message}).")
     with TemporaryDirectory() as name:
-        write_shard(Path(name, "shards", "000000.tar"), [outcome])
+        task = ShardTask(Path(name, "shards", "000000.tar"), path.parent, sources, config)
+        if not failures:
+            for _ in run_tasks(
+                prepare_shard, [task], workers=1 if by_server else 0, on_report=lambda *_: None,
+                preload=["data_prep.pipeline"],
+            ):  # fmt: skip
+                failures = from_jsonl(quarantine_path(task.path).read_text())
+        if failures:
+            raise UserError(f"{path} can't be prepared: {failures[0].reason} ({failures[0].message}).")
         facts = {"views": config.num_views, "resolution": config.resolution}
         finish_dataset(Path(name), kind="assets", facts=facts)
         sample = read_for_encoding(AssetShards(name), 0, model)

@@ -17,6 +17,7 @@ from typing import Any
 
 from sampling.config import SamplingConfig, captions_of, load_pipeline
 from sampling.pipeline import ShapePipeline
+from sampling.refine.loading import load_judge
 from serving.offline import stay_offline
 from serving.stage import CSS, head
 from serving.studio import MAX_UPLOAD_BYTES, Studio
@@ -111,7 +112,7 @@ def _views(config: SamplingConfig, pipeline: ShapePipeline) -> ViewModel | None:
     try:
         return load_view_model(run, pipeline.prior.device, clip=pipeline.clip)
     except UserError as error:
-        log.warning("the page has no tab of views: %s", error)
+        log.warning("the page neither turns pictures nor refines objects: %s", error)
         return None
 
 
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tempfile.TemporaryDirectory(prefix="shapeloom-page-", ignore_cleanup_errors=True) as folder,
     ):
         pipeline = load_pipeline(config)
-        studio = Studio(pipeline, config, Path(folder), views=_views(config, pipeline))
+        views, judge = _views(config, pipeline), load_judge(config.model, pipeline)
+        studio = Studio(pipeline, config, Path(folder), views=views, judge=judge)
         stay_offline({arguments.host} - set(ANY))
         with served(studio, host=arguments.host, port=arguments.port) as blocks:
             log.info("open %s in a browser; Ctrl-C ends it", blocks.local_url)

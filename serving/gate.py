@@ -19,7 +19,7 @@ from shapeloom.config import UserError
 MAX_BODY_BYTES = 256 * 1024
 """Of requests other than uploads: prompts and numbers."""
 FORM_BYTES = 16 * 1024
-"""Of a form beside its picture."""
+"""Of a form beside its file."""
 API = "/gradio_api"
 FILE, UPLOAD, PROGRESS = f"{API}/file=", f"{API}/upload", f"{API}/upload_progress"
 OPEN = {

@@ -4,120 +4,34 @@ One object is made at a time, the others wait in a queue that has an end. Visito
 Importing this needs Gradio (the extra `serve`).
 """
 
-import base64
 import json
 import random
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio
-from gradio.data_classes import ImageData
 
 from sampling.faults import FAULTS
-from sampling.pictures import png
-from serving.stage import STAGE, STAGE_CODE
-from serving.studio import (
-    KINDS,
+from serving.inputs import Visits, about_pictures, as_seen, distrust, refusal
+from serving.orders import (
     MAX_GUIDANCE,
-    MAX_PICTURES,
     MAX_PROMPT,
+    MAX_REFINE_STEPS,
     MAX_SEED,
     MAX_STEPS,
-    MAX_UPLOAD_BYTES,
-    Cancelled,
     Edit,
-    Item,
-    OnStep,
     Order,
-    Studio,
+    Refinement,
     Turned,
-)  # fmt: skip
+)
+from serving.stage import STAGE, STAGE_CODE
+from serving.studio import KINDS, MAX_PICTURES, NO_VIEWS, Item, Studio
 from shapeloom.config import UserError
-from shapeloom.log import get_logger
-
-log = get_logger("app")
 
 MAX_WAITING = 20
 """Requests in the queue; more are told to come back."""
 HISTORY = 12
 _LABELS = {"obj.zip": "OBJ", "safetensors": "Latent"}
 _CHANGES = [("Shape and look", "all"), ("Look only", "color"), ("Shape only", "geometry")]
-
-
-def refusal(text: str, title: str = "Not like this") -> gradio.Error:
-    """Returns what the page shows as a note that goes away."""
-    return gradio.Error(text, title=title, print_exception=False)
-
-
-class Visits:
-    """Which sessions have work under way, and how to stop it."""
-
-    def __init__(self) -> None:
-        self._stops: dict[str, threading.Event] = {}
-
-    @contextmanager
-    def work(self, session: str, progress: gradio.Progress) -> Iterator[OnStep]:
-        """Gives an `OnStep` that shows progress and stops on demand; turns failures into kind words."""
-        stop = self._stops[session] = threading.Event()
-
-        def on_step(done: int, total: int, what: str) -> None:
-            if stop.is_set():
-                raise Cancelled
-            progress((done, total), desc=what)
-
-        try:
-            yield on_step
-        except UserError as error:
-            raise refusal(str(error)) from error
-        except Cancelled as error:
-            raise refusal("Nothing was kept of it.", "Cancelled") from error
-        except Exception as error:
-            log.exception("a request failed")
-            raise refusal("The terminal that serves this page says what.", "Something went wrong") from error
-        finally:
-            if self._stops.get(session) is stop:  # and not already that of the session's next request
-                del self._stops[session]
-
-    def stop(self, session: str) -> None:
-        """Stops a session's work at its next step."""
-        if (event := self._stops.get(session)) is not None:
-            event.set()
-
-
-def distrust(image: gradio.Image) -> None:
-    """Makes an input give the path of an upload, which nobody opens before the studio looks at it.
-
-    Gradio's own way is to open whatever came, and to fetch pictures that are given by an address.
-    """
-    move = image.async_move_resource_to_block_cache
-
-    def preprocess(payload: ImageData | None) -> str | None:
-        return None if payload is None else payload.path
-
-    async def move_upload(path: str | Path | None) -> str | None:
-        if "://" in str(path):
-            raise refusal("Pictures are uploaded here, not fetched from an address.")
-        return await move(path)
-
-    vars(image).update(preprocess=preprocess, async_move_resource_to_block_cache=move_upload)
-
-
-def as_seen(studio: Studio, paths: Sequence[str | None]) -> str:
-    """Returns HTML of what the model will see of uploads, or why one can't be used."""
-    parts = []
-    for number, path in enumerate(paths, start=1):
-        if path is None:
-            continue
-        try:
-            data = base64.b64encode(png(studio.check_upload(path))).decode()
-            parts.append(f'<img alt="the picture as the model sees it" src="data:image/png;base64,{data}">')
-        except UserError as error:
-            parts.append(f"<p>Picture {number}: {escape(str(error))}</p>")
-    return f"<p>What the model will see:</p><div>{''.join(parts)}</div>" if parts else ""
 
 
 def answer(item: Item, history: list[str]) -> list[Any]:
@@ -133,17 +47,9 @@ def answer(item: Item, history: list[str]) -> list[Any]:
     return [shown, *downloads, item.key, keys]
 
 
-def about_pictures(studio: Studio) -> str:
-    """Returns what a visitor should know of pictures before choosing some."""
-    text = (
-        f"Up to {MAX_PICTURES} PNG or JPEG pictures of the same object, {MAX_UPLOAD_BYTES >> 20} MB each, "
-        "from any sides: the model asks for no cameras."
-    )
-    if studio.config.pictures.background == "remove":
-        text += " The background is removed."
-    if studio.pipeline.prior.max_views < 2:
-        text += " This model learned from one at a time: more help little."
-    return text
+def _check_source(key: str, source: str | None) -> None:
+    if not key and source is None:
+        raise refusal("Make an object first, or choose a file of yours; then it can be changed.")
 
 
 class Page:
@@ -219,10 +125,31 @@ class Page:
             placeholder="a blue chair", elem_id="change",
         )  # fmt: skip
         self.layers = gradio.Radio(_CHANGES, value="all", label="What may change")
+        self.source = gradio.File(
+            label="Or a file of yours: GLB, PLY, STL or a latent",
+            file_types=[".glb", ".ply", ".stl", ".safetensors"], height=140, elem_id="source",
+        )  # fmt: skip
+        distrust(self.source)
+        gradio.Markdown("**Change it**: made again by the model that makes objects. Seconds.")
         self.strength = gradio.Slider(0.05, 1, 0.6, step=0.05, label="How much (1: made anew)")
         with gradio.Row():
             self.edit = gradio.Button("Change it", variant="primary", scale=3, min_width=120, elem_id="edit")
             self.cancel_edit = gradio.Button("Cancel", scale=1, min_width=90)
+        if self.studio.views is None:
+            gradio.Markdown(f"**Refine it**: not here. {NO_VIEWS}", elem_id="no-refine")
+            return
+        gradio.Markdown(
+            "**Refine it**: moved step by step until its pictures look as the view model expects of the "
+            "words. Minutes; it stays nearer to what it was."
+        )
+        self.refine_steps = gradio.Slider(
+            1, MAX_REFINE_STEPS, 60, step=1, label="Steps of the refinement", elem_id="refine-steps"
+        )
+        with gradio.Row():
+            self.refine = gradio.Button(
+                "Refine it", variant="primary", scale=3, min_width=120, elem_id="refine"
+            )
+            self.cancel_refine = gradio.Button("Cancel", scale=1, min_width=90, elem_id="cancel-refine")
 
     def _views_tab(self) -> None:
         gradio.Markdown(
@@ -252,6 +179,10 @@ class Page:
                 )
                 for kind in KINDS
             ]  # fmt: skip
+        self.note = gradio.Markdown(visible=False, elem_id="note")
+        self.way = gradio.Image(
+            label="The way there", visible=False, interactive=False, buttons=["download"], elem_id="way"
+        )
         self.strip = gradio.Gallery(
             label="What you made", columns=6, height="auto", allow_preview=False, object_fit="contain",
             fit_columns=False, buttons=[], elem_id="history",
@@ -271,29 +202,38 @@ class Page:
         )  # fmt: skip
         edited = gradio.on(
             [self.edit.click, self.change.submit], self._edit,
-            [self.key, self.change, self.layers, self.strength, *numbers, self.history], outputs,
+            [self.key, self.change, self.layers, self.strength, *numbers, self.history, self.source], outputs,
             api_name="edit", concurrency_id="model", show_progress_on=self.view, scroll_to_output=True,
         )  # fmt: skip
         chosen = self.strip.select(
             self._show, [self.history], outputs, queue=False, show_progress="hidden", api_visibility="private"
         )
-        for done in (made, edited, chosen):
+        cancels, work = [self.cancel_make.click, self.cancel_edit.click], [made, edited]
+        shown = [made, edited, chosen]
+        if self.studio.views is not None:
+            refined = self.refine.click(
+                self._refine,
+                [self.key, self.change, self.layers, self.refine_steps, self.seed, self.history, self.source],
+                outputs, api_name="refine", concurrency_id="model", show_progress_on=self.view,
+                scroll_to_output=True,
+            )  # fmt: skip
+            turned = gradio.on(
+                [self.turn.click, self.turn_prompt.submit], self._turn,
+                [self.turn_prompt, self.turn_image, self.seed], self.turned, api_name="turn",
+                concurrency_id="model", show_progress_on=self.turned[0],
+            )  # fmt: skip
+            shown.append(refined)
+            cancels += [self.cancel_refine.click, self.cancel_turn.click]
+            work += [refined, turned]
+        for done in shown:
             done.success(
-                self._pictures, [self.history], self.strip, queue=False, show_progress="hidden",
-                api_visibility="private",
+                self._beside, [self.history, self.key], [self.strip, self.note, self.way], queue=False,
+                show_progress="hidden", api_visibility="private",
             )  # fmt: skip
         self.dice.click(
             lambda: random.randrange(10**6), None, self.seed, queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        cancels, work = [self.cancel_make.click, self.cancel_edit.click], [made, edited]
-        if self.studio.views is not None:
-            cancels.append(self.cancel_turn.click)
-            work.append(gradio.on(
-                [self.turn.click, self.turn_prompt.submit], self._turn,
-                [self.turn_prompt, self.turn_image, self.seed], self.turned, api_name="turn",
-                concurrency_id="model", show_progress_on=self.turned[0],
-            ))  # fmt: skip
         gradio.on(cancels, self._stop, None, None, queue=False, cancels=work, api_name="cancel")
         self.blocks.unload(self._stop)
 
@@ -315,12 +255,22 @@ class Page:
     def _edit(
         self, key: str, prompt: Any, layers: Any, strength: Any, seed: Any, steps: Any, guidance: Any,
         history: list[str], request: gradio.Request, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+        source: str | None = None,
     ) -> list[Any]:  # fmt: skip
-        if not key:
-            raise refusal("Make an object first; then it can be changed.")
+        _check_source(key, source)
         with self.visits.work(str(request.session_hash), progress) as on_step:
-            edit = Edit(key, prompt, layers, strength, seed, steps, guidance)
+            edit = Edit(key, prompt, layers, strength, seed, steps, guidance, source)
             return answer(self.studio.edit(edit, on_step), history)
+
+    def _refine(
+        self, key: str, prompt: Any, layers: Any, steps: Any, seed: Any, history: list[str],
+        request: gradio.Request, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+        source: str | None = None,
+    ) -> list[Any]:  # fmt: skip
+        _check_source(key, source)
+        with self.visits.work(str(request.session_hash), progress) as on_step:
+            asked = Refinement(key, prompt, layers, steps, seed, source)
+            return answer(self.studio.refine(asked, on_step), history)
 
     def _turn(
         self, prompt: Any, image: str | None, seed: Any, request: gradio.Request,
@@ -336,9 +286,17 @@ class Page:
         except UserError as error:
             raise refusal(str(error), "Gone") from error
 
-    def _pictures(self, history: list[str]) -> list[tuple[str, str]]:
-        items = [self.studio.get(key) for key in history]
-        return [(str(item.files["gif"]), item.title) for item in items if item is not None]
+    def _beside(self, history: list[str], key: str) -> list[Any]:
+        """The visitor's objects as pictures, and what is to be said and seen of the one that is shown."""
+        items = [self.studio.get(each) for each in history]
+        pictures = [(str(item.files["gif"]), item.title) for item in items if item is not None]
+        shown = self.studio.get(key)
+        note = shown.note if shown else ""
+        way = str(shown.files["png"]) if shown and "png" in shown.files else None
+        return [
+            pictures, gradio.update(value=note, visible=bool(note)),
+            gradio.update(value=way, visible=way is not None),
+        ]  # fmt: skip
 
     def _stop(self, request: gradio.Request) -> None:
         self.visits.stop(str(request.session_hash))

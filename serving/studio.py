@@ -1,7 +1,7 @@
-"""What the web page asks for, checked, made and kept. Knows nothing of browsers.
+"""What the web page asks for (`orders`), made and kept. Knows nothing of browsers.
 
-Everything that comes in is taken for hostile: numbers out of range, long texts and pictures that aren't any
-are refused with a `UserError` that says why, and no name that came from outside is ever part of a path.
+Everything that comes in is taken for hostile: numbers out of range, long texts and files that aren't what
+they say are refused with a `UserError` that says why, and no name from outside is ever part of a path.
 """
 
 import hashlib
@@ -25,23 +25,34 @@ from jaxtyping import UInt8
 from sampling.album import file_stem
 from sampling.config import SamplingConfig
 from sampling.cutouts import load_image
-from sampling.edit import Layers, vary
+from sampling.edit import vary
 from sampling.export import TexturedMesh
 from sampling.faults import Fault
 from sampling.formats import MESH_FORMATS
 from sampling.pictures import png, save_frames
-from sampling.pipeline import Picture, ShapePipeline, check_prompt
+from sampling.pipeline import Picture, ShapePipeline
+from sampling.refine.scores import SCORE_VIEWS
+from sampling.refine.work import Refined
 from sampling.shape import ShapeSample
 from sampling.views import ViewsConfig, read_object, sheet_of, turntable
+from serving.orders import (
+    MAX_REFINE_STEPS,
+    MAX_SEED,
+    Edit,
+    Order,
+    Refinement,
+    Turned,
+    layers_of,
+    number_of,
+    numbers_of,
+    text_of,
+)
+from serving.sources import read_source, refined
+from shapeloom.clip import Clip
 from shapeloom.config import UserError
-from shapeloom.storage import private_folder, write_atomic
+from shapeloom.storage import file_digest, private_folder, write_atomic
 from shapeloom.view_diffusion import ViewModel
 
-MAX_PROMPT = 300
-MAX_STEPS = 128
-MAX_GUIDANCE = 20.0
-# Larger numbers aren't exact in a browser.
-MAX_SEED = 2**53 - 1
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 16_000_000
 MAX_PICTURES = 4
@@ -54,6 +65,8 @@ MODELS = tuple(
 KINDS = (*MODELS, "gif", "safetensors")
 """Suffixes of an object's files; USDZ where OpenUSD is installed."""
 
+NO_VIEWS = "The run that this page shows has no view model (make train-views)."
+
 OnStep = Callable[[int, int, str], None]
 """Called with what is done, out of how much, and what comes next; may raise to stop the work."""
 
@@ -63,49 +76,12 @@ class Cancelled(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
-    """A new object: words, pictures of it or both. Whatever a browser or a script sent: unchecked as yet."""
-
-    prompt: object
-    negative: object
-    images: tuple[object, ...]
-    """Paths of uploads."""
-    seed: object
-    steps: object
-    guidance: object
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A change of an object that is there; unchecked, as an `Order` is."""
-
-    source: str
-    """Its key."""
-    prompt: object
-    layers: object
-    strength: object
-    seed: object
-    steps: object
-    guidance: object
-
-
-@dataclass(frozen=True)
-class Turned:
-    """Views all around, of a picture, words or both; unchecked, as an `Order` is."""
-
-    prompt: object
-    image: object
-    """Path of an upload, or None."""
-    seed: object
-
-
-@dataclass(frozen=True)
 class Item:
     """An object with its files, by suffix. Without a surface it has a turntable and a latent alone.
 
-    Views have a turntable ("gif") and a contact sheet ("png").
+    Views have a turntable ("gif") and a contact sheet ("png"); a refined object has the way there ("png").
 
-    fault: what is wrong with its surface; "": nothing.
+    fault: what is wrong with its surface; "": nothing. note: what else is to be said of it.
     """
 
     key: str
@@ -113,6 +89,7 @@ class Item:
     faces: int
     files: dict[str, Path]
     fault: Fault = ""
+    note: str = ""
 
 
 class Studio:
@@ -122,13 +99,15 @@ class Studio:
     each thread by itself, and those of a server come and go (100 MB and more of the demo's model).
     folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them. Cleaners of temporary
     files may take anything away from it: what is missing is made again.
+    views: without one, nothing is turned or refined. judge: of what is refined; none: the pipeline's CLIP.
     """
 
     def __init__(
         self, pipeline: ShapePipeline, config: SamplingConfig, folder: Path, *, capacity: int = 100,
-        views: ViewModel | None = None,
+        views: ViewModel | None = None, judge: Clip | None = None,
     ) -> None:  # fmt: skip
         self.pipeline, self.config, self.capacity, self.views = pipeline, config, capacity, views
+        self.judge = judge or pipeline.clip
         self.folder, self.objects, self.uploads = folder, folder / "objects", folder / "uploads"
         private_folder(folder)
         self.uploads.mkdir(exist_ok=True)
@@ -147,9 +126,9 @@ class Studio:
     def make(self, order: Order, on_step: OnStep) -> Item:
         """Returns the object of an order: the same one for the same order."""
         on_step = self._while_open(on_step)
-        prompt = _text(order.prompt, may_be_empty=bool(order.images))
-        negative = _text(order.negative, may_be_empty=True)
-        seed, steps, guidance = _numbers(order)
+        prompt = text_of(order.prompt, may_be_empty=bool(order.images))
+        negative = text_of(order.negative, may_be_empty=True)
+        seed, steps, guidance = numbers_of(order)
         if len(order.images) > MAX_PICTURES:
             raise UserError(f"At most {MAX_PICTURES} pictures of an object are taken here.")
         pictures = [self.check_upload(path) for path in order.images]
@@ -170,31 +149,65 @@ class Studio:
     def edit(self, edit: Edit, on_step: OnStep) -> Item:
         """Returns an edited object."""
         on_step = self._while_open(on_step)
-        prompt, layers = _text(edit.prompt), _layers(edit.layers)
-        seed, steps, guidance = _numbers(edit)
-        strength = _number("Strength", edit.strength, 0.05, 1)
-        latent = self.find(edit.source).files.get("safetensors")
-        if latent is None:
-            raise UserError("Views are pictures: only objects can be changed.")
-        source = self.pipeline.load_latent(latent)
+        prompt, layers = text_of(edit.prompt), layers_of(edit.layers)
+        seed, steps, guidance = numbers_of(edit)
+        strength = number_of("Strength", edit.strength, 0.05, 1)
+        name, source = self._source(edit.source, edit.upload, on_step)
 
         def shape() -> ShapeSample:
             return vary(
-                self.pipeline, source, prompt, strength=strength, layers=layers, seed=seed, steps=steps,
+                self.pipeline, source(), prompt, strength=strength, layers=layers, seed=seed, steps=steps,
                 guidance_scale=guidance, sampler=self.config.sampler,
                 on_step=lambda i: on_step(i + 1, steps + 1, f"step {i + 1}"),
             )[0]  # fmt: skip
 
-        identity = ("edit", edit.source, prompt, layers, strength, seed, steps, guidance)
+        identity = ("edit", name, prompt, layers, strength, seed, steps, guidance)
         return self._answer(identity, lambda key: self._write(key, prompt, seed, shape(), on_step))
+
+    def refine(self, asked: Refinement, on_step: OnStep) -> Item:
+        """Returns an object that the view model's pictures of the words have moved, step by step."""
+        on_step, model = self._while_open(on_step), self.views
+        if model is None:
+            raise UserError(NO_VIEWS)
+        prompt, layers = text_of(asked.prompt), layers_of(asked.layers)
+        steps = int(number_of("The number of steps", asked.steps, 1, MAX_REFINE_STEPS))
+        seed = int(number_of("The seed", asked.seed, 0, MAX_SEED))
+        name, source = self._source(asked.source, asked.upload, on_step)
+
+        def write(key: str) -> Item:
+            done = refined(
+                self.pipeline, source(), model, self.judge, self.config, prompt=prompt, layers=layers,
+                steps=steps, seed=seed, folder=self.folder,
+                on_step=lambda i, total: on_step(i, total, f"refining, step {i + 1} of {total}"),
+            )  # fmt: skip
+            return self._write(key, prompt, seed, done.shape, on_step, done)
+
+        return self._answer(("refine", name, prompt, layers, steps, seed), write)
+
+    def _source(
+        self, key: str, upload: object, on_step: OnStep
+    ) -> tuple[str, Callable[[], ShapeSample]]:  # fmt: skip
+        """What a change starts from: what tells it from others, and how it is read."""
+        if upload is not None:
+            file = self._upload(upload)
+
+            def read() -> ShapeSample:
+                on_step(0, 1, "reading your file")
+                return read_source(self.pipeline, file)
+
+            return file_digest(file), read
+        latent = self.find(key).files.get("safetensors")
+        if latent is None:
+            raise UserError("Views are pictures: only objects can be changed.")
+        return key, lambda: self.pipeline.load_latent(latent)
 
     def turn(self, asked: Turned, on_step: OnStep) -> Item:
         """Returns views of an object from all around, by the view model."""
         on_step, model = self._while_open(on_step), self.views
         if model is None:
-            raise UserError("The run that this page shows has no view model (make train-views).")
-        prompt = _text(asked.prompt, may_be_empty=asked.image is not None)
-        seed = int(_number("The seed", asked.seed, 0, MAX_SEED))
+            raise UserError(NO_VIEWS)
+        prompt = text_of(asked.prompt, may_be_empty=asked.image is not None)
+        seed = int(number_of("The seed", asked.seed, 0, MAX_SEED))
         pictures = [] if asked.image is None else [self._object(asked.image, model.size)]
         config = ViewsConfig(prompt=prompt, seed=seed)
 
@@ -243,9 +256,9 @@ class Studio:
     def _upload(self, path: object) -> Path:
         # Before it is asked whether a file is there: that alone would tell of files elsewhere.
         if not isinstance(path, str) or not Path(path).resolve().is_relative_to(self.uploads.resolve()):
-            raise UserError("Pictures are uploaded here; no other files are read.")
+            raise UserError("Files are uploaded here; no other files are read.")
         if not Path(path).is_file():
-            raise UserError("That picture isn't kept any more: upload it again.")
+            raise UserError("That file isn't kept any more: upload it again.")
         return Path(path)
 
     def find(self, key: str) -> Item:
@@ -283,7 +296,9 @@ class Studio:
                 raise Cancelled from error
             raise
 
-    def _write(self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep) -> Item:
+    def _write(
+        self, key: str, label: str, seed: int, shape: ShapeSample, on_step: OnStep, way: Refined | None = None
+    ) -> Item:
         private_folder(self.folder)
         with _folder(self.objects / key) as folder:
             stem, table = file_stem(label, seed), self.config.turntable
@@ -300,7 +315,25 @@ class Studio:
                     write_atomic(files[kind], obj_archive(mesh, stem))
                 elif kind in MODELS:
                     mesh.save(files[kind])
-        return Item(key, f"{label} · seed {seed}", mesh.num_faces, files, mesh.mesh.surface.fault)
+            if way is not None:
+                files["png"] = folder / f"{stem}_way.png"
+                write_atomic(files["png"], way.strip)
+        note = "" if way is None else told(way)
+        return Item(key, f"{label} · seed {seed}", mesh.num_faces, files, mesh.mesh.surface.fault, note)
+
+
+def told(way: Refined) -> str:
+    """Returns what a visitor should know of a refinement."""
+    words = (
+        f"How well it fits its words: {way.before:.3f} before, {way.after:.3f} after (a CLIP's cosine, "
+        f"mean of {SCORE_VIEWS} views)."
+    )
+    if way.is_worse:
+        words += (
+            " **It fits them less than what it started from**, which is unchanged: fewer steps or another "
+            "seed may do better."
+        )
+    return words
 
 
 @contextmanager
@@ -324,31 +357,3 @@ def obj_archive(mesh: TexturedMesh, stem: str) -> bytes:
             # A ZipInfo of its own has no time of day.
             archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     return data.getvalue()
-
-
-def _text(text: object, *, may_be_empty: bool = False) -> str:
-    if not isinstance(text, str):
-        raise UserError("A prompt is text.")
-    if len(text) > MAX_PROMPT:
-        raise UserError(f"Prompts on this page have at most {MAX_PROMPT} characters, not {len(text):,}.")
-    return check_prompt(text, may_be_empty=may_be_empty)
-
-
-def _layers(layers: object) -> Layers:
-    match layers:
-        case "all" | "geometry" | "color":
-            return layers
-    raise UserError("What changes is all, geometry or color.")
-
-
-def _numbers(asked: Order | Edit) -> tuple[int, int, float]:
-    """Returns seed, steps and guidance."""
-    seed = _number("The seed", asked.seed, 0, MAX_SEED)
-    steps = _number("The number of steps", asked.steps, 1, MAX_STEPS)
-    return int(seed), int(steps), _number("Guidance", asked.guidance, 0, MAX_GUIDANCE)
-
-
-def _number(name: str, value: object, low: int | float, high: int | float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise UserError(f"{name} must be a number from {low:g} to {high:,.15g}.")
-    return float(value)

@@ -1,4 +1,4 @@
-"""The pictures that visitors of the web page send: how they come in, how many are kept and for how long.
+"""The pictures and 3D files that visitors of the web page send: how they come in and how long they are kept.
 
 Their addresses hold 128 random bits and nothing of the name that they came with. The oldest make room for the
 new. A visitor who sends slowly, or nothing, is cut off.
@@ -25,10 +25,10 @@ from serving.studio import MAX_UPLOAD_BYTES
 from shapeloom.storage import private_folder
 
 MAX_KEPT_BYTES = 200 * 2**20
-"""Of all pictures together."""
+"""Of all of them together."""
 MAX_AGE_SECONDS = 3600.0
 MAX_ARRIVING = 8
-"""Pictures that are being sent at the same time."""
+"""Files that are being sent at the same time."""
 STALL_SECONDS = 10.0
 """For which nothing may come of a request."""
 REQUEST_SECONDS = 60.0
@@ -93,8 +93,20 @@ def too_large(limit: int) -> Refusal:
     return Refusal(413, f"That is too large: at most {size} are taken here.")
 
 
+def suffix_of(data: bytes) -> str:
+    """Returns what a file is by how it begins, whatever it was called; ".bin": nothing that is known here."""
+    for start, suffix in ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"glTF", ".glb"), (b"ply", ".ply")):
+        if data.startswith(start):
+            return suffix
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+        return ".safetensors"
+    if len(data) == 84 + 50 * int.from_bytes(data[80:84], "little"):  # binary: 50 bytes a triangle
+        return ".stl"
+    return ".bin"
+
+
 class Uploads:
-    """A folder of pictures. Takes the place of Gradio's own upload."""
+    """A folder of files. Takes the place of Gradio's own upload."""
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_KEPT_BYTES) -> None:
         self.folder, self.max_bytes = folder, max_bytes
@@ -103,34 +115,34 @@ class Uploads:
         threading.Thread(target=self._sweep_on, name="uploads", daemon=True).start()
 
     async def take(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answers a form with one picture by a list of its path, as Gradio's clients expect.
+        """Answers a form with one file by a list of its path, as Gradio's clients expect.
 
-        Raises Refusal for a form without a picture or with several, or if too many are coming in.
+        Raises Refusal for a form without a file or with several, or if too many are coming in.
         """
         if self._arriving >= MAX_ARRIVING:
-            raise Refusal(503, "Many pictures are coming in just now: try again in a minute.")
+            raise Refusal(503, "Many files are coming in just now: try again in a minute.")
         self._arriving += 1
         try:
             async with Request(scope, receive).form(max_files=1, max_fields=2) as form:
-                picture = form.get("files")
-                if not isinstance(picture, UploadFile):
-                    raise Refusal(400, "Send one picture, as `files` of a form.")
-                if (picture.size or 0) > MAX_UPLOAD_BYTES:
+                sent = form.get("files")
+                if not isinstance(sent, UploadFile):
+                    raise Refusal(400, "Send one file, as `files` of a form.")
+                if (sent.size or 0) > MAX_UPLOAD_BYTES:
                     raise too_large(MAX_UPLOAD_BYTES)
-                path = await run_in_threadpool(self.keep, picture.file)
+                path = await run_in_threadpool(self.keep, sent.file)
         except ClientDisconnect:
             return
         except (MultiPartException, HTTPException, FormParserError, KeyError) as error:
             reason = getattr(error, "detail", None) or getattr(error, "message", None) or str(error)
-            raise Refusal(400, f"Send one picture, as `files` of a form ({reason}).") from error
+            raise Refusal(400, f"Send one file, as `files` of a form ({reason}).") from error
         finally:
             self._arriving -= 1
         await respond(send, [str(path)])
 
-    def keep(self, picture: IO[bytes]) -> Path:
-        """Stores a picture; returns its path. Refuses once the folder is closed."""
-        data = picture.read()
-        suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ".bin"
+    def keep(self, sent: IO[bytes]) -> Path:
+        """Stores a file; returns its path. Refuses once the folder is closed."""
+        data = sent.read()
+        suffix = suffix_of(data)
         with self._lock:
             if self._closed.is_set():
                 raise Refusal(503, "This page is ending.")
@@ -142,7 +154,7 @@ class Uploads:
         return path
 
     def close(self) -> None:
-        """Takes no more pictures."""
+        """Takes no more files."""
         with self._lock:
             self._closed.set()
 

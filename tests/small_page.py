@@ -30,7 +30,8 @@ def small_site(pipeline: ShapePipeline, folder: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # which serving changes
         half = torch.tensor([True, True, False, False])
-        patch.setattr("sampling.edit.changing_tokens", lambda config, layers: half)
-        studio = Studio(pipeline, SMALL, folder, views=random_view_model())
+        for room in ("sampling.edit", "sampling.refine.subject"):
+            patch.setattr(f"{room}.changing_tokens", lambda config, layers: half)
+        studio = Studio(pipeline, SMALL, folder, views=random_view_model(clip=pipeline.clip))
         with served(studio, port=free_port()) as blocks:
             yield blocks

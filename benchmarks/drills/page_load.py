@@ -33,8 +33,9 @@ import gradio_client
 import psutil
 
 from sampling.pipeline import ShapePipeline
+from serving.orders import MAX_PROMPT
 from serving.page import MAX_WAITING
-from serving.studio import KINDS, MAX_PROMPT, MAX_UPLOAD_BYTES
+from serving.studio import KINDS, MAX_UPLOAD_BYTES
 
 PROMPTS = ("a red chair", "a blue table", "a green car", "a yellow house", "an orange mug")
 STEPS = 4

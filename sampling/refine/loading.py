@@ -45,11 +45,11 @@ def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
     )
 
 
-def load_judge(config: RefineConfig, pipe: ShapePipeline) -> Clip:
+def load_judge(run: str | None, pipe: ShapePipeline, judge: str | None = None) -> Clip:
     """Returns the CLIP that scores: `judge`, or the run's own judge, or the model's CLIP."""
-    folder = None if config.model is None else Path(config.model, "eval", "judge")
-    if config.judge is not None:
-        return load_clip(config.judge, pipe.prior.device)
+    folder = None if run is None else Path(run, "eval", "judge")
+    if judge is not None:
+        return load_clip(judge, pipe.prior.device)
     if folder is not None and (folder / "weights.safetensors").is_file():
         return load_clip(folder, pipe.prior.device)
     return pipe.clip

@@ -48,7 +48,8 @@ class WordClip(Clip):
     """Embeds captions by their letters and pictures by their mean colour; never saw the word "rocket"."""
 
     def __init__(self) -> None:
-        self.digest = "the clip's digest"
+        self.digest, self.name = "the clip's digest", "words"
+        self.embed_dim, self.text_width = EMBED, TEXT_WIDTH
 
     def text(self, captions: list[str]) -> TextEmbedding:
         pooled = torch.stack([self._unit(sum(map(ord, caption))) for caption in captions])

@@ -1,5 +1,6 @@
 """The page's pipeline is the one of the tests below it."""
 
 from tests.sampling.conftest import pipeline, runs
+from tests.sampling.refine.conftest import balls
 
-__all__ = ["pipeline", "runs"]
+__all__ = ["balls", "pipeline", "runs"]

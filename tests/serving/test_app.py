@@ -20,10 +20,15 @@ import torch
 from PIL import Image
 
 from sampling.cutouts import load_image
+from sampling.refine import __main__ as command
+from sampling.refine.refiner import Refiner
+from sampling.refine.view_model import ViewGuide
+from sampling.refine.work import Refined, optimise
 from sampling.views import ViewsConfig, read_object, turntable
 from serving.__main__ import main, served
-from serving.page import as_seen
-from serving.studio import KINDS, Cancelled, Edit, Order, Studio, Turned
+from serving.inputs import as_seen
+from serving.orders import Edit, Order, Refinement, Turned
+from serving.studio import KINDS, Cancelled, Studio, told
 from shapeloom.config import UserError
 from shapeloom.view_diffusion import random_view_model
 from tests.small_page import SMALL, small_site
@@ -205,6 +210,82 @@ def test_views_are_those_of_the_command_and_cannot_be_edited(studio):
             studio.turn(wrong, quiet)
 
 
+def test_a_refinement_is_the_commands_and_says_how_well_it_fits(balls, tmp_path, monkeypatch):
+    model = random_view_model(clip=balls.pipe.clip)
+    studio = Studio(balls.pipe, SMALL, tmp_path / "page", views=model)
+    balls.shapes[0].save(studio.uploads / "mine.safetensors")
+    path = str(studio.uploads / "mine.safetensors")
+    steps = []
+    asked = Refinement("", "a large blue ball", "color", 2, 3, path)
+    item = studio.refine(asked, lambda done, total, what: steps.append((done, total, what)))
+    assert steps[1:3] == [(0, 2, "refining, step 1 of 2"), (1, 2, "refining, step 2 of 2")]
+    assert studio.refine(asked, quiet) is item
+
+    monkeypatch.setattr(command, "load_pipeline", lambda config: balls.pipe)
+    monkeypatch.setattr(command, "load_guide", lambda config, pipe: ViewGuide(model))
+    monkeypatch.setattr("sampling.making.PORTRAIT_SIZE", 32)
+    given = ["--prompt", "a large blue ball", "--shape", path, "--iterations", "2", "--seed", "3"]
+    small = ["mesh.resolution=16", "mesh.texture_size=32", "turntable.size=16", "formats=[safetensors]"]
+    out = tmp_path / "out"
+    command.main(["--out", str(out), *given, "--set", *small, "layers=color", "picture_every=1"])
+    (made,) = out.glob("*ball*.safetensors")
+    assert item.files["safetensors"].read_bytes() == made.read_bytes()
+    assert item.files["png"].read_bytes() == (out / "strip_000.png").read_bytes()
+    assert item.files["glb"].is_file() and "before" in item.note
+    after = balls.pipe.load_latent(item.files["safetensors"]).latent
+    moved = (after - balls.latents[0]).abs().amax(1)
+    assert not moved[:2].any() and moved[2:].any()  # tokens of shape come first
+    assert [each.name for each in studio.folder.iterdir() if each.name not in ("objects", "uploads")] == []
+
+
+def test_a_refinement_that_is_stopped_leaves_nothing(balls, tmp_path):
+    studio = Studio(balls.pipe, SMALL, tmp_path, views=random_view_model(clip=balls.pipe.clip))
+    balls.shapes[0].save(studio.uploads / "mine.safetensors")
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 1:
+            raise Cancelled
+
+    asked = Refinement("", "a blue ball", "all", 3, 0, str(studio.uploads / "mine.safetensors"))
+    with pytest.raises(Cancelled):
+        studio.refine(asked, stop)
+    assert [each.name for each in studio.folder.iterdir()] == ["uploads"]
+
+
+def test_what_fits_its_words_less_than_before_is_told(balls):
+    def words(before, after):
+        return told(Refined(balls.shapes[0], balls.shapes[0], before, after, b"", "judge"))
+
+    assert "0.300 before, 0.200 after" in words(0.3, 0.2)
+    assert "fits them less" in words(0.3, 0.2) and "fits them less" not in words(0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"steps": 0}, "from 1 to 400"), ({"steps": 10**6}, "from 1 to 400"),
+        ({"layers": "hair"}, "What changes"), ({"prompt": ""}, "A prompt says"),
+        ({"upload": "/etc/passwd"}, "no other files are read"),
+        ({"upload": None, "source": "x"}, "isn't kept any more"),
+        ({"upload": "broken.glb"}, "came without its"), ({"upload": "text.bin"}, "That is no GLB"),
+        ({"upload": "damaged.safetensors"}, "your file is no latent"),
+    ],
+)  # fmt: skip
+def test_refinements_beyond_the_limits_are_refused(studio, pipeline, wrong, words):
+    for name in ("broken.glb", "damaged.safetensors", "text.bin"):
+        (studio.uploads / name).write_bytes(b"nothing that could be read")
+    known = {"source": "", "prompt": "a mug", "layers": "all", "steps": 2, "seed": 0, "upload": "text.bin"}
+    asked = known | wrong
+    if asked["upload"] and "/" not in asked["upload"]:
+        asked["upload"] = str(studio.uploads / asked["upload"])
+    with pytest.raises(UserError, match="has no view model"):
+        studio.refine(Refinement(**asked), quiet)
+    studio.views = random_view_model(clip=pipeline.clip)
+    with pytest.raises(UserError, match=words) as error:
+        studio.refine(Refinement(**asked), quiet)
+    assert str(studio.folder) not in str(error.value)
+
+
 def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):
     save_disc(studio.uploads / "disc.png", (200, 0, 0))
     Image.new("RGB", (40, 40), "red").save(studio.uploads / "empty.png")
@@ -369,6 +450,55 @@ def test_an_edit_starts_from_what_is_shown_and_the_history_leads_back(tab):
     assert thumbnails.count() == 2
     thumbnails.nth(1).click()
     tab.wait_for_function("key => document.querySelector('.stage').dataset.key === key", arg=first)
+
+
+def test_an_object_is_refined_and_the_way_there_is_shown(tab):
+    make(tab, "a mug", 2)
+    first = tab.locator(".stage").get_attribute("data-key")
+    assert not tab.locator("#way").is_visible()
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#change textarea").fill("a red mug")
+    tab.locator("#refine-steps input[type=number]").fill("2")
+    tab.locator("#refine").click()
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key !== key", arg=first)
+    tab.locator("#way img").wait_for()
+    assert tab.locator("#way img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert "before" in tab.locator("#note").inner_text()
+    name, data = download(tab, "glb")
+    assert name == "a-red-mug_seed2.glb" and len(data) > 1000
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.locator("#history img").nth(1).click()  # what it started from has no way
+    tab.wait_for_function("key => document.querySelector('.stage').dataset.key === key", arg=first)
+    tab.locator("#way").wait_for(state="hidden")
+
+
+def test_a_file_of_the_visitor_is_refined_until_it_is_stopped(tab, pipeline, tmp_path, monkeypatch):
+    waiting, stopped = threading.Event(), threading.Event()
+
+    def step(self, number):
+        waiting.set()
+        time.sleep(0.1)
+        return {"gradient": 0.0}
+
+    def work(*arguments, on_step, real=optimise, **how):
+        try:
+            real(*arguments, on_step=on_step, **how)
+        except Cancelled:
+            stopped.set()
+            raise
+
+    monkeypatch.setattr(Refiner, "step", step)
+    monkeypatch.setattr("sampling.refine.work.optimise", work)
+    pipeline("a mug", seed=1, steps=2)[0].save(tmp_path / "mine.safetensors")
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#source input[type=file]").set_input_files(tmp_path / "mine.safetensors")
+    tab.get_by_text("mine.safetensors").first.wait_for()
+    tab.locator("#change textarea").fill("a red mug")
+    tab.locator("#refine-steps input[type=number]").fill("400")
+    tab.locator("#refine").click()
+    assert waiting.wait(60)
+    tab.locator("#cancel-refine").click()
+    assert stopped.wait(60)
 
 
 def test_mistakes_are_told_kindly_and_markup_stays_text(tab):

@@ -87,6 +87,16 @@ def test_the_fake_hub_hears_of_a_page_without_the_gate(monkeypatch, tmp_path):
     assert any("hf_owner" in each for each in asked)
 
 
+def test_a_file_is_what_its_bytes_say_whatever_it_was_called():
+    stl = b"\0" * 80 + (2).to_bytes(4, "little") + b"\0" * 100
+    latent = (16).to_bytes(8, "little") + b'{"a":' + b" " * 11
+    known = {
+        b"\x89PNG\r\n": ".png", b"\xff\xd8\xff": ".jpg", b"glTF\2": ".glb", b"ply\n": ".ply", stl: ".stl",
+        latent: ".safetensors", stl[:-1]: ".bin", b"#!/bin/sh": ".bin", b"": ".bin",
+    }  # fmt: skip
+    assert {data: uploads.suffix_of(data) for data in known} == known
+
+
 def test_settings_that_nobody_has_looked_at_end_the_start():
     import gradio
 

@@ -31,7 +31,7 @@ def refine(balls, monkeypatch, tmp_path):
     """Runs the command on the small red ball, towards a prompt."""
     monkeypatch.setattr(command, "load_pipeline", lambda config: balls.pipe)
     monkeypatch.setattr(command, "load_guide", lambda config, pipe: ExactGuide(balls.decoder, balls.latents))
-    monkeypatch.setattr(command, "load_judge", lambda config, pipe: pipe.clip)
+    monkeypatch.setattr(command, "load_judge", lambda run, pipe, judge: pipe.clip)
     monkeypatch.setattr("sampling.making.PORTRAIT_SIZE", 32)
     start = tmp_path / "start.safetensors"
     balls.shapes[0].save(start)
