@@ -122,7 +122,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs["shape"] = file_digest(config.start)
     if config.image is not None:
         inputs["image"] = file_digest(config.image)
-    places = ("model", "shape", "judge", "guide", "image")
+    if config.style is not None:
+        if not config.style.is_file():
+            raise UserError(f"style: {config.style} does not exist.")
+        inputs["style"] = file_digest(config.style)
+    places = ("model", "shape", "judge", "guide", "image", "style")
     with Run.open(out, config, stage="refine", inputs=inputs, places=places) as run:
         if run.done:
             log.info("%s already holds this refinement", out)

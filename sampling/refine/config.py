@@ -1,7 +1,7 @@
 """What `python -m sampling.refine` is told."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field as Key
 from pydantic import model_validator
@@ -76,6 +76,14 @@ class RefineConfig(SamplingConfig):
         None, description="a picture of the object, which guide=views follows beside the prompt"
     )
     image_elevation: float = Key(20.0, ge=-89, le=89, description="of the picture's camera, degrees")
+    style: Path | None = Key(
+        None,
+        description="a picture whose colours and grain the look is to have; the shape stays then, unless "
+        "`layers` says more",
+    )
+    style_share: float = Key(
+        1.0, gt=0, description="of the style's gradient, beside that of the 2-D model of length 1"
+    )
     optimise: Literal["latent", "matrices"] = Key(
         "latent", description="the latent, which stays near what the prior knows; or the field's own matrices"
     )
@@ -121,6 +129,13 @@ class RefineConfig(SamplingConfig):
     formats: list[Format] = Key(
         ["gif", "glb", "safetensors"], min_length=1, description="files of each shape"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _styles_keep_the_shape(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("style") is not None:
+            return {"layers": "color", **given}
+        return given
 
     @model_validator(mode="after")
     def _fitting(self) -> "RefineConfig":

@@ -1,5 +1,6 @@
 """A 2-D model's gradient of pictures: what is behind them, noise, guidance, the estimator, regularisers."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from sampling.refine.config import RefineConfig
 from sampling.refine.guides import Guide
 from sampling.refine.own import OwnNetwork
 from sampling.refine.rendering import Views
+from sampling.refine.style import read_style
 from sampling.refine.words import negatives, side_of, with_view
 from shapeloom.diffusion.distillation import ism, sds, time_range, vsd
 from shapeloom.diffusion.guidance import classifier_free, perp_neg
@@ -30,6 +32,7 @@ class Distiller:
         is_vsd = config.estimator.kind == "vsd"
         self.own = OwnNetwork(guide, config.estimator, config.seed) if is_vsd else None
         self.size = config.size or guide.size
+        self.style = None if config.style is None else read_style(config.style, size=self.size)
 
     def slope(
         self, flat: Float[Tensor, "particles rays 4"], views: Views, progress: float,
@@ -63,7 +66,20 @@ class Distiller:
             raise FloatingPointError("the 2-D model's gradient isn't finite")
         facts |= {"gradient": float(gradient.square().mean().sqrt()), "opacity": float(flat[..., 3].mean())}
         assert pictures.grad is not None
-        return pictures.grad.permute(0, 2, 3, 1).reshape(flat.shape)
+        slope = pictures.grad
+        if self.style is not None:
+            slope = slope + self._towards_style(pictures.detach(), slope, views.each, facts)
+        return slope.permute(0, 2, 3, 1).reshape(flat.shape)
+
+    def _towards_style(self, pictures: Tensor, slope: Tensor, each: int, facts: dict[str, float]) -> Tensor:
+        """The style's gradient, `style_share` times as long as the 2-D model's; each particle by itself."""
+        assert self.style is not None
+        pulls, distances = zip(*(self.style.slope(own) for own in pictures.split(each)), strict=True)
+        pull = torch.cat(pulls)
+        if not math.isnan(sum(distances)):
+            facts["style"] = sum(distances) / len(distances)
+        # Nothing pulls where nothing is seen.
+        return pull * (self.config.style_share * slope.norm() / pull.norm().clamp_min(1e-30))
 
     @torch.no_grad()
     def _estimate(

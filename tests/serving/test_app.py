@@ -286,6 +286,14 @@ def test_refinements_beyond_the_limits_are_refused(studio, pipeline, wrong, word
     assert str(studio.folder) not in str(error.value)
 
 
+def test_a_page_without_a_view_model_says_so_and_refines_nothing(studio):
+    page = pytest.importorskip("serving.page", reason="the web page's library isn't installed")
+    built = page.Page(studio).blocks.get_config_file()
+    endpoints = {each["api_name"] for each in built["dependencies"]}
+    assert {"make", "edit", "cancel"} <= endpoints and not {"refine", "turn"} & endpoints
+    assert any("has no view model" in str(each["props"].get("value")) for each in built["components"])
+
+
 def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):
     save_disc(studio.uploads / "disc.png", (200, 0, 0))
     Image.new("RGB", (40, 40), "red").save(studio.uploads / "empty.png")
