@@ -40,8 +40,8 @@ class ShapeSample:
     """A shape: its latent (on the CPU) and what it was asked to be.
 
     matrices: of its field, as a batch of one on the CPU, where they aren't the latent's any more: they were
-    refined (`sampling.refine`) from a shape that the latent says. region: the box (low, high) within which
-    they were; then the first half of the matrices is the one from before (see `fields.region`).
+    refined (`sampling.refine`) from a shape that the latent says. region: in which they
+    were; then the first half of the matrices is the one from before (see `fields.region`).
     """
 
     latent: Float[Tensor, "tokens channels"]
@@ -136,10 +136,12 @@ class ShapeSample:
         facts: dict[str, Any] = {
             "encoder": self.decoder.digest, "prompt": self.prompt, "seed": self.seed,
         }  # fmt: skip
-        if self.region is not None:
+        tensors = {"latent": self.latent.contiguous()}
+        if isinstance(self.region, Tensor):
+            tensors["region"] = self.region.contiguous()
+        elif self.region is not None:
             facts["region"] = self.region
         metadata = {"shape": json.dumps(facts, sort_keys=True)}
-        tensors = {"latent": self.latent.contiguous()}
         for number, matrix in enumerate(self.matrices or []):
             tensors[f"matrices.{number}"] = matrix.contiguous()
         return to_safetensors(tensors, metadata=metadata)
@@ -159,8 +161,9 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
             latent = file.get_tensor("latent").float()
             names = [name for name in file.keys() if name.startswith("matrices.")]  # noqa: SIM118
             own = [file.get_tensor(f"matrices.{number}").float() for number in range(len(names))]
-        region = facts.get("region")
-        region = None if region is None else (tuple(region[0]), tuple(region[1]))
+            grid = file.get_tensor("region") if "region" in file.keys() else None  # noqa: SIM118
+        box = facts.get("region")
+        region: Region | None = grid if box is None else (tuple(box[0]), tuple(box[1]))
         decoder = decoder if region is None else regional(decoder, region)
     except (OSError, SafetensorError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UserError):
@@ -174,7 +177,7 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
 
 
 def regional(decoder: Decoder, region: Region) -> Decoder:
-    """Returns the decoder of shapes that were refined within a box alone; raises ValueError for no box."""
+    """Returns the decoder of shapes that were refined in a region alone; raises ValueError for no region."""
     return with_field(decoder, RegionField(decoder.field, region))
 
 

@@ -125,6 +125,17 @@ def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
 
 
+def texel_points(
+    vertices: Float[np.ndarray, "vertices 3"], atlas: Atlas, *, size: int
+) -> Float[np.ndarray, "size size 3"]:
+    """Returns the surface point of each texel of a baked texture; gaps have their nearest texel's."""
+    face, barycentric = rasterize(atlas.uv, atlas.faces, size=size)
+    corners = vertices[atlas.origin[atlas.faces[face.clip(0)]]]
+    points = (corners * barycentric[..., None]).sum(axis=2)
+    nearest = distance_transform_edt(face < 0, return_distances=False, return_indices=True)
+    return points[nearest[0], nearest[1]]
+
+
 def bake(
     mesh: Mesh, atlas: Atlas, texture: Texture, *, size: int, device: torch.device | str = "cpu"
 ) -> UInt8[np.ndarray, "size size 3"]:

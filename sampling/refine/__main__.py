@@ -12,6 +12,7 @@ shape fitted the prompt before and after. A command that was killed goes on wher
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sampling.album import Album, Record, Wish
@@ -126,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not config.style.is_file():
             raise UserError(f"style: {config.style} does not exist.")
         inputs["style"] = file_digest(config.style)
+    if isinstance(config.region, Path):
+        if not config.region.is_file():
+            raise UserError(f"region: {config.region} does not exist.")
+        inputs["region"] = file_digest(config.region)
     places = ("model", "shape", "judge", "guide", "image", "style")
     with Run.open(out, config, stage="refine", inputs=inputs, places=places) as run:
         if run.done:

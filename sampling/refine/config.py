@@ -88,8 +88,10 @@ class RefineConfig(SamplingConfig):
         "latent", description="the latent, which stays near what the prior knows; or the field's own matrices"
     )
     layers: Layers = Key("all", description="what may change")
-    region: tuple[Corner, Corner] | None = Key(
-        None, description="the box (low, high) outside of which nothing changes; none: everywhere"
+    region: tuple[Corner, Corner] | Path | None = Key(
+        None,
+        description="outside of which nothing changes: a box (low, high), or a 3D file of the shape whose "
+        "vertices are painted magenta where it may; none: everywhere",
     )
     particles: int = Key(
         1, ge=1, le=64, description="shapes that are refined together; latent: seeds seed, ..."
@@ -143,7 +145,7 @@ class RefineConfig(SamplingConfig):
             raise ValueError("a ball isn't a latent: shape=none needs optimise=matrices")
         if self.prior_share and self.optimise != "latent":
             raise ValueError("prior_share is of a latent's prior: it needs optimise=latent")
-        if self.region is not None and any(
+        if isinstance(self.region, tuple) and any(
             not -1 <= low < high <= 1 for low, high in zip(*self.region, strict=True)
         ):
             raise ValueError(

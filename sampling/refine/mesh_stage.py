@@ -7,13 +7,13 @@ Geometry", eq. 10); the angles of neighbouring faces are held too (`normal_weigh
 the texture's: the light in what the 2-D model expects is painted in.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import trimesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import splu
 from torch import Tensor
@@ -21,10 +21,13 @@ from torch import Tensor
 from sampling.export import TexturedMesh
 from sampling.refine.config import RefineConfig
 from sampling.refine.distiller import Distiller
+from sampling.refine.painted import region_of
 from sampling.refine.rendering import Views, random_views
 from sampling.refine.state import make_optimiser, pack, unpack
 from sampling.shape import FOV
+from sampling.texture import texel_points
 from shapeloom.config import UserError
+from shapeloom.fields.region import Region, share_of
 from shapeloom.noise import torch_generator
 from shapeloom.rendering.cameras import Cameras, intrinsics
 from shapeloom.rendering.implicit_surface import Meshes
@@ -53,6 +56,8 @@ class MeshRefiner:
             self._smooth = Smoothing(start.mesh.vertices, self._faces.numpy())
             self._u = self._smooth.to_u(self._start).requires_grad_()
         self.texture = torch.from_numpy(start.texture.astype(np.float32) / 255)
+        self._first_texture = self.texture.clone()
+        self._held = None if (region := region_of(config)) is None else Held.of(region, start)
         groups = []
         if self.moves:
             groups.append(([self._u], config.mesh_stage.vertex_rate))
@@ -63,7 +68,16 @@ class MeshRefiner:
 
     def vertices(self) -> Float[Tensor, "vertices 3"]:
         """Where vertices are now, with a graph to what moves them; the start's bits where nothing does."""
-        return self._smooth.to_v(self._u) if self.moves else self._start
+        if not self.moves:
+            return self._start
+        moved = self._smooth.to_v(self._u)
+        return moved if self._held is None else _mixed(self._start, moved, *self._held.vertices)
+
+    def texels(self) -> Float[Tensor, "size size 3"]:
+        """The texture now, sRGB in [0, 1], with a graph likewise."""
+        if self._held is None:
+            return self.texture
+        return _mixed(self._first_texture, self.texture, *self._held.texels)
 
     def step(self, number: int) -> dict[str, float]:
         """Moves the mesh once; returns what metrics.jsonl says of it."""
@@ -99,7 +113,7 @@ class MeshRefiner:
         fragments = rasterize(meshes, cameras)
         uv = fragments.interpolate(self._uv, self._split)
         place = torch.stack([2 * uv[0, ..., 0] - 1, 1 - 2 * uv[0, ..., 1]], dim=-1)
-        texels = self.texture.permute(2, 0, 1).expand(len(place), -1, -1, -1)
+        texels = self.texels().permute(2, 0, 1).expand(len(place), -1, -1, -1)
         color = torch.nn.functional.grid_sample(texels, place, padding_mode="border", align_corners=False)
         covered = (fragments.face[0] >= 0).float()[..., None]
         picture = torch.cat([color.permute(0, 2, 3, 1) * covered, covered], dim=-1)
@@ -123,7 +137,10 @@ class MeshRefiner:
             moved = trimesh.Trimesh(vertices, self._faces.numpy(), process=False)
             normals = np.array(moved.vertex_normals, np.float32)
             normals[np.linalg.norm(normals, axis=1) < 0.5] = (0, 0, 1)
-        texture = (self.texture.detach() * 255).round().to(torch.uint8).numpy()
+            if self._held is not None:
+                outside = self._held.vertices[1].numpy()
+                normals[outside] = before.normals[outside]
+        texture = (self.texels().detach() * 255).round().to(torch.uint8).numpy()
         mesh = replace(before, vertices=vertices, normals=normals)
         return TexturedMesh(
             mesh, self.start.atlas, texture if self.texture.requires_grad else self.start.texture
@@ -144,6 +161,27 @@ class MeshRefiner:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
         unpack(tensors, self.leaves, self.optimiser, self.distiller.own)
+
+
+@dataclass(frozen=True)
+class Held:
+    """How much vertices and texels may change in a region, each with which of them lie outside of it."""
+
+    vertices: tuple[Float[Tensor, "vertices 1"], Bool[Tensor, " vertices"]]
+    texels: tuple[Float[Tensor, "size size 1"], Bool[Tensor, "size size"]]
+
+    @classmethod
+    def of(cls, region: Region, start: TexturedMesh) -> "Held":
+        """Those of a textured mesh, by where its surface is."""
+        assert start.atlas is not None and start.texture is not None
+        places = start.mesh.vertices, texel_points(start.mesh.vertices, start.atlas, size=len(start.texture))
+        found = [share_of(region, torch.from_numpy(each.astype(np.float32))) for each in places]
+        (first, first_out), (last, last_out) = found
+        return cls((first[..., None], first_out), (last[..., None], last_out))
+
+
+def _mixed(first: Tensor, last: Tensor, share: Tensor, outside: Tensor) -> Tensor:
+    return torch.where(outside[..., None], first, torch.lerp(first, last, share))
 
 
 class Smoothing:

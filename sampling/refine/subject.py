@@ -7,6 +7,7 @@ from torch import Tensor
 from prior.model import Prior
 from sampling.edit import changing_tokens
 from sampling.refine.config import RefineConfig
+from sampling.refine.painted import region_of
 from sampling.shape import ShapeSample, regional
 from shapeloom.config import UserError
 from shapeloom.decoder import Decoder
@@ -24,7 +25,7 @@ class Subject:
 
     def __init__(self, starts: list[ShapeSample], prior: Prior, config: RefineConfig) -> None:
         """Raises UserError for a start that the config can't go on from."""
-        self.starts, self.prior, self.region = starts, prior, config.region
+        self.starts, self.prior, self.region = starts, prior, region_of(config)
         base = starts[0].decoder
         if any(start.region is not None for start in starts):
             raise UserError("This shape was refined within a region; save it as .glb and start from that.")
@@ -32,7 +33,7 @@ class Subject:
             raise UserError(
                 "This shape's matrices were refined, and no latent says it: set optimise=matrices."
             )
-        self.decoder: Decoder = base if config.region is None else regional(base, config.region)
+        self.decoder: Decoder = base if self.region is None else regional(base, self.region)
         device = prior.device
         self.before = [
             torch.cat(layer).to(device) for layer in zip(*(s.weights for s in starts), strict=True)
