@@ -59,7 +59,9 @@ def _refine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a run or saved pipeline folder, or a hub's owner/name")
     parser.add_argument("--prompt", help="what the shape is to be")
     parser.add_argument("--shape", help="where to start: latent (a sample), none (a ball) or a file")
-    parser.add_argument("--guide", help="the 2-D model: views, or a diffusers text-to-image folder")
+    parser.add_argument(
+        "--guide", help="the 2-D model: views, a diffusers text-to-image folder, or Zero-1-to-3"
+    )
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--seed", type=int)
 

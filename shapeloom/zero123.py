@@ -132,10 +132,23 @@ class Zero123:
 
         pictures: in [-1, 1] on white, 256 x 256 in the published model. pose: of `pose_difference`.
         """
-        pictures, networks = pictures.to(self.device), self.networks
-        vector = torch.cat([self._clip(pictures), pose.to(pictures)], dim=-1)
-        token = networks.cc_projection["projection"](vector)[:, None]
-        latent = networks.vae.encode(pictures).latent_dist.mode()
+        return self.told(*self.look(pictures), pose)
+
+    @torch.no_grad()
+    def look(
+        self, pictures: Float[Tensor, "n 3 size size"]
+    ) -> tuple[Float[Tensor, "n context"], Float[Tensor, "n 4 h w"]]:
+        """Returns CLIP's vectors of pictures and their latents: what a condition takes from them."""
+        pictures = pictures.to(self.device)
+        return self._clip(pictures), self.networks.vae.encode(pictures).latent_dist.mode()
+
+    @torch.no_grad()
+    def told(
+        self, clip: Float[Tensor, "n context"], latent: Float[Tensor, "n 4 h w"], pose: Float[Tensor, "n 4"]
+    ) -> Zero123Condition:
+        """Returns the condition of what `look` returned and poses of `pose_difference`."""
+        vector = torch.cat([clip, pose.to(clip)], dim=-1)
+        token = self.networks.cc_projection["projection"](vector)[:, None]
         nothing = Zero123Condition(torch.zeros_like(token), torch.zeros_like(latent))
         return Zero123Condition(token, latent, nothing)
 
@@ -154,6 +167,11 @@ class Zero123:
         seen = torch.cat([x / torch.hypot(level, torch.ones_like(level)), condition.latent], dim=1)
         step = self.process.step_of(sigma).to(x.dtype)
         return x - level * self.networks.unet(seen, step, condition.token).sample
+
+    def encode(self, pictures: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 4 h w"]:
+        """Returns scaled latents of pictures in [-1, 1], the mode. Differentiable."""
+        latent: Tensor = self.networks.vae.encode(pictures.to(self.device)).latent_dist.mode()
+        return latent * LATENT_SCALE
 
     def decode(self, x: Float[Tensor, "n 4 h w"]) -> Float[Tensor, "n 3 size size"]:
         """Returns the pictures of scaled latents."""

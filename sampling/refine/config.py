@@ -70,10 +70,12 @@ class RefineConfig(SamplingConfig):
     )
     guide: str = Key(
         "views",
-        description="the 2-D model: views (RUN/views), or the folder of a diffusers text-to-image one",
+        description="the 2-D model: views (RUN/views), the folder of a diffusers text-to-image one, or "
+        "Zero-1-to-3's file or folder, which follows `image` alone",
     )
     image: Path | None = Key(
-        None, description="a picture of the object, which guide=views follows beside the prompt"
+        None,
+        description="a picture of the object: guide=views follows it beside the prompt, Zero-1-to-3 instead",
     )
     image_elevation: float = Key(20.0, ge=-89, le=89, description="of the picture's camera, degrees")
     style: Path | None = Key(

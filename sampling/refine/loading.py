@@ -5,6 +5,7 @@ from pathlib import Path
 from sampling.pipeline import ShapePipeline
 from sampling.refine.config import RefineConfig
 from sampling.refine.guides import Guide
+from sampling.refine.zero123 import is_zero123, load_zero123_guide
 from shapeloom.clip import Clip, load_clip
 from shapeloom.config import UserError
 
@@ -33,15 +34,24 @@ def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
             config.image, model, elevation=config.image_elevation, matting=config.pictures.matting
         )
         return ViewGuide(model, seen)
+    if is_zero123(folder):
+        if config.image is None:
+            raise UserError(f"{folder} is Zero-1-to-3's, which follows a picture: image=FILE.")
+        return load_zero123_guide(
+            folder, config.image, elevation=config.image_elevation, matting=config.pictures.matting,
+            device=pipe.prior.device,
+        )  # fmt: skip
     if config.image is not None:
-        raise UserError("Only a view model follows a picture; leave `image` out, or use guide=views.")
+        raise UserError(
+            "Only a view model and Zero-1-to-3 follow a picture; leave `image` out, or use guide=views."
+        )
     if (folder / "unet").is_dir():
         from sampling.refine.text_to_image import load_text_to_image
 
         return load_text_to_image(folder, pipe.prior.device)
     raise UserError(
         f"{folder} is no 2-D diffusion model. Train one on the run's own pictures (python -m "
-        "prior.train_views), or name the folder of a diffusers text-to-image model: guide=FOLDER."
+        "prior.train_views), or name a diffusers text-to-image folder or Zero-1-to-3's weights: guide=PATH."
     )
 
 
