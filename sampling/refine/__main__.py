@@ -66,13 +66,15 @@ def save(
         if config.mesh_stage.iterations:
             record |= mesh_stage(distiller, refined.shape, number, name, judge, config, run)
         album.add(record)
-        if record["below_start"] or record.get("mesh_below_start"):
+        worse = [part for part in ("", "mesh_") if record.get(f"{part}below_start")]
+        if worse:
             below.append(record)
+        for part in worse:
             log.warning(
-                "%s fits its prompt less than what it started from: %.3f before, %.3f after (by %s). The "
+                "%s%s fits its prompt less than what it started from: %.3f before, %.3f after (by %s). The "
                 "start is %s; other settings, or fewer iterations, may do better.",
-                name, refined.before, record.get("mesh_score_after", refined.after), judge.name,
-                record["start"],
+                name, "'s mesh" if part else "", record[f"{part}score_before"], record[f"{part}score_after"],
+                judge.name, record["start"],
             )  # fmt: skip
     album.save_contact_sheets()
     return below

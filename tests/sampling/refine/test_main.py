@@ -1,6 +1,7 @@
 """The command: its files, what it says of them, and that a kill makes no difference."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -128,20 +129,23 @@ def test_a_mesh_stage_goes_on_from_the_field_and_survives_a_kill(refine, monkeyp
         assert (whole / name).read_bytes() == (resumed / name).read_bytes()
 
 
-def test_a_shape_that_became_worse_is_reported(refine, caplog):
-    """Towards blue, and then judged by how red it is."""
-    with caplog.at_level("WARNING", "shapeloom"):
-        import logging
-
-        logging.getLogger("shapeloom").propagate = True
-        folder = refine("out", "a large blue ball", "iterations=1", "rate=0.0001")
-        record = read(folder)
-        assert "below_start" in record
-    worse = refine("worse", "a small red ball", "iterations=4", "estimator.scale=0", "rate=0.5")
+def test_a_shape_that_became_worse_is_reported(refine, caplog, monkeypatch):
+    """Away from red, while it is judged by how red it is; and each part by its own scores."""
+    monkeypatch.setattr(logging.getLogger("shapeloom"), "propagate", True)
+    settings = ["iterations=4", "estimator.scale=0", "rate=0.5"]
+    worse = refine("worse", "a small red ball", *settings)
     record = read(worse)
-    assert record["below_start"] == (record["score_after"] < record["score_before"])
-    assert record["below_start"]
+    assert record["below_start"] and record["score_after"] < record["score_before"]
     assert json.loads((worse / "meta.json").read_text())["below_start"] == 1
+    (told,) = (each.getMessage() for each in caplog.records if "fits its prompt less" in each.getMessage())
+    assert f"{record['score_before']:.3f} before, {record['score_after']:.3f} after (by balls)" in told
+
+    caplog.clear()
+    monkeypatch.setattr(command, "mesh_score", lambda mesh, prompt, judge, scores=[0.2, 0.1]: scores.pop(0))
+    mesh = refine("mesh", "a large blue ball", "iterations=4", "mesh_stage.iterations=1")
+    assert read(mesh)["mesh_below_start"] and not read(mesh)["below_start"]
+    (told,) = (each.getMessage() for each in caplog.records if "fits its prompt less" in each.getMessage())
+    assert "'s mesh fits its prompt less" in told and "0.200 before, 0.100 after" in told
 
 
 def test_what_is_missing_is_said(refine, balls, tmp_path):
