@@ -169,6 +169,8 @@ def read_latent(path: str | Path, decoder: Decoder) -> ShapeSample:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no latent that a shape's .save wrote ({error}).") from error
+    if not all(bool(each.isfinite().all()) for each in (latent, *own)):
+        raise UserError(f"{path} holds NaN or infinity, so it is damaged.")
     if own:
         _check_matrices(own, latent, decoder, path)
     return ShapeSample(

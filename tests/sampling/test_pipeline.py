@@ -112,6 +112,9 @@ def test_latents_are_saved_and_read_by_the_same_encoder_alone(pipeline, shape, t
     ShapeSample(shape.latent, "", 0, stranger).save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="another encoder"):
         pipeline.load_latent(tmp_path / "other.safetensors")
+    ShapeSample(shape.latent / 0, "", 0, shape.decoder).save(tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        pipeline.load_latent(tmp_path / "nan.safetensors")
 
 
 def test_the_same_latent_has_the_same_bytes(shape):
