@@ -56,8 +56,8 @@ FILE = "view_model.json"
 UNET, CONDITIONER = "unet/diffusion_pytorch_model.safetensors", "conditioner/model.safetensors"
 SIGMAS = (0.02, 80.0)
 """Ends of the noise levels that samplers walk through, in units of the pictures' own spread."""
-RARE = -2.33
-"""Of a normal distribution: a hundredth of its draws lie below. Where training hardly was, samples darken."""
+LEAST_SHARE = 0.01
+"""Of training's draws, below whose noise no sampler goes: where training hardly was, samples darken."""
 
 
 def to_picture(rgba: UInt8[np.ndarray, "*views height width 4"]) -> Float[Tensor, "*views 4 height width"]:
@@ -226,7 +226,8 @@ class ViewModel:
         """
         noise = normal(seeds, self.shape, stream="views").to(self.device)
         std = float(self.network.conditioner.std)
-        low, high = max(SIGMAS[0], least_noise(self.diffusion)), SIGMAS[1]
+        least = float(trained_noise(self.diffusion, torch.tensor(LEAST_SHARE)))
+        low, high = max(SIGMAS[0], least), SIGMAS[1]
         sigmas = karras_sigmas(steps, sigma_min=std * low, sigma_max=std * high)
         denoise: Denoise[ViewCondition] = self.denoise
         if scale != 1:
@@ -240,11 +241,12 @@ class ViewModel:
         return self.decode(found).clamp(-1, 1)
 
 
-def least_noise(config: DiffusionConfig) -> float:
-    """Returns the sigma, in units of the data's spread, below which a hundredth of training's draws were."""
-    t = sample_times(torch.tensor([RARE]), config.times, mean=config.times_mean, std=config.times_std)
+def trained_noise(config: DiffusionConfig, share: Float[Tensor, " *any"]) -> Float[Tensor, " *any"]:
+    """Returns the noise levels, in units of the data's spread, below which shares of training's were."""
+    normal = torch.special.ndtri(share.reshape(-1))
+    t = sample_times(normal, config.times, mean=config.times_mean, std=config.times_std)
     schedule = make_schedule(config.schedule)
-    return float(schedule.sigma(t) / schedule.alpha(t))
+    return (schedule.sigma(t) / schedule.alpha(t)).reshape(share.shape)
 
 
 # ---------------------------------------------------------------- VAE

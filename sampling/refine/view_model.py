@@ -15,9 +15,8 @@ from sampling.refine.guides import composited, resized
 from sampling.refine.rendering import Views
 from sampling.views import ViewsConfig, read_object, turn_cameras
 from shapeloom.config import UserError
-from shapeloom.diffusion.schedules import make_schedule
 from shapeloom.rendering.cameras import Cameras
-from shapeloom.view_diffusion import References, ViewModel, to_picture
+from shapeloom.view_diffusion import References, ViewModel, to_picture, trained_noise
 from shapeloom.view_network import ViewCondition
 
 
@@ -61,9 +60,12 @@ class ViewGuide:
         return unet
 
     def sigma(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """See `Guide`; in the pictures' own units, where the model's are of unit spread."""
-        schedule = make_schedule(self.model.diffusion.schedule)
-        return schedule.sigma(t) / schedule.alpha(t) * float(self.model.network.conditioner.std)
+        """See `Guide`: the noise level below which a share t of training's were, in the pictures' own units.
+
+        Models that are trained on even times, as Stable Diffusion is, have that already; this one's levels
+        lie high, and it knows little of the others.
+        """
+        return trained_noise(self.model.diffusion, t) * float(self.model.network.conditioner.std)
 
     def encode(
         self, pictures: Float[Tensor, "batch 4 height width"], background: Float[Tensor, "batch 3"]

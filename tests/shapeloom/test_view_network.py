@@ -11,7 +11,7 @@ import torch
 
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import UserError
-from shapeloom.diffusion.objectives import DiffusionConfig
+from shapeloom.diffusion.objectives import DiffusionConfig, sample_times
 from shapeloom.rendering.cameras import Cameras, intrinsics, ring, spherical
 from shapeloom.storage import file_digest
 from shapeloom.view_diffusion import (
@@ -20,13 +20,13 @@ from shapeloom.view_diffusion import (
     UNET,
     References,
     ViewModel,
-    least_noise,
     load_view_model,
     random_view_model,
     read_layout,
     save_layout,
     straight_rgba,
     to_picture,
+    trained_noise,
 )
 from shapeloom.view_network import JointAttention, ViewCondition, ViewNetworkConfig, azimuths, plucker, turned
 
@@ -212,13 +212,20 @@ def test_samples_lie_in_range_and_do_not_depend_on_who_else_is_made(model: ViewM
     torch.testing.assert_close(both[1:], single, atol=1e-4, rtol=0)  # sums of other lengths, over steps
 
 
+def test_shares_of_training_s_noise_levels_lie_below_what_is_told() -> None:
+    normal = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([0.05, 0.5, 0.9])
+    for config in (DiffusionConfig(times_mean=2.5, times_std=1.5), DiffusionConfig(times="uniform")):
+        t = sample_times(normal, config.times, mean=config.times_mean, std=config.times_std)
+        below = (t / (1 - t) < trained_noise(config, shares)[:, None]).float().mean(dim=1)
+        torch.testing.assert_close(below, shares, atol=0.02, rtol=0)
+
+
 def test_sampling_walks_no_noise_level_that_training_hardly_saw(
     model: ViewModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = DiffusionConfig(target="x0", times_mean=2.5, times_std=1.5)
-    low = math.exp(2.5 - 2.33 * 1.5)  # rectified flow's t / (1 - t) is the noise level
-    assert least_noise(trained) == pytest.approx(low, rel=1e-5)
-    assert least_noise(DiffusionConfig(times="uniform")) == pytest.approx(0.01, abs=3e-4)
+    low = math.exp(2.5 - 2.3263 * 1.5)  # rectified flow's t / (1 - t) is the noise level
     asked: list[float] = []
     denoise = model.denoise
 
