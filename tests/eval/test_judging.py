@@ -145,6 +145,7 @@ def test_a_reference_may_be_data_at_a_url_whose_assets_lie_here(tmp_path: Path) 
     assert [item.mesh for item in (*found.held_out, *found.training)] == [tmp_path / n for n, _ in names]
     with pytest.raises(UserError, match=r"memory://judging/nothing is no finished data set"):
         read_references(parse_path("memory://judging/nothing"), ["val"], most=5, seed=0)
+    data.fs.store.clear()
 
 
 def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_path: Path) -> None:
