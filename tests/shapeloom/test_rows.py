@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed.million import write_set
+from benchmarks.speed.million import measure, write_set
 from shapeloom.config import UserError
 from shapeloom.shards import AssetShards, ReadingOrder, rows
 
@@ -49,6 +49,11 @@ def test_reading_in_order_reads_each_manifest_once_a_pass(
     assert len(keys) == len(shards) == 19 * 60 * SIZE // 20
     assert len(read) == 60
     assert len(shards.rows._read) == rows.KEPT_SHARDS
+
+
+def test_the_benchmark_reads_every_row_and_looks_at_every_shard(large: Path) -> None:
+    found = measure(large)
+    assert (found["rows"], found["reads"], found["tasks"]) == (19 * 60 * SIZE // 20, 60 * SIZE, 60)
 
 
 def test_rows_are_a_sequence(large: Path) -> None:
