@@ -7,12 +7,12 @@ import torch
 import yaml
 from torch import nn
 
-from encoder.mesh_losses import MeshLossConfig, mesh_loss
+from encoder.mesh_losses import MeshLossConfig, _render, mesh_loss
 from encoder.train import EncoderTask, EncoderTrainConfig, main
 from shapeloom.config import UserError, load_config
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.fields.heads import Color, Geometry
-from shapeloom.rendering.cameras import intrinsics, ring
+from shapeloom.rendering.cameras import intrinsics, look_at, ring
 from shapeloom.shards import AssetShards
 
 SMOKE = Path("configs/encoder/smoke.yaml")
@@ -63,6 +63,19 @@ def test_silhouettes_pull_a_surface_to_the_views(radius: float, sign: int) -> No
     assert radii.grad[0] * sign > 0
     assert radii.grad[1] == 0  # isn't drawn
     assert float(value.detach()) > 3 * float(loss([0.6, 0.3])[0].detach())
+
+
+def test_pictures_of_a_solid_have_no_holes() -> None:
+    """From all sides, so that every face shows; of eight cells a side, each over several pixels."""
+    ways = torch.cat([torch.eye(3), -torch.eye(3)])
+    poses = torch.cat([look_at(eye, torch.zeros(3))[None] for eye in 3 * ways])[None]
+    seen = {name: value[:1] for name, value in batch(1).items()}
+    seen |= {"mesh_cam_to_world": poses, "mesh_intrinsics": seen["mesh_intrinsics"][:, :1].expand(1, 6, 3, 3)}
+    config = MeshLossConfig(from_step=0, resolution=8)
+    alpha = _render(Balls(), [torch.full((1, 1, 1), 0.6)], seen, config)[0, ..., 3]
+    y, x = (torch.arange(24) + 0.5 - 12).abs()[:, None], (torch.arange(24) + 0.5 - 12).abs()
+    # The ball is 6.9 pixels in radius; of so few cells its silhouette lies up to a pixel within.
+    assert (alpha[:, y**2 + x**2 < 5.5**2] > 0.999).all()
 
 
 def test_empty_and_undrawn_meshes_have_a_loss_and_zero_gradients() -> None:

@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from prior.classifier import load_classifier, main
-from prior.model import load_prior
+from prior.classifier import (
+    ClassifierConfig,
+    ClassifierTask,
+    LatentClassifier,
+    load_classifier,
+    main,
+    new_classifier,
+)
+from prior.denoiser import Denoiser, NetworkConfig
+from prior.model import Prior, load_prior
 from prior.train import main as train_prior
 from shapeloom.config import UserError
+from shapeloom.denoising import Shapes
+from shapeloom.diffusion.objectives import DiffusionConfig
+from shapeloom.runs import Run
 from tests.prior.test_train import centre, write_latents
 
 QUICK = ("train={steps: 1, batch_size: 8, warmup_steps: 0, precision: fp32}", "network={width: 16, heads: 2}")
@@ -38,6 +49,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learn(folder: Path, out: Path, *settings: str) -> None:
     inputs = (f"prior={folder / 'prior'}", f"latents={folder / 'latents'}")
     main(["--out", str(out), "--set", *inputs, *settings])
+
+
+def fresh(spread: float = 0.05) -> tuple[LatentClassifier, torch.Tensor, torch.Tensor]:
+    """An untrained classifier of four kinds, for a prior that keeps latents as they are; latents and kinds."""
+    shapes, network = Shapes(tokens=4, channels=3, clip_dim=6, text_width=5), NetworkConfig(width=16, heads=2)
+    facts = {"digest": "", "encoder": "", "clip": ""}
+    prior = Prior(Denoiser(shapes, network), shapes, DiffusionConfig(), facts)
+    label = torch.arange(4).repeat(64)
+    noise = spread * torch.randn(256, 4, 3, generator=torch.Generator().manual_seed(0))
+    latent = torch.stack([torch.from_numpy(centre(k)).float() for k in range(4)])[label] + noise
+    config = ClassifierConfig(network={"width": 32, "depth": 1, "heads": 2, "group": 2})
+    model = new_classifier(prior, latent, label, config)
+    return LatentClassifier(model, list("abcd"), digest="", encoder=""), latent, label
+
+
+def test_untrained_it_knows_gaussian_classes_exactly():
+    classifier, latent, label = fresh(spread=0.5)
+    means = torch.stack([latent[label == k].mean(0) for k in range(4)])
+    variance = (latent - means[label]).square().mean()
+    sigma = torch.linspace(0.1, 3, 256)
+    x = latent + sigma[:, None, None] * torch.randn(256, 4, 3, generator=torch.Generator().manual_seed(1))
+    distance = (x[:, None] - means).square().flatten(2).sum(-1)
+    expected = torch.log_softmax(-distance / (2 * (variance + sigma**2))[:, None], dim=1)
+    found = classifier.log_probability(x, sigma, label)
+    torch.testing.assert_close(found, expected.gather(1, label[:, None])[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_stays_bounded_as_noise_grows():
+    """sigma^2 times the gradient by x is what guidance adds."""
+    classifier, latent, label = fresh()
+    torch.manual_seed(0)
+    for parameter in classifier.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sizes = []
+    for level in (1e2, 1e4):
+        x = (latent + level * torch.randn(latent.shape)).requires_grad_()
+        score = classifier.log_probability(x, torch.full((len(x),), level), label).sum()
+        sizes.append(float((level**2 * torch.autograd.grad(score, x)[0]).norm(dim=(1, 2)).mean()))
+    assert sizes[0] / 10 < sizes[1] < 10 * sizes[0]
+
+
+def test_accuracy_on_held_out_latents_falls_with_noise(tmp_path: Path):
+    classifier, latent, label = fresh()
+    run = Run.open(tmp_path, ClassifierConfig(), stage="classifier")
+    known, held_out = (latent[:128], label[:128]), (latent[128:], label[128:])
+    task = ClassifierTask(classifier.network, known, held_out, (0.02, 80.0), run, seed=0)
+    measured = task.measure(classifier.network)
+    assert measured["held_out/accuracy_sigma0.1"] == 1 > measured["held_out/accuracy_sigma5"] > 0.2
+    assert measured["held_out/loss_sigma0.1"] < measured["held_out/loss_sigma5"] < 1.5  # log 4 is chance
+    alone = ClassifierTask(classifier.network, known, None, (0.02, 80.0), run, seed=0)
+    assert alone.measure(classifier.network) == {}
 
 
 def test_it_says_the_posterior_of_four_centres(folder: Path):

@@ -100,6 +100,13 @@ def test_every_condition_matters_and_the_null_condition_hides_them_all():
     torch.testing.assert_close(prior.denoise(x, sigma, conditions["both"].without()), answers["none"])
 
 
+def test_several_equal_views_say_what_one_says():
+    prior, (x, sigma) = make_prior(), some_noise(2)
+    view = torch.nn.functional.normalize(torch.ones(2, 1, 6).double(), dim=-1)
+    one, three = (prior.condition(image=view.expand(-1, num, -1)) for num in (1, 3))
+    torch.testing.assert_close(prior.denoise(x, sigma, three), prior.denoise(x, sigma, one))
+
+
 def test_masked_text_tokens_are_not_read():
     prior, (x, sigma), text = make_prior(), some_noise(2), some_text(2)
     changed = TextEmbedding(text.pooled, torch.where(text.mask[..., None], text.tokens, 9.0), text.mask)
@@ -149,6 +156,8 @@ def test_unstandardise_inverts_standardise_and_clamps():
     prior.network.standard_std.copy_(std)
     torch.testing.assert_close(prior.unstandardise(prior.standardise(latent)), latent)
     assert float(prior.unstandardise(100 * torch.ones(1, 8, 4).double()).max()) == 1
+    ends = torch.stack([-torch.ones(8, 4), torch.ones(8, 4)]).double()
+    torch.testing.assert_close(prior.unstandardise(torch.stack(prior.bounds())), ends)
 
 
 def test_a_common_standardisation_keeps_what_numbers_are_to_one_another():

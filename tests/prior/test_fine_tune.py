@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prior.model import load_prior
-from prior.train import main
+from prior.fine_tune import FineTuneConfig, check_conditions, start_from, warn_of_forgetting
+from prior.latents import MixtureConfig
+from prior.model import Prior, load_prior
+from prior.task import PriorConfig, read_latents
+from prior.train import main, new_model
 from shapeloom.config import UserError
-from tests.prior.test_train import SETTINGS, write_latents
+from tests.prior.test_train import SETTINGS, Points, write_latents
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,48 @@ def test_the_new_is_learnt_and_replay_keeps_the_old(
     assert torch.equal(prior.network.standard_mean, start["standard_mean"])
     frozen = torch.equal(prior.network.inp.weight, start["inp.weight"])
     assert frozen == bool(rank)
+
+
+def test_of_the_last_layers_alone_blocks_and_head_train(tmp_path: Path):
+    config = PriorConfig(network={"width": 16, "depth": 6, "heads": 2})
+    latents = read_latents(write_latents(tmp_path), "train", config)
+    facts = {"digest": "", "encoder": "e" * 64, "clip": "c" * 64}
+
+    def trained(**settings: int) -> set[str]:
+        prior = Prior(new_model(latents, config), latents.shapes, config.diffusion, facts)
+        model = start_from(
+            prior, FineTuneConfig(init_from=tmp_path, **settings), latents, facts,
+            network=config.network, diffusion=config.diffusion, seed=0,
+        )  # fmt: skip
+        names = [name.split(".") for name, value in model.named_parameters() if value.requires_grad]
+        return {".".join(name[: 2 if name[0] == "blocks" else 1]) for name in names}
+
+    assert trained(last_layers=2) == {"blocks.4", "blocks.5", "out_modulate", "out"}
+    assert trained(last_layers=2, lora_rank=1) == {"blocks.4", "blocks.5"}
+    assert {"inp", "blocks.0", "blocks.5", "out"} < trained()
+    with pytest.raises(UserError, match=r"fine_tune\.last_layers=7, of 6 blocks"):
+        trained(last_layers=7)
+
+
+@pytest.mark.parametrize(("after", "warned"), [(0.9, False), (1.05, False), (1.15, True)])
+def test_a_tenth_more_loss_on_the_old_is_worth_a_warning(
+    after: float, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    warn_of_forgetting({"old/loss": 1.0}, {"old/loss": after})
+    assert ("raised the loss on the old latents" in caplog.text) == warned
+
+
+class OnePicture(Points):
+    reads = "image"
+
+
+def test_a_network_of_one_picture_is_shown_one_picture_or_nothing(tmp_path: Path):
+    latents = read_latents(write_latents(tmp_path), "train", PriorConfig())
+    model, fitting = OnePicture(latents.shapes), {"no_condition": 0.1, "image_only": 0.9, "text_and_image": 0}
+    check_conditions(model, MixtureConfig(**fitting), [latents])
+    for other in ({"image_only": 0.8}, {"max_views": 2}):
+        with pytest.raises(UserError, match="reads one picture alone"):
+            check_conditions(model, MixtureConfig(**(fitting | other)), [latents])
 
 
 def test_other_encoders_networks_and_shapes_are_refused(folder: Path, tmp_path: Path):

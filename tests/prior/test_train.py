@@ -12,7 +12,7 @@ from prior.fine_tune import check_conditions
 from prior.latents import Latents, MixtureConfig
 from prior.model import Prior, load_prior
 from prior.task import PriorConfig, PriorTask, read_latents
-from prior.train import main, new_model
+from prior.train import main
 from sampling.guidance import prior_sigmas
 from shapeloom.clip import TextEmbedding
 from shapeloom.config import Config, UserError
@@ -106,46 +106,6 @@ def test_the_run_records_its_inputs_and_a_falling_held_out_loss(trained: Path):
     losses = [line["held_out/loss"] for line in lines if "held_out/loss" in line]
     assert len(losses) == 2
     assert losses[1] < 0.6  # about 1 for an answer that ignores its input
-
-
-class Silent(torch.nn.Module):
-    """Says zero to everything, and keeps what it was shown; knows a network's statistics."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        for name in ("standard_mean", "standard_std"):
-            self.register_buffer(name, network.get_buffer(name))
-        self.seen: list[torch.Tensor] = []
-
-    def forward(self, x, sigma, condition):
-        self.seen.append(x)
-        return torch.zeros_like(x)
-
-
-@pytest.mark.parametrize("spread", [0.01, 0.15])
-def test_latents_are_learnt_at_unit_spread_and_brought_back_to_their_own(tmp_path: Path, spread: float):
-    """Whatever the latents' spread within [-1, 1], noise levels mean the same, and samples have it again."""
-
-    def change(i: int, sample: dict) -> None:
-        latent = 0.4 + np.random.default_rng(i).normal(0, spread, (4, 3)) * np.array([1, 0.5, 0.25])
-        sample["latent.npy"] = latent.astype(np.float32)
-
-    folder = write_latents(tmp_path / "latents", change=change)
-    config = PriorConfig(
-        latents=folder, network={"width": 32, "depth": 2, "heads": 2}, diffusion={"target": "x0"}
-    )
-    latents = read_latents(folder, "train", config)
-    model = new_model(latents, config)
-    task = PriorTask(model, latents, config, Run.open(tmp_path / "run", config, stage="prior"))
-    batch, silent = task.batch(range(64)), Silent(model)
-    errors, _ = task.errors(silent, batch, torch.full((64,), 0.01))
-    assert float(errors.mean()) == pytest.approx(1, abs=0.25)
-    # Hardly any noise at that time: the network is shown what `standardise` makes of the latents.
-    facts = {"digest": "", "encoder": "", "clip": ""}
-    prior = Prior(model, latents.shapes, config.diffusion, facts)
-    shown = prior.standardise(batch["latent"])
-    assert float((silent.seen[0] - shown).square().mean().sqrt()) < 0.05
-    torch.testing.assert_close(prior.unstandardise(shown), batch["latent"], atol=1e-5, rtol=0)
 
 
 class Points(DenoisingNetwork):

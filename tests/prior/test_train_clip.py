@@ -8,6 +8,7 @@ import torch
 
 from prior.train_clip import (
     DualEncoderConfig,
+    DualEncoderTask,
     augment,
     caption_accuracy,
     contrastive_loss,
@@ -16,7 +17,7 @@ from prior.train_clip import (
     main,
 )
 from shapeloom import distributed
-from shapeloom.clip import build_network, load_clip
+from shapeloom.clip import Clip, TextEmbedding, build_network, load_clip
 from shapeloom.config import UserError
 from shapeloom.runs import Run, read_meta
 from shapeloom.training import TrainConfig
@@ -88,6 +89,47 @@ def test_augmentation_keeps_type_size_and_colours():
             assert abs(darkest.astype(int) - picture[16, 16]).max() == 0
 
 
+def test_pictures_are_shifted_as_far_either_way():
+    picture, rng = np.full((32, 32, 3), 255, np.uint8), np.random.default_rng(0)
+    picture[16, 16] = 0
+    moved = [augment(picture, rng) for _ in range(300)]
+    places = np.array([np.argwhere(each[..., 0] == 0)[0] for each in moved if each.min() == 0])  # not coarse
+    assert set(places[:, 0]) == {14, 15, 16, 17, 18}
+    assert set(places[:, 1]) == {13, 14, 15, 16, 17, 18}  # from 15 where mirrored
+
+
+class Looks(torch.nn.Module):
+    """Keeps the pixels that it is shown."""
+
+    def forward(self, pixels, text):
+        self.pixels = pixels
+        vectors = torch.nn.functional.normalize(torch.ones(len(pixels), 2), dim=1)
+        return {"image_features": vectors, "text_features": vectors, "logit_scale": torch.tensor(1.0)}
+
+
+def fresh() -> tuple[DualEncoderTask, Clip]:
+    """What is trained, and what it is used as, before it has learnt anything."""
+    task = DualEncoderTask(*draw_all(ALL, 16, seed=0), CONFIG)
+    return task, Clip(task.model, task.tokenizer, task.description, name="fresh")
+
+
+def test_pictures_are_learnt_from_as_they_are_seen_in_use():
+    (task, clip), looks = fresh(), Looks()
+    batch = task.batch(range(6))
+    task.loss(looks, batch)
+    torch.testing.assert_close(looks.pixels, clip.preprocess(batch["image"]), atol=1e-5, rtol=0)
+
+
+def test_accuracy_is_the_share_of_views_that_find_a_caption_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    _, clip = fresh()
+    captions, nearest = [["a"], ["b", "c"], ["a", "d"]], ["a", "b", "c", "b", "a", "c"]
+    text = TextEmbedding(torch.eye(4), torch.zeros(4, 1, 2), torch.ones(4, 1) > 0)
+    monkeypatch.setattr(clip, "text", lambda known: text)
+    monkeypatch.setattr(clip, "image", lambda views: torch.eye(4)[["abcd".index(each) for each in nearest]])
+    views = np.zeros((3, 2, 32, 32, 3), np.uint8)
+    assert caption_accuracy(clip, views, captions) == pytest.approx(4 / 6)
+
+
 def test_it_names_colour_and_shape_pairs_that_it_never_saw(tmp_path: Path):
     images, captions = draw_all([pair for pair in ALL if pair not in HELD_OUT], 240, seed=0)
     run = Run.open(tmp_path, CONFIG, stage="clip")
@@ -119,6 +161,15 @@ def test_the_command_line_trains_records_and_resumes(ball_dataset: Path, tmp_pat
     assert load_clip(tmp_path).digest == clip.digest
     with pytest.raises(UserError, match="another config"):
         main([*arguments, "train.steps=5"])
+
+
+def test_a_pretrained_network_is_recorded_even_if_data_are_named(
+    ball_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, clip = fresh()
+    monkeypatch.setattr("prior.train_clip.load_clip", lambda spec, device: clip)
+    main(["--out", str(tmp_path), "--set", f"data={ball_dataset}", "pretrained=some/network"])
+    assert read_meta(tmp_path, stage="clip")["digest"] == clip.digest == load_clip(tmp_path).digest
 
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])

@@ -63,6 +63,33 @@ def test_conditions_come_in_the_shares_that_the_config_says(ball_dataset: Path) 
     assert not batch["has_text"].any()
 
 
+@pytest.mark.parametrize(("mirror", "share"), [("true", 0.5), ("false", 0.0)])
+def test_half_of_the_samples_are_mirrored(ball_dataset: Path, mirror: str, share: float) -> None:
+    settings = ("views=1", "mixture={no_condition: 0, text_only: 0, text_and_references: 0}")
+    task = task_of(ball_dataset, *settings, "mixture.max_references=1", f"mirror={mirror}")
+    shards = AssetShards(ball_dataset, "train")
+    poses = torch.from_numpy(shards.read(0, views=range(4)).cam_to_world)
+    turned = []
+    for number in range(100):
+        drawn = task._draw(shards, 0, number)
+        # Heights tell views apart; seen from the first one's azimuth, mirroring negates the other's.
+        view, reference = (
+            int((poses[:, 2, 3] - drawn[name][0, 2, 3]).abs().argmin())
+            for name in ("cam_to_world", "reference_pose")
+        )
+        apart = azimuths(poses[view : view + 1]) - azimuths(poses[reference : reference + 1])
+        turned.append(float(torch.sin(apart) * torch.sin(azimuths(drawn["cam_to_world"]))) < 0)
+    assert abs(np.mean(turned) - share) <= 4 * 0.05 * (share > 0)  # deviations of a share of 100
+
+
+def test_held_out_losses_do_not_depend_on_how_many_are_measured_at_once(ball_dataset: Path) -> None:
+    measured = [
+        (task := task_of(ball_dataset, f"train.batch_size={size}")).measure(task.model) for size in (1, 4)
+    ]
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4)
+    assert all(0 < loss < np.inf for loss in measured[0].values())
+
+
 def test_a_mirrored_asset_s_views_are_those_of_its_mirror_image() -> None:
     """A coloured corner of the world projects to where its mirror image's pixel is."""
     from shapeloom.rendering.cameras import intrinsics, ring

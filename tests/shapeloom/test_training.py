@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from shapeloom import distributed
 from shapeloom.config import UserError
 from shapeloom.joining import launcher_variables
-from shapeloom.training import TrainConfig, learning_rate
+from shapeloom.runs import Run
+from shapeloom.training import TrainConfig, choose_bf16, learning_rate
 from shapeloom.training_loop import Loop
 from shapeloom.watch import EXIT_AGAIN
 from tests.shapeloom.line_training import Line, read_losses, run_line
@@ -105,9 +106,14 @@ def test_a_loss_that_stays_nan_stops_with_a_diagnosis(tmp_path: Path) -> None:
         run_line(tmp_path, Line(broken_from=40))
 
 
-def test_single_bad_batches_are_skipped(tmp_path: Path) -> None:
-    losses = run_line(tmp_path, BrokenSample(40))
+def test_single_bad_batches_are_skipped_and_the_sample_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = run_line(tmp_path, BrokenSample(42))
     assert np.isfinite(losses).all()
+    (warned,) = [line for line in caplog.messages if line.startswith("step")]
+    assert warned.startswith("step 5: the loss is not finite")
+    assert warned.endswith("Samples at fault: line 42")
     assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
 
 
@@ -119,8 +125,8 @@ class BrokenSample(Line):
         self.sample = sample
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        out = super().batch(samples)
-        return {"x": out["x"] * float("nan")} if self.sample in samples else out
+        bad = torch.tensor([float("nan") if number == self.sample else 0.0 for number in samples])
+        return {"x": super().batch(samples)["x"] + bad[:, None]}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -244,6 +250,20 @@ def test_averages_of_several_lengths_are_written_and_go_on_after_a_stop(tmp_path
     assert not torch.equal(files[0], files[1]) and not torch.equal(files[1], files[2])
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_changed_setting_is_recorded_with_the_step_from_which_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run_line(tmp_path, Unplugged())
+    run_line(tmp_path, learning_rate=1e-4)
+    (change,) = json.loads((tmp_path / "meta.json").read_text())["changes"]
+    assert change == {"what": ["learning_rate was 0.0005, now 0.0001"], "from_step": 7}
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
+def test_the_precision_that_is_asked_for_is_used(tmp_path: Path, precision: str, bf16: bool) -> None:
+    run = Run.open(tmp_path, TrainConfig(), stage="line")
+    assert choose_bf16(precision, torch.device("cpu"), run, distributed.start()) == bf16
 
 
 def test_a_long_average_forgets_the_initial_weights_soon(tmp_path: Path) -> None:

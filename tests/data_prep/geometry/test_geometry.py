@@ -221,12 +221,14 @@ def test_topology_counts_components(ball, box, make_soup):
     )
 
 
-def test_sdf_samples_are_mostly_near_the_surface_and_in_the_box(ball):
+@pytest.mark.parametrize("radius", [0.8, 1.0])
+def test_sdf_samples_are_mostly_near_the_surface_and_in_the_box(ball, radius):
+    ball = replace(ball, vertices=ball.vertices * (radius / 0.8))
     distance = signed_distance(ball, thickness=0.02)
     points, sdf = sdf_samples(ball, distance, 4000, np.random.default_rng(RNG_SEED))
     assert points.shape == (4000, 3)
     assert np.abs(points).max() <= 1
-    np.testing.assert_allclose(sdf, np.linalg.norm(points, axis=1) - 0.8, atol=0.003)
+    np.testing.assert_allclose(sdf, np.linalg.norm(points, axis=1) - radius, atol=0.004)
     assert (np.abs(sdf) < 0.1).mean() > 0.7
     assert 0.3 < (sdf < 0).mean() < 0.7
 

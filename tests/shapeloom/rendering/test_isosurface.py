@@ -171,6 +171,11 @@ def test_a_surface_through_nodes_is_closed_and_has_no_faces_without_area():
     assert mesh.volume == pytest.approx(4 / 3 * 0.5**3, rel=1e-3)
 
 
+def test_a_plane_through_nodes_passes_through_the_cells_on_one_side_of_it():
+    cells = surface_cells(grid_values(lambda points: points[:, 2], resolution=8))
+    assert cells[:, :, 3].all() and cells.sum() == 64
+
+
 @pytest.mark.parametrize("field", [sphere(0.7, (0.05, 0.1, -0.1)), torus, box])
 def test_every_cell_with_a_zero_may_hold_one(field):
     fine = surface_cells(grid_values(field, resolution=96, coarsest=96))

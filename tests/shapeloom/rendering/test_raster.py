@@ -128,6 +128,18 @@ def test_a_batch_is_its_assets_one_by_one_and_empty_ones_show_nothing():
         torch.testing.assert_close(paint(alone, cameras(), alone.vertices)[0], whole[i])
 
 
+def test_what_is_hidden_changes_no_pixel():
+    """A square behind a tilted one: along its edges too, neighbouring pixels see different depths."""
+    square = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], dtype=torch.float64)
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    front = 0.7 * square + square[:, :1] * torch.tensor([0.0, 0, 0.3], dtype=torch.float64)
+    hidden = 0.3 * square - torch.tensor([0.0, 0, 0.6], dtype=torch.float64)
+    vertices, both = torch.cat([front, hidden]), torch.cat([faces, faces + 4])
+    colors = torch.rand(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = paint(Meshes(front, faces, [2]), frontal(), colors[:4])
+    torch.testing.assert_close(paint(Meshes(vertices, both, [4]), frontal(), colors), expected)
+
+
 def test_mirrored_cameras_see_mirrored_pictures():
     vertices, faces, colors = scene()
     flip = torch.diag(torch.tensor([-1.0, 1, 1], dtype=torch.float64))
