@@ -52,7 +52,7 @@ def learn(folder: Path, out: Path, *settings: str) -> None:
 
 
 def fresh(spread: float = 0.05) -> tuple[LatentClassifier, torch.Tensor, torch.Tensor]:
-    """An untrained classifier of four kinds, for a prior that keeps latents as they are; latents and kinds."""
+    """An untrained classifier of four kinds, for a prior that doesn't standardise, its latents and kinds."""
     shapes, network = Shapes(tokens=4, channels=3, clip_dim=6, text_width=5), NetworkConfig(width=16, heads=2)
     facts = {"digest": "", "encoder": "", "clip": ""}
     prior = Prior(Denoiser(shapes, network), shapes, DiffusionConfig(), facts)

@@ -40,6 +40,17 @@ def shot(mesh, supersample=2, num=3, size=SIZE):
     return render_views(mesh, poses, matrix, size=size, supersample=supersample)
 
 
+def test_opengl_draws_where_it_is_asked_for_and_is_not_started_otherwise(ball, monkeypatch):
+    def start(*_, **__):
+        raise RuntimeError("OpenGL was started")
+
+    monkeypatch.setattr(views, "Rasterizer", start)
+    shot(ball)
+    monkeypatch.setattr(views, "resolve", lambda wanted: "gl")
+    with pytest.raises(RuntimeError, match="OpenGL was started"):
+        shot(ball)
+
+
 @pytest.mark.parametrize("supersample", [1, 2, 3])
 def test_depth_is_that_of_the_sphere(ball, supersample):
     poses, matrix = setup()
