@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from shapeloom.diffusion.discrete import exponential_process
+from shapeloom.diffusion.discrete import DiscreteSchedule, exponential_process
 from shapeloom.diffusion.samplers import sample
 from shapeloom.diffusion.steps import karras_sigmas
 from shapeloom.diffusion.variance import learned_log_variance
@@ -19,6 +19,16 @@ def test_golden_schedule_and_times() -> None:
     assert torch.equal(step.floor().int(), data["time.t_model"])
     sigmas = karras_sigmas(64, sigma_min=1e-3, sigma_max=160.0)
     torch.testing.assert_close(sigmas.float(), data["karras.sigmas_64"], rtol=1e-4, atol=0)
+
+
+def test_a_noise_level_is_that_of_the_nearest_step() -> None:
+    kept, steps = torch.linspace(0.99, 0.01, 50, dtype=torch.float64), torch.arange(50)
+    schedule = DiscreteSchedule(kept)
+    for apart in (-0.4, 0.0, 0.4):  # of the distance between two steps
+        times = schedule.time((1 / (kept + apart * 0.02) - 1).sqrt())
+        assert torch.equal(schedule.step(times), steps)
+        torch.testing.assert_close(schedule.alpha(times) ** 2, kept)
+        torch.testing.assert_close(schedule.sigma(times) ** 2, 1 - kept)
 
 
 def test_golden_variance_of_a_step() -> None:
