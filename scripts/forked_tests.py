@@ -23,7 +23,7 @@ from typing import Any, Literal
 import pytest
 
 OTHERS = (
-    "deepspeed", "torch", "sympy", "scipy.ndimage", "scipy.spatial", "trimesh", "PIL.Image",
+    "deepspeed", "torch", "open_clip", "sympy", "scipy.ndimage", "scipy.spatial", "trimesh", "PIL.Image",
     "safetensors.torch", "beartype", "jaxtyping", "upath", "yaml", "boto3", "rich.progress",
     "skimage.measure", "torch.utils.tensorboard",
 )  # fmt: skip
