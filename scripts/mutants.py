@@ -67,6 +67,7 @@ MIRRORS = {
     "shapeloom/rendering/rays": ["shapeloom/rendering/test_cameras", "shapeloom/rendering/test_volume"],
     "shapeloom/training_loop": ["shapeloom/test_training"],
     "shapeloom/training_task": ["shapeloom/test_training"],
+    "shapeloom/viewpoints": ["shapeloom/rendering/test_cameras"],
 }  # fmt: skip
 """Test files of those that have none of their own name, or whose claims are in several."""
 # The change nearest in meaning for each operator: adding for shifting, say, is an error that any test finds.
@@ -102,6 +103,7 @@ def files() -> list[Path]:
         path for path in (ROOT / "shapeloom").rglob("*.py") if "training" in path.relative_to(ROOT).parts[1]
     ]
     found += [path for path in (ROOT / "data_prep").rglob("*.py") if path.stem in GEOMETRY]
+    found.append(ROOT / "shapeloom" / "viewpoints.py")
     return sorted(path.relative_to(ROOT) for path in found if path.name != "__init__.py")
 
 
