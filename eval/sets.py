@@ -36,7 +36,7 @@ from eval.printable import PRINTABLE, printability
 from sampling.mesh import DEFAULT_MESH, drop_crumbs
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, select
-from shapeloom.log import progress
+from shapeloom.log import get_logger, progress
 from shapeloom.metrics import chamfer_l2, share_interval
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.seed import derive_seed, numpy_rng
@@ -49,6 +49,8 @@ OVERSAMPLE = 4
 Cloud = Float[ndarray, "_ 3"]
 Distances = Float[ndarray, "_ _"]
 Summary = dict[str, Any]
+
+log = get_logger("eval")
 
 
 class SetsConfig(Config):
@@ -224,6 +226,7 @@ def evaluate_sets(
         return {"skipped": "sets need two samples, two held-out and three training assets or more"}, []
     reference, known = stored_clouds(held_out, config.points), stored_clouds(train, config.points)
     samples, printable = sample_clouds(decoder, latents[:num], config)
+    log.info("comparing %d samples with as many held-out and training assets, all pairs of them", num)
     within = symmetric_chamfer_matrix(reference)
     summary: Summary = {"num_samples": num, "num_empty": sum(len(cloud) == 1 for cloud in samples)}
     for name, clouds in (("", samples), ("training_", known)):
