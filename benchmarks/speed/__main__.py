@@ -22,6 +22,7 @@ from data_prep.procedural.dataset import glb_bytes, make_asset
 from data_prep.render.views import render_views
 from sampling.mesh import MeshConfig, field_to_mesh
 from sampling.texture import bake, unwrap
+from shapeloom import viewpoints
 from shapeloom.decoder import Decoder, DecoderConfig
 from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.storage import write_atomic
@@ -59,7 +60,8 @@ def bench_views(folder: Path, size: int, repeats: int) -> list[tuple[str, float,
     write_atomic(path, glb_bytes(scene))
     sphere = folder / "sphere.ply"
     trimesh.creation.icosphere(subdivisions=5).export(sphere)
-    poses, matrix = ring(4, distance=fitting_distance(FOV)), intrinsics(FOV, size, size)
+    poses = viewpoints.ring(4, distance=fitting_distance(FOV))
+    matrix = viewpoints.intrinsics(FOV, size, size)
     for file in (path, sphere):
         mesh, _ = normalize(load_mesh(file))
         seconds = median_seconds(

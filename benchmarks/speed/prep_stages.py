@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from data_prep import pipeline
 from data_prep.failures import Failure
 from data_prep.pipeline import DataConfig, try_asset
@@ -60,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=60)
     parser.add_argument("--size", type=int, default=256)
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     config = DataConfig(
         num_views=arguments.views, resolution=arguments.size, supersample=2, normals=True, workers=0
     )

@@ -18,7 +18,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data_prep.mesh import Mesh
@@ -29,8 +28,7 @@ from data_prep.render.zbuffer import reason_against
 from shapeloom.config import UserError
 from shapeloom.metrics import psnr
 from shapeloom.pictures import on_white
-from shapeloom.rendering.cameras import intrinsics, sphere
-from shapeloom.viewpoints import fitting_distance
+from shapeloom.viewpoints import fitting_distance, intrinsics, sphere
 
 FOV = 0.7
 REFERENCE_SPP = 256
@@ -77,7 +75,6 @@ def texture() -> np.ndarray:
 def cost(job: tuple[int, Backend, int, int]) -> tuple[float, float]:
     """CPU and wall seconds of rendering a blob's views, setting the mesh up included."""
     num_faces, backend, num_views, size = job
-    torch.set_num_threads(1)
     mesh, poses = blob(num_faces), sphere(num_views, seed=0, distance=fitting_distance(FOV))
     matrix = intrinsics(FOV, size, size)
     render_views(mesh, poses[:1], matrix, size=size, supersample=2, backend=backend)
@@ -108,7 +105,7 @@ def blender(python: str, num_faces: int, size: int, num_views: int = 4) -> list[
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(
-            folder / "scene.npz", vertices=mesh.vertices, faces=mesh.faces, uv=mesh.uv, poses=poses.numpy(),
+            folder / "scene.npz", vertices=mesh.vertices, faces=mesh.faces, uv=mesh.uv, poses=poses,
             normals=mesh.shading, lights=STUDIO.directions, intensities=STUDIO.intensities,
             ambient=STUDIO.ambient, fov=FOV, size=size,
         )  # fmt: skip
@@ -143,7 +140,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--blender", help="a Python that has bpy")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     backends: list[Backend] = ["embree"] if reason_against() else ["embree", "zbuffer"]
     try:
         require()

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data_prep.formats.load import load_mesh
@@ -102,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="keys of the data preparation's config",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     config = DataConfig(workers=0, **dict(pair.split("=") for pair in arguments.set))
     ratios, pictures = [], []
     for source in find_sources(arguments.folder, SplitFractions())[0][:: arguments.every]:
