@@ -76,6 +76,11 @@ def test_untrained_it_knows_gaussian_classes_exactly():
     torch.testing.assert_close(found, expected.gather(1, label[:, None])[:, 0], atol=1e-4, rtol=1e-4)
 
 
+def test_where_a_token_stands_says_little_beside_what_it_holds_at_first():
+    model, *_ = fresh()
+    assert 0 < float(model.network.position.detach().abs().max()) < 0.1
+
+
 def test_guidance_stays_bounded_as_noise_grows():
     """sigma^2 times the gradient by x is what guidance adds."""
     classifier, latent, label = fresh()
