@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,19 +152,19 @@ def three_hosts(folder: Path) -> list[str]:
     return found + ([] if same and weights[0] == weights[1] else ["three hosts train otherwise than one"])
 
 
-def main() -> None:
-    """Runs the drills."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+def run_drills(description: str | None, *drills: Callable[[Path], list[str]]) -> None:
+    """The command of drills among the hosts: each returns what went otherwise than promised."""
+    argparse.ArgumentParser(description=description).parse_args()
     if os.geteuid() != 0 or not shutil.which("ip"):
         sys.exit("error: this drill makes network namespaces, so it needs root and `ip` (Debian: iproute2).")
-    folder = Path(tempfile.mkdtemp(prefix="drill-cluster-"))
+    folder = Path(tempfile.mkdtemp(prefix="drill-"))
     with network():
-        problems = [*three_hosts(folder), *unshared_folder(folder), *pulled_cable(folder)]
+        problems = [problem for drill in drills for problem in drill(folder)]
     if problems:
-        sys.exit(f"error: {'; '.join(problems)}. The hosts' logs are in {folder}.")
+        sys.exit(f"error: {'; '.join(problems)}. The logs are in {folder}.")
     shutil.rmtree(folder)
     sys.stdout.write("as promised\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_drills(__doc__, three_hosts, unshared_folder, pulled_cable)

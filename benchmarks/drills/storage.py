@@ -6,18 +6,15 @@ The hosts are network namespaces, and moto answers for S3 on the first one. Loss
 of four processes on one host that read the data from a folder, and each host must fetch each shard once.
 """
 
-import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.drills.cluster import HOSTS, PAIR, PORT, network
+from benchmarks.drills.cluster import HOSTS, PAIR, PORT, run_drills
 from benchmarks.drills.kill_training import DATA_KEY, MODULES, SETTINGS, curve
 from benchmarks.drills.launchers import on_host, running, wait_until
 from data_prep.build import prepare
@@ -97,18 +94,5 @@ def trained_from_s3(folder: Path) -> list[str]:
     return found
 
 
-def main() -> None:
-    """Runs the drill."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        sys.exit("error: this drill makes network namespaces, so it needs root and `ip` (Debian: iproute2).")
-    folder = Path(tempfile.mkdtemp(prefix="drill-storage-"))
-    with network():
-        problems = trained_from_s3(folder)
-    if problems:
-        sys.exit(f"error: {'; '.join(problems)}. All logs are in {folder}.")
-    shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    run_drills(__doc__, trained_from_s3)
