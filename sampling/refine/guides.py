@@ -1,6 +1,6 @@
 """What refinement asks of a 2-D diffusion model, whichever it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -63,6 +63,25 @@ class Guide(Protocol):
 
     def own_denoise(self, x: Tensor, sigma: Float[Tensor, " batch"], condition: Any) -> Tensor:
         """`denoise` with what `own_parts` made, differentiable by it and by the network's weights."""
+
+
+class KnowsCameras:
+    """The part of a `Guide` that VSD's own network asks for, of one that is told cameras: as the guide's."""
+
+    condition: Callable[[Sequence[str], Views], Any]
+    denoise: Callable[[Tensor, Tensor, Any], Tensor]
+
+    def own_condition(self, prompts: Sequence[str], views: Views, generator: torch.Generator) -> Any:
+        """See `Guide`."""
+        return self.condition(prompts, views)
+
+    def own_parts(self) -> list[nn.Parameter]:
+        """None: cameras have an embedding already."""
+        return []
+
+    def own_denoise(self, x: Tensor, sigma: Float[Tensor, " batch"], condition: Any) -> Tensor:
+        """See `Guide`."""
+        return self.denoise(x, sigma, condition)
 
 
 def composited(

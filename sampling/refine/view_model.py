@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sampling.refine.guides import composited, resized
+from sampling.refine.guides import KnowsCameras, composited, resized
 from sampling.refine.rendering import Views
 from sampling.views import ViewsConfig, read_object, turn_cameras
 from shapeloom.config import UserError
@@ -34,7 +34,7 @@ def picture_of(path: Path, model: ViewModel, *, elevation: float, matting: Path 
 
 
 @dataclass(frozen=True)
-class ViewGuide:
+class ViewGuide(KnowsCameras):
     """A `Guide` around a `ViewModel`. references: of one object, which all views follow beside the prompt."""
 
     model: ViewModel
@@ -101,23 +101,6 @@ class ViewGuide:
         return self.model.condition(captions, cameras=cameras, references=references)
 
     def denoise(
-        self, x: Float[Tensor, "batch channels side side"], sigma: Float[Tensor, " batch"],
-        condition: ViewCondition,
-    ) -> Float[Tensor, "batch channels side side"]:  # fmt: skip
-        """See `Guide`."""
-        return self.model.denoise(x, sigma, condition)
-
-    def own_condition(
-        self, prompts: Sequence[str], views: Views, generator: torch.Generator
-    ) -> ViewCondition:
-        """See `Guide`: what the guide itself is told, since it knows cameras."""
-        return self.condition(prompts, views)
-
-    def own_parts(self) -> list[nn.Parameter]:
-        """None: cameras have an embedding already."""
-        return []
-
-    def own_denoise(
         self, x: Float[Tensor, "batch channels side side"], sigma: Float[Tensor, " batch"],
         condition: ViewCondition,
     ) -> Float[Tensor, "batch channels side side"]:  # fmt: skip

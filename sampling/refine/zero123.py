@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sampling.refine.guides import composited, resized
+from sampling.refine.guides import KnowsCameras, composited, resized
 from sampling.refine.rendering import Views
 from sampling.views import ZERO123_SIZE, ViewsConfig, read_object, turn_cameras
 from shapeloom.box import ASSET_HALF_SIZE
@@ -23,7 +23,7 @@ from shapeloom.view_diffusion import to_picture
 from shapeloom.zero123 import FILES, PARTS, Zero123, Zero123Condition, load_zero123, pose_difference
 
 
-class Zero123Guide:
+class Zero123Guide(KnowsCameras):
     """A `Guide` around Zero-1-to-3.
 
     picture: of the object, in [-1, 1] on white; its side is the side of the model's pictures.
@@ -70,23 +70,6 @@ class Zero123Guide:
         return nothing
 
     def denoise(
-        self, x: Float[Tensor, "batch 4 side side"], sigma: Float[Tensor, " batch"],
-        condition: Zero123Condition,
-    ) -> Float[Tensor, "batch 4 side side"]:  # fmt: skip
-        """See `Guide`."""
-        return self.model.denoise(x, sigma, condition)
-
-    def own_condition(
-        self, prompts: Sequence[str], views: Views, generator: torch.Generator
-    ) -> Zero123Condition:
-        """See `Guide`: what the guide itself is told, since it knows cameras."""
-        return self.condition(prompts, views)
-
-    def own_parts(self) -> list[nn.Parameter]:
-        """None: cameras have an embedding already."""
-        return []
-
-    def own_denoise(
         self, x: Float[Tensor, "batch 4 side side"], sigma: Float[Tensor, " batch"],
         condition: Zero123Condition,
     ) -> Float[Tensor, "batch 4 side side"]:  # fmt: skip

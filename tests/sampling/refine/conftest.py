@@ -155,3 +155,13 @@ def balls() -> SimpleNamespace:
 def guide(balls: SimpleNamespace) -> ExactGuide:
     """A fresh one: VSD changes its network."""
     return ExactGuide(balls.decoder, balls.latents)
+
+
+def assert_only_inside_changed(start, found, points, outside):
+    """Distances, slopes and colours at points: bit-equal outside, others within."""
+    for ask in (lambda shape: shape.decoder.sdf(shape.weights, points),
+                lambda shape: shape.decoder.gradient(shape.weights, points),
+                lambda shape: shape.decoder.texture(shape.weights, points)):  # fmt: skip
+        before, after = ask(start), ask(found)
+        assert torch.equal(before[outside], after[outside])
+        assert not torch.equal(before[~outside], after[~outside])

@@ -14,6 +14,7 @@ from sampling.shape import read_latent
 from shapeloom.config import UserError, load_config
 from shapeloom.fields.region import share_of
 from shapeloom.rendering.isosurface import extract_surface
+from tests.sampling.refine.conftest import assert_only_inside_changed
 
 SMALL = [
     "views=2", "samples.coarse=16", "samples.fine=8", "estimator.scale=1", "iterations=8",
@@ -80,12 +81,7 @@ def test_outside_of_the_paint_no_value_and_no_vertex_changes_by_a_bit(balls, gui
     points = torch.cat([vertices, torch.rand(4000, 3) * 2 - 1])
     outside = share_of(found.region, points)[1]
     assert outside[: len(vertices)][~high].all()
-    for ask in (lambda shape: shape.decoder.sdf(shape.weights, points),
-                lambda shape: shape.decoder.gradient(shape.weights, points),
-                lambda shape: shape.decoder.texture(shape.weights, points)):  # fmt: skip
-        before, after = ask(start), ask(found)
-        assert torch.equal(before[outside], after[outside])
-        assert not torch.equal(before[~outside], after[~outside])
+    assert_only_inside_changed(start, found, points, outside)
     low = [
         {tuple(v) for v in extract_surface(shape._sdf, resolution=32)[0] if v[2] <= 0}
         for shape in (start, found)

@@ -19,6 +19,7 @@ from shapeloom.fields.unlit import UnlitField
 from shapeloom.rendering.cameras import intrinsics, ring
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.viewpoints import fitting_distance
+from tests.sampling.refine.conftest import ExactGuide, assert_only_inside_changed
 
 SMALL = [
     "views=2", "samples.coarse=16", "samples.fine=8", "estimator.scale=1", "iterations=40", "rate=0.15",
@@ -96,12 +97,7 @@ def test_outside_of_a_region_nothing_changes_by_a_bit(balls, guide):
     )
     points = torch.rand(4000, 3) * 2 - 1
     outside = points[:, 0] <= 0
-    for ask in (lambda shape: shape.decoder.sdf(shape.weights, points),
-                lambda shape: shape.decoder.gradient(shape.weights, points),
-                lambda shape: shape.decoder.texture(shape.weights, points)):  # fmt: skip
-        before, after = ask(start), ask(found)
-        assert torch.equal(before[outside], after[outside])
-        assert not torch.equal(before[~outside], after[~outside])
+    assert_only_inside_changed(start, found, points, outside)
     vertices, other = (extract_surface(shape._sdf, resolution=32)[0] for shape in (start, found))
     kept = {tuple(v) for v in vertices[vertices[:, 0] <= 0]}
     assert kept == {tuple(v) for v in other[other[:, 0] <= 0]}
@@ -159,7 +155,6 @@ def test_from_scratch_it_starts_from_a_ball(balls, guide, grey_ball):
 
 @pytest.mark.parametrize("kind", ["sds", "vsd", "ism"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(balls, kind):
-    from tests.sampling.refine.conftest import ExactGuide
 
     settings = config(f"estimator.kind={kind}", "particles=2", "iterations=4", "prior_share=0.3")
 
