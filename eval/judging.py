@@ -85,16 +85,10 @@ def judge(
     assert config.reference is not None
     given = _given_backbones(config)
     clip = load_clip(config.judge, "cpu") if config.judge is not None else None
-    references = read_references(
-        parse_path(config.reference),
-        config.reference_splits,
-        most=config.max_reference,
-        seed=config.measures.seed,
-    )
-    systems = {
-        name: read_outputs(folder, config.prompts, references.root)
-        for name, folder in _names(folders).items()
-    }
+    data, seed = parse_path(config.reference), config.measures.seed
+    references = read_references(data, config.reference_splits, most=config.max_reference, seed=seed)
+    names = _names(folders).items()
+    systems = {name: read_outputs(each, config.prompts, references.root) for name, each in names}
     prompts = _common_prompts(systems)
     cache = config.cache or out / "cache"
 

@@ -126,7 +126,8 @@ def test_encoding(ball_dataset: Path) -> None:
     shards = AssetShards(ball_dataset, "train")
     model = EncoderTask(config, shards, shards).model
     samples = [read_for_encoding(shards, i, config.encoder) for i in range(2)]
-    same_on_both(lambda device: model.to(device).encode(samples).cpu())
+    latent = same_on_both(lambda device: model.to(device).encode(samples).cpu())
+    assert len(latent) == 2
 
 
 @pytest.mark.parametrize("target", ["x0", "flow"])
@@ -180,7 +181,7 @@ def test_sampling(decoder: Decoder, sampler: SamplerName) -> None:
         )  # fmt: skip
         return [shape.latent for shape in made]
 
-    same_on_both(work)
+    assert len(same_on_both(work)) == 2
 
 
 def test_edits(decoder: Decoder) -> None:
@@ -192,7 +193,7 @@ def test_edits(decoder: Decoder) -> None:
         joined = interpolate(pipe, varied[0], shape, num_samples=3)
         return [each.latent for each in (*varied, *morphed, *joined)]
 
-    same_on_both(work)
+    assert len(same_on_both(work)) == 1 + 3 + 3
 
 
 @pytest.mark.parametrize("kind", ["own", "shap_e"])
