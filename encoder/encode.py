@@ -1,9 +1,10 @@
 """Encodes every asset: python -m encoder.encode --out RUN/latents --set data=.. encoder=.. clip=..
 
 Each asset shard becomes one latent shard: latents, CLIP embeddings of captions and views, and how well the
-latent reproduces the asset, so that bad encodings can be left out. `mirrored` and `turned` add latents of an
-asset's other poses, for an encoder that learnt these: a prior that has few assets then overfits later. Shards
-are worked on side by side, each written aside and renamed: what was finished before a kill stays finished.
+latent reproduces the asset, so that bad encodings can be left out. `mirrored`, `turned` and `stretched` add
+latents of an asset's other poses and proportions, for an encoder that learnt these: a prior that has few
+assets then overfits later. Shards are worked on side by side, each written aside and renamed: what was
+finished before a kill stays finished.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import yaml
 from pydantic import Field as Key
 from torch import Tensor
 
+from encoder.batches import AugmentConfig, random_change
 from encoder.model import AnyAutoencoder, load_encoder, read_for_encoding
 from shapeloom.box import symmetries
 from shapeloom.clip import Clip, TextEmbedding, load_clip
@@ -28,6 +30,7 @@ from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import mask_iou, psnr
 from shapeloom.pictures import on_white, read_views
 from shapeloom.runs import Run
+from shapeloom.seed import numpy_rng
 from shapeloom.shards import (
     AssetSample,
     AssetShards,
@@ -60,6 +63,9 @@ class EncodeConfig(Config):
     mirrored: bool = Key(False, description="latents of mirror images (x -> -x) too, as `latent_copies`")
     turned: bool = Key(
         False, description="and of quarter turns about +Z; captions must hold for them all the same"
+    )
+    stretched: int = Key(
+        0, ge=0, le=64, description="and of so many copies an asset, stretched as in the encoder's training"
     )
     embeddings: Location | None = Key(
         None,
@@ -111,8 +117,7 @@ def encode_batch(
     """Returns one latent-shard sample an asset."""
     samples = [read_for_encoding(shards, i, model) for i in indices]
     latents = model.encode(samples)
-    moves = symmetries(mirrored=config.mirrored, turned=config.turned)[1:]
-    copies = [model.encode([_moved(sample, move.astype(np.float32)) for sample in samples]) for move in moves]
+    copies = [model.encode(list(changed)) for changed in zip(*_changed(samples, config), strict=True)]
     if config.embeddings is not None:
         return [
             {**_embedded(config.embeddings, shards.rows[i].key), "latent.npy": _half(latent)}
@@ -179,28 +184,60 @@ def _half(numbers: Tensor) -> np.ndarray:
     return numbers.cpu().numpy().astype(np.float16)
 
 
+def _changed(samples: Sequence[AssetSample], config: EncodeConfig) -> list[list[AssetSample]]:
+    """Returns each asset's copies: its other poses, then the stretched ones, half of which are mirrored."""
+    moves = symmetries(mirrored=config.mirrored, turned=config.turned)[1:]
+    poses = [[_moved(sample, move.astype(np.float32)) for move in moves] for sample in samples]
+    if not config.stretched:
+        return poses
+    trained = AugmentConfig(**_trained(config)["augment"])
+    kinds = trained.model_copy(update={"turn": False, "colors": False})
+    for sample, copies in zip(samples, poses, strict=True):
+        assert sample.points is not None
+        extents = np.abs(sample.points).max(axis=0)
+        for number in range(config.stretched):
+            change = random_change(numpy_rng("stretched", sample.row.key, number), kinds, extents)
+            copies.append(_moved(sample, change.matrix.numpy()))
+    return poses
+
+
 def _moved(sample: AssetSample, matrix: np.ndarray) -> AssetSample:
-    """What the encoder reads of the asset, as if it had been moved before it was prepared."""
+    """What the encoder reads of the asset, as if it had been changed before it was prepared.
+
+    matrix: [3, 3], x -> matrix @ x. Poses follow orthogonal ones alone.
+    """
     assert sample.points is not None and sample.points_normal is not None
     poses = sample.cam_to_world.copy()
     poses[:, :3] = matrix @ poses[:, :3]
+    before = sample.points_normal.astype(np.float32)
+    normals = before @ np.linalg.inv(matrix)
+    lengths = np.linalg.norm(np.stack([before, normals]), axis=-1, keepdims=True)
+    normals *= lengths[0] / np.maximum(lengths[1], 1e-6)
     return replace(
         sample,
         points=sample.points @ matrix.T,
-        points_normal=np.round(sample.points_normal @ matrix.T).astype(np.int8),
+        points_normal=np.round(normals).astype(np.int8),
         cam_to_world=poses,
     )
 
 
-def _check_symmetries(config: EncodeConfig) -> None:
+def _trained(config: EncodeConfig) -> dict[str, Any]:
+    return dict(yaml.safe_load((config.encoder / "config.yaml").read_text()))
+
+
+def _check_copies(config: EncodeConfig) -> None:
     """Raises UserError for copies of a kind that the encoder has never seen."""
-    trained = yaml.safe_load((config.encoder / "config.yaml").read_text()).get("augment", {})
-    for name, key in (("mirrored", "mirror"), ("turned", "turn")):
-        if getattr(config, name) and not trained.get(key):
+    trained = _trained(config)
+    for name, key in (("mirrored", "mirror"), ("turned", "turn"), ("stretched", "stretch")):
+        if getattr(config, name) and not trained.get("augment", {}).get(key):
             raise UserError(
-                f"{name}=true asks for latents of assets as the encoder {config.encoder} has never seen "
-                f"them: train one with augment.{key}=true, or leave {name} out."
+                f"{name} asks for latents of assets as the encoder {config.encoder} has never seen "
+                f"them: train one with augment.{key}, or leave {name} out."
             )
+    if config.stretched and trained["encoder"].get("num_views"):
+        raise UserError(
+            f"the encoder {config.encoder} reads views, and a stretched asset has none: leave stretched out."
+        )
 
 
 def _check_embeddings(config: EncodeConfig, data: str, clip: str) -> None:
@@ -213,8 +250,8 @@ def _check_embeddings(config: EncodeConfig, data: str, clip: str) -> None:
             f"embeddings={config.embeddings} are of other data or by another CLIP than data={config.data} "
             f"and clip={config.clip}. Name latents of the same run, or leave embeddings out."
         )
-    if config.mirrored or config.turned:
-        raise UserError("embeddings take over no copies: leave mirrored and turned out, or embeddings.")
+    if config.mirrored or config.turned or config.stretched:
+        raise UserError("embeddings take over no copies: leave those or embeddings out.")
 
 
 def _fidelity(
@@ -244,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging()
     shards = AssetShards(config.data)
     decoder, clip = load_decoder(config.encoder), load_clip(config.clip)
-    _check_symmetries(config)
+    _check_copies(config)
     _check_embeddings(config, shards.digest, clip.digest)
     inputs = {"data": shards.digest, "encoder": decoder.digest, "clip": clip.digest}
     with Run.open(out, config, stage="encode", inputs=inputs) as run:

@@ -82,13 +82,46 @@ def test_copies_are_the_latents_of_moved_points(latents: Path, parts: list[str],
     assert len(torch.unique(copies.flatten(1), dim=0)) == 7
 
 
-def test_copies_that_the_encoder_never_saw_are_refused(parts: list[str], ball_dataset: Path, tmp_path: Path):
-    quick = ["train.precision=fp32", "train.steps=1", f"data={ball_dataset}", "augment.mirror=false"]
-    smoke = "configs/encoder/smoke.yaml"
-    train_encoder(["--config", smoke, "--out", str(tmp_path / "encoder"), "--set", *quick])
-    settings = [parts[0], f"encoder={tmp_path / 'encoder'}", parts[2], "mirrored=true"]
-    with pytest.raises(UserError, match=r"train one with augment\.mirror=true"):
+@pytest.fixture(scope="module")
+def stretching(ball_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of points alone that saw stretched assets and no mirror images."""
+    out = tmp_path_factory.mktemp("stretching")
+    quick = ["train.precision=fp32", "train.steps=1", f"data={ball_dataset}", "encoder.num_views=0"]
+    augment = "augment={mirror: false, stretch: 0.3}"
+    train_encoder(["--config", "configs/encoder/smoke.yaml", "--out", str(out), "--set", *quick, augment])
+    return out
+
+
+def test_stretched_copies_are_the_latents_of_ellipsoids(parts: list[str], stretching: Path, tmp_path: Path):
+    settings = [parts[0], f"encoder={stretching}", parts[2], "fidelity_size=8", "workers=0"]
+    for out in (tmp_path / "once", tmp_path / "again"):
+        encode.main(["--out", str(out), "--set", *settings, "stretched=2"])
+    assert contents(tmp_path / "once") == contents(tmp_path / "again")
+    copies = LatentShards(tmp_path / "once").read(3)["latent_copies"]
+    model = load_encoder(stretching)
+    config = encode.EncodeConfig(data=settings[0][5:], encoder=stretching, clip="", stretched=2)
+    ball = read_for_encoding(AssetShards(settings[0][5:]), 3, model)
+    (changed,) = encode._changed([ball], config)
+    torch.testing.assert_close(copies.float(), model.encode(changed), atol=1e-3, rtol=1e-3)
+    for copy in changed:
+        assert copy.points is not None and copy.points_normal is not None
+        radii = np.abs(copy.points).max(0)
+        assert radii.max() == pytest.approx(np.abs(ball.points).max(), rel=1e-5)  # it still fills its cube
+        assert 1.02 < radii.max() / radii.min() < 1.31
+        gradient = copy.points / radii**2
+        gradient /= np.linalg.norm(gradient, axis=-1, keepdims=True)
+        assert np.einsum("nd,nd->n", gradient, copy.points_normal / 127).min() > 0.98
+
+
+def test_copies_that_the_encoder_never_saw_are_refused(parts: list[str], stretching: Path, tmp_path: Path):
+    def run(folder: str, *copies: str) -> None:
+        settings = [parts[0], folder, parts[2], *copies]
         encode.main(["--out", str(tmp_path / "latents"), "--set", *settings])
+
+    with pytest.raises(UserError, match=r"train one with augment\.mirror"):
+        run(f"encoder={stretching}", "mirrored=true")
+    with pytest.raises(UserError, match=r"train one with augment\.stretch"):
+        run(parts[1], "stretched=2")
 
 
 def test_any_number_of_workers_writes_the_same_bytes(latents: Path, parts: list[str], tmp_path: Path):
