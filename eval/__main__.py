@@ -113,7 +113,7 @@ def measure(
         *(reconstruction[name] for name in ("psnr", "iou", "fscore_0.02", "normals_off", "slope")),
     )
     run.save_progress()
-    generation, generated = _generation(
+    generation, generated, compared = _generation(
         config, run, model, conditioner, world, _parts(config) if on_ray else None
     )
     run.save_progress()
@@ -127,7 +127,9 @@ def measure(
         data=data, clip=config.folder("clip"), encoder=config.folder("encoder"), prior=config.folder("prior"),
         samples=config.folder("samples"), evaluation=out,
     )  # fmt: skip
-    html = build_report(config.run.resolve().name, folders, metrics, reconstructed, generated, config.report)
+    html = build_report(
+        config.run.resolve().name, folders, metrics, reconstructed, generated, compared, config.report
+    )
     write_atomic(config.run / "report.html", html)
     run.save_progress()
     metrics |= stage_costs(config, run)
@@ -143,16 +145,16 @@ def _generation(
     conditioner: str,
     world: distributed.World,
     on_ray: Parts | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     try:
         judge = make_judge(
             config.shards("data"), config.judge, run.folder / "judge", conditioner=conditioner, world=world
         )
     except NoJudge as error:
         log.warning("samples are not judged: %s", error)
-        return {"skipped": str(error)}, []
+        return {"skipped": str(error)}, [], []
     run.save_progress()
-    summary, records = evaluate_generation(
+    summary, records, compared = evaluate_generation(
         config.shards("data"), model.decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, run.folder / "generation", on_ray,
     )  # fmt: skip
@@ -161,7 +163,7 @@ def _generation(
             "samples: R@1 %.3f (chance %.3f, ceiling %s), CLIP score %.3f",
             summary["r_at_1"], summary["chance"], summary["ceiling_r_at_1"], summary["clip_score"],
         )  # fmt: skip
-    return summary, records
+    return summary, records, compared
 
 
 def _parts(config: EvalConfig) -> Parts:

@@ -21,7 +21,7 @@ from eval.distributions import frechet_distance
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from eval.samples import ELEVATION_DEGREES, GenerationConfig, Sampler, make_samples
-from eval.sets import Neighbour, draw_assets, evaluate_sets
+from eval.sets import DrawnSets, draw_sets, evaluate_sets
 from sampling.pipeline import Parts
 from shapeloom.decoder import Decoder
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
@@ -30,13 +30,16 @@ from shapeloom.shards import AssetShards
 from shapeloom.storage import AnyPath
 
 Summary = dict[str, Any]
+Record = dict[str, Any]
+MakeSamples = Callable[[Sequence[str], Path], tuple[Tensor, UInt8[ndarray, "texts views h w 3"]]]
+"""Prompts and a folder to keep them in -> latents and pictures."""
 
 
 def evaluate_generation(
     data: AnyPath, decoder: Decoder, sampler: Callable[[], Sampler], judge: Judge, config: GenerationConfig,
     folder: Path, on_ray: Parts | None = None,
-) -> tuple[Summary, list[dict[str, Any]]]:  # fmt: skip
-    """Returns the summary and each sample's record; samples are kept in `folder`.
+) -> tuple[Summary, list[Record], list[Record]]:  # fmt: skip
+    """Returns the summary, records of samples that were judged and of those in the set; kept in `folder`.
 
     sampler: makes the sampler, called if any sample is missing; on_ray: what it loads in workers of a Ray
     cluster. The summary is {"skipped": reason} where
@@ -47,8 +50,24 @@ def evaluate_generation(
         shards.rows, config.num_prompts, seed=config.seed, least_assets=config.least_assets
     )
     if len(prompts) < 2:
-        return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, []
-    latents, pictures = make_samples(shards, decoder, sampler, prompts, config, folder, on_ray)
+        return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, [], []
+
+    def make(texts: Sequence[str], where: Path) -> tuple[Tensor, UInt8[ndarray, "texts views h w 3"]]:
+        return make_samples(shards, decoder, sampler, texts, config, where, on_ray)
+
+    scores, records = _judge(data, judge, prompts, make, config, folder)
+    if not config.sets.max_samples:
+        return scores, records, []
+    scores["sets"], compared = _compare(data, decoder, judge, make, config, folder)
+    return scores, records, compared
+
+
+def _judge(
+    data: AnyPath, judge: Judge, prompts: Sequence[Prompt], make: MakeSamples, config: GenerationConfig,
+    folder: Path,
+) -> tuple[Summary, list[Record]]:  # fmt: skip
+    """What the judge says of samples of mutually exclusive prompts."""
+    _, pictures = make([prompt.text for prompt in prompts] * config.samples_per_prompt, folder)
     of_prompt = np.tile(np.arange(len(prompts)), config.samples_per_prompt)
     embeddings = judge.embed(pictures)
     text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
@@ -61,21 +80,37 @@ def evaluate_generation(
     scores["mismatched_clip_score"] = _mismatched(similarity, of_prompt)
     scores["chance"] = 1 / len(prompts)
     scores |= ceiling(data, judge, prompts, text, config)
-    neighbours: list[Neighbour] = []
-    if config.sets.max_samples:
-        scores["sets"], neighbours = evaluate_sets(
-            data, decoder, latents, config.sets, folder, seed=config.seed
-        )
-        scores["sets"] |= frechet_scores(data, judge, embeddings, config)
     records = _records(prompts, of_prompt, similarity)
-    _add_pictures(records, pictures, neighbours, data, config, folder)
-    if neighbours:
-        training = AssetShards(data, "train")
-        for number in range(min(config.beside, len(neighbours))):
-            asset = training.read(neighbours[number].index, points=True, views=range(training.num_views))
-            path = folder / f"{number:04d}_beside.png"
-            records[number] |= draw_beside(decoder, latents[number], asset, path, samples=config.samples)
+    for number, (record, views) in enumerate(zip(records, pictures, strict=True)):
+        record["picture"] = f"{number:04d}.png"
+        save_strips([views], folder / record["picture"])
     return scores, records
+
+
+def _compare(
+    data: AnyPath, decoder: Decoder, judge: Judge, make: MakeSamples, config: GenerationConfig, folder: Path
+) -> tuple[Summary, list[Record]]:
+    """How samples of training assets' captions do as a set: they are spread as the data is."""
+    assets = draw_sets(data, config.sets, seed=config.seed)
+    if isinstance(assets, str):
+        return {"skipped": assets}, []
+    rows = [shards.rows[index] for shards, index in assets.training]
+    captions = [row.captions[0] if row.captions else "" for row in rows]
+    latents, pictures = make(captions, folder / "sets")
+    summary, neighbours = evaluate_sets(assets, decoder, latents, config.sets, folder / "sets")
+    summary |= frechet_scores(assets, judge, judge.embed(pictures), config)
+    training, records = AssetShards(data, "train"), list[Record]()
+    for number, (caption, views, found) in enumerate(zip(captions, pictures, neighbours, strict=True)):
+        nearest, near = training.rows[found.index], _true_views(training, found.index, config)
+        record: Record = {"prompt": caption, "copied": found.is_copied, "picture": f"{number:04d}.png"}
+        record["nearest"] = nearest.captions[0] if nearest.captions else nearest.key
+        save_strips([views, _resized(near, config.size)], folder / "sets" / record["picture"])
+        if number < config.beside:
+            asset = training.read(found.index, points=True, views=range(training.num_views))
+            path = folder / "sets" / f"{number:04d}_beside.png"
+            record |= draw_beside(decoder, latents[number], asset, path, samples=config.samples)
+        records.append(record)
+    return summary, records
 
 
 def judged_scores(
@@ -99,32 +134,28 @@ def judged_scores(
 
 
 def frechet_scores(
-    data: AnyPath, judge: Judge, embeddings: Float[Tensor, "samples views embed"], config: GenerationConfig
+    assets: DrawnSets,
+    judge: Judge,
+    embeddings: Float[Tensor, "samples views embed"],
+    config: GenerationConfig,
 ) -> Summary:
-    """Returns the Frechet distance of the samples' views to held-out assets' in the judge's features.
+    """Returns the Frechet distance of as many samples' views to held-out assets' in the judge's features.
 
-    Of equal numbers of samples, held-out and training assets: the training assets' own distance is what
-    samples can be measured against. {} where there are too few.
+    The training assets' own distance is what samples can be measured against.
     """
-    held_out = draw_assets(data, ("val", "test"), len(embeddings), seed=config.seed)
-    train = draw_assets(data, ("train",), len(held_out), seed=config.seed)
-    num = min(len(held_out), len(train))
-    if num < 2:
-        return {}
     truth, known = (
-        judge.embed(np.stack([_true_views(shards, i, config) for shards, i in assets[:num]])).flatten(0, 1)
-        for assets in (held_out, train)
+        judge.embed(np.stack([_true_views(shards, i, config) for shards, i in drawn])).flatten(0, 1)
+        for drawn in (assets.held_out, assets.training)
     )
-    features = embeddings[:num].flatten(0, 1)
     return {
-        "frechet": round(frechet_distance(features.numpy(), truth.numpy()), 5),
+        "frechet": round(frechet_distance(embeddings.flatten(0, 1).numpy(), truth.numpy()), 5),
         "training_frechet": round(frechet_distance(known.numpy(), truth.numpy()), 5),
     }
 
 
 def _records(
     prompts: Sequence[Prompt], of_prompt: ndarray, similarity: Float[ndarray, "samples prompts"]
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """What the judge took each sample for."""
     places, best = ranks(similarity, of_prompt), similarity.argmax(axis=1)
     records = []
@@ -133,25 +164,6 @@ def _records(
         record = {"prompt": prompt.text, "seen": prompt.seen, "place": place + 1}
         records.append(record | {"judged": prompts[judged].text})
     return records
-
-
-def _add_pictures(
-    records: Sequence[dict[str, Any]], pictures: UInt8[ndarray, "samples views size size 3"],
-    neighbours: Sequence[Neighbour], data: AnyPath, config: GenerationConfig, folder: Path,
-) -> None:  # fmt: skip
-    """Adds each sample's picture: its views and, where it is known, beneath them the nearest training asset's
-    own most similar ones."""
-    training = AssetShards(data, "train") if neighbours else None
-    for number, (record, views) in enumerate(zip(records, pictures, strict=True)):
-        rows = [views]
-        if training is not None and number < len(neighbours):
-            found = neighbours[number]
-            row = training.rows[found.index]
-            record["nearest"] = row.captions[0] if row.captions else row.key
-            record["copied"] = found.is_copied
-            rows.append(_resized(_true_views(training, found.index, config), config.size))
-        record["picture"] = f"{number:04d}.png"
-        save_strips(rows, folder / record["picture"])
 
 
 def _resized(views: UInt8[ndarray, "views h w 3"], size: int) -> UInt8[ndarray, "views size size 3"]:

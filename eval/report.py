@@ -54,7 +54,7 @@ class Folders:
 
 def build_report(
     title: str, folders: Folders, metrics: Record, reconstructed: Sequence[Record],
-    generated: Sequence[Record], config: ReportConfig,
+    generated: Sequence[Record], compared: Sequence[Record], config: ReportConfig,
 ) -> str:  # fmt: skip
     """Returns the page. metrics: what goes to metrics.json; the others: records of single assets."""
     figures, models = _sample_figures(folders.samples, config)
@@ -68,7 +68,7 @@ def build_report(
         tables.numbers(metrics),
         _shapes(folders.evaluation),
         _reconstructions(folders.evaluation, reconstructed),
-        _beside(folders.evaluation, generated),
+        _compared(folders.evaluation, compared, config.generated),
         _generated(folders.evaluation, generated, config.generated),
         _contact_sheet(folders.data, config.assets),
         _views(folders.evaluation.parent / "views_eval"),
@@ -193,36 +193,34 @@ def _generated(folder: Path, records: Sequence[Record], num_shown: int) -> str:
         caption = f"{mark} {page.text(record['prompt'])}{'' if record['seen'] else ' (held out)'}"
         if not right:
             caption += f"<br>taken for {page.text(record['judged'])}"
-        if "nearest" in record:
-            copied = " (closer than its own neighbour)" if record["copied"] else ""
-            caption += f"<br>nearest: {page.text(record['nearest'])}{copied}"
         uri = page.file_uri(folder / "generation" / record["picture"])
         figures.append(page.figure(uri, caption, alt=record["prompt"], pixels=True))
     if not figures:
         return ""
     num = len({record["prompt"] for record in records})
     legend = f"Renders of NeRFs, and at which place among {num} prompts the judge puts a sample's own."
-    if any("nearest" in record for record in records):
-        legend += " Beneath: the nearest training asset, by shape."
     return f"<h2>Samples that were judged</h2><p class='soft'>{legend}</p>{page.tiles(figures, 'medium')}"
 
 
-def _beside(folder: Path, records: Sequence[Record]) -> str:
-    figures = []
-    for record in records:
-        if picture := record.get("beside"):
-            fault = f" ({record['fault']})" if record["fault"] else ""
-            caption = f"{page.text(record['prompt'])}{fault}<br>nearest: {page.text(record['nearest'])}"
-            uri = page.file_uri(folder / "generation" / picture)
-            figures.append(page.figure(uri, caption, alt=record["prompt"]))
-    if not figures:
+def _compared(folder: Path, records: Sequence[Record], num_shown: int) -> str:
+    large, small = list[str](), list[str]()
+    for record in records[:num_shown]:
+        copied = " (closer than its own neighbour)" if record["copied"] else ""
+        fault = f" ({record['fault']})" if record.get("fault") else ""
+        caption = f"{page.text(record['prompt'])}{fault}<br>nearest: {page.text(record['nearest'])}{copied}"
+        picture, place = record.get("beside", record["picture"]), large if "beside" in record else small
+        uri = page.file_uri(folder / "generation" / "sets" / picture)
+        place.append(page.figure(uri, caption, alt=record["prompt"], pixels="beside" not in record))
+    if not records:
         return ""
-    legend = (
-        "Above, the sample: its volume, its textured mesh, the same without texture. Beneath, the training "
-        "asset that is nearest by shape: one of its own views, its points, the same without colour."
-    )
+    legend = "Samples of training assets' captions, above the training asset that is nearest by shape."
+    if large:
+        legend += (
+            " Of the large ones: volume, textured mesh, the same without texture; one of the asset's own "
+            "views, its points, the same without colour."
+        )
     intro = f"<h2>Samples beside the nearest training assets</h2><p class='soft'>{legend}</p>"
-    return intro + page.tiles(figures, "large")
+    return intro + page.tiles(large, "large") + page.tiles(small, "medium")
 
 
 def _contact_sheet(data: AnyPath, num: int) -> str:

@@ -4,6 +4,7 @@ views.
 Batches are kept, so that a killed evaluation goes on. Scoring them is `eval.generation`'s.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,7 +18,6 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor
 
-from eval.prompts import Prompt
 from eval.sets import SetsConfig
 from sampling.pipeline import Parts, ShapePipeline
 from shapeloom.config import Config
@@ -72,28 +72,30 @@ class SampleBatch:
 
 
 def make_samples(
-    shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], prompts: Sequence[Prompt],
+    shards: AssetShards, decoder: Decoder, sampler: Callable[[], Sampler], texts: Sequence[str],
     config: GenerationConfig, folder: Path, on_ray: Parts | None = None,
-) -> tuple[Float[Tensor, "n tokens channels"], UInt8[ndarray, "n views size size 3"]]:  # fmt: skip
-    """Returns latents and views of `samples_per_prompt` rounds over all prompts; made once, then read.
+) -> tuple[Float[Tensor, "texts tokens channels"], UInt8[ndarray, "texts views size size 3"]]:  # fmt: skip
+    """Returns a latent of each prompt and its views; made once, then read.
 
-    on_ray: what workers of a Ray cluster load; none: all is made here.
+    A prompt's seeds hang on how often it came before alone. on_ray: what workers of a Ray cluster load;
+    none: all is made here.
     """
     poses, matrix = fixed_cameras(shards, config)
-    wanted = [(prompt.text, number) for number in range(config.samples_per_prompt) for prompt in prompts]
+    came = Counter[str]()
     tasks = []
-    for start in range(0, len(wanted), config.batch_size):
-        batch = wanted[start : start + config.batch_size]
-        seeds = tuple(derive_seed("evaluation", config.seed, text, n) for text, n in batch)
+    for start in range(0, len(texts), config.batch_size):
+        batch, seeds = texts[start : start + config.batch_size], []
+        for text in batch:
+            seeds.append(derive_seed("evaluation", config.seed, text, came[text]))
+            came[text] += 1
         path = folder.absolute() / f"part_{start // config.batch_size:03d}.safetensors"
-        texts = tuple(text for text, _ in batch)
-        tasks.append(SampleBatch(path, texts, seeds, poses, matrix, config, on_ray))
+        tasks.append(SampleBatch(path, tuple(batch), tuple(seeds), poses, matrix, config, on_ray))
     missing = [task for task in tasks if not task.path.is_file()]
     function = _sample_there
     if missing and on_ray is None:
         function = partial(_sample_batch, sampler=sampler(), decoder=decoder)
-    with progress(len(wanted), "sampling prompts") as bar:
-        bar.advance(len(wanted) - sum(len(task.texts) for task in missing))
+    with progress(len(texts), "sampling prompts") as bar:
+        bar.advance(len(texts) - sum(len(task.texts) for task in missing))
         for task, _ in run_tasks(
             function, missing, workers=0, on_report=lambda *_: None,
             executor="ray" if on_ray else "processes", preload=["eval.samples"], on_gpu=True,

@@ -57,7 +57,7 @@ class SetsConfig(Config):
     """How many samples are compared as sets, and how finely."""
 
     max_samples: int = Field(
-        200, ge=0, description="at most so many, and as many held-out and training assets; 0: none"
+        200, ge=0, description="of training assets' captions, no more than there are held-out assets; 0: none"
     )
     points: int = Field(2048, ge=16, description="of each cloud; no more than the data holds")
     resolution: int = Field(64, ge=16, le=512, description="of the samples' surfaces")
@@ -206,29 +206,42 @@ def nearest_neighbours(clouds: Sequence[Cloud], training: TrainingAssets) -> lis
     return out
 
 
-def evaluate_sets(
-    data: AnyPath, decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"],
-    config: SetsConfig, folder: Path, *, seed: int,
-) -> tuple[Summary, list[Neighbour]]:  # fmt: skip
-    """Returns the scores of samples as a set of shapes, and the nearest training asset of each that was used.
+@dataclass(frozen=True)
+class DrawnSets:
+    """Held-out assets, and as many training assets, in whose place samples stand."""
 
-    Kept in `folder`/sets.json. {"skipped": reason} where there aren't two held-out assets, or no others.
+    held_out: list[tuple[AssetShards, int]]
+    training: list[tuple[AssetShards, int]]
+
+
+def draw_sets(data: AnyPath, config: SetsConfig, *, seed: int) -> DrawnSets | str:
+    """Returns two sets of one size, at most `max_samples`, or the reason why there are none."""
+    held_out = draw_assets(data, ("val", "test"), config.max_samples, seed=seed)
+    training = draw_assets(data, ("train",), len(held_out), seed=seed)
+    if len(training) < 3:
+        return "sets need two held-out and three training assets or more"
+    return DrawnSets(held_out[: len(training)], training)
+
+
+def evaluate_sets(
+    assets: DrawnSets, decoder: Decoder, latents: Float[torch.Tensor, "samples tokens channels"],
+    config: SetsConfig, folder: Path,
+) -> tuple[Summary, list[Neighbour]]:  # fmt: skip
+    """Returns the scores of samples as a set of shapes, and each one's nearest training asset.
+
+    As many samples as there are assets in either set. Kept in `folder`/sets.json.
     """
     path = folder / "sets.json"
     if path.is_file():
         kept = json.loads(path.read_text())
         return kept["summary"], [Neighbour(**each) for each in kept["neighbours"]]
-    limit = min(config.max_samples, len(latents))
-    held_out = draw_assets(data, ("val", "test"), limit, seed=seed)
-    train = draw_assets(data, ("train",), len(held_out), seed=seed)
-    num = min(limit, len(held_out))
-    if num < 2 or len(train) < 3:
-        return {"skipped": "sets need two samples, two held-out and three training assets or more"}, []
-    reference, known = stored_clouds(held_out, config.points), stored_clouds(train, config.points)
-    samples, printable = sample_clouds(decoder, latents[:num], config)
-    log.info("comparing %d samples with as many held-out and training assets, all pairs of them", num)
+    reference, known = (stored_clouds(each, config.points) for each in (assets.held_out, assets.training))
+    samples, printable = sample_clouds(decoder, latents, config)
+    log.info(
+        "comparing %d samples with as many held-out and training assets, all pairs of them", len(samples)
+    )
     within = symmetric_chamfer_matrix(reference)
-    summary: Summary = {"num_samples": num, "num_empty": sum(len(cloud) == 1 for cloud in samples)}
+    summary: Summary = {"num_samples": len(samples), "num_empty": sum(len(c) == 1 for c in samples)}
     for name, clouds in (("", samples), ("training_", known)):
         across = chamfer_matrix(clouds, reference)
         scores = set_scores(symmetric_chamfer_matrix(clouds), within, across)
@@ -237,7 +250,7 @@ def evaluate_sets(
     for name, holds in {**checks, "printable": np.all(list(checks.values()), axis=0)}.items():
         summary[name] = round(float(holds.mean()), 5)
         summary[f"{name}_interval"] = [round(end, 5) for end in share_interval(holds)]
-    training = TrainingAssets(AssetShards(data, "train"))
+    training = TrainingAssets(assets.training[0][0])
     neighbours = nearest_neighbours(samples, training)
     for name, found in (("", neighbours), ("held_out_", nearest_neighbours(reference, training))):
         copied = np.array([each.is_copied for each in found])

@@ -286,7 +286,7 @@ def measure_prior(
         config.shards("data"), config.judge, judge_folder, conditioner=conditioner, world=world
     )
     decoder = load_encoder(config.folder("encoder"), world.device).decoder
-    found, _ = evaluate_generation(
+    found, *_ = evaluate_generation(
         config.shards("data"), decoder, lambda: make_sampler(config, world.device), judge,
         config.generation, folder / "generation",
     )  # fmt: skip

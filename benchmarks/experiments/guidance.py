@@ -69,9 +69,10 @@ def measure(
     name = "guidance_{:g}_classifier_{:g}_clip_{:g}".format(*sampler.setting)
     (out / name).mkdir(parents=True, exist_ok=True)
     decoder = sampler.pipeline.decoder
-    _, pictures = make_samples(shards, decoder, lambda: sampler, prompts, config, out / name)
+    texts = [prompt.text for prompt in prompts]
+    _, pictures = make_samples(shards, decoder, lambda: sampler, texts, config, out / name)
     embeddings = judge.embed(pictures)
-    text = judge.clip.text([prompt.text for prompt in prompts]).pooled.cpu()
+    text = judge.clip.text(texts).pooled.cpu()
     of_prompt = torch.arange(len(prompts)).numpy()
     scores = judged_scores(judge, embeddings, (pooled(embeddings) @ text.T).numpy(), prompts, of_prompt)
     sheet = contact_sheet(list(pictures[:SHEET, 0]), [prompt.text for prompt in prompts[:SHEET]])

@@ -41,7 +41,16 @@ from eval.generation import ceiling, frechet_scores
 from eval.judge import Judge, pooled, refuse_conditioner
 from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt
 from eval.samples import GenerationConfig, fixed_cameras
-from eval.sets import chamfer_matrix, draw_assets, set_scores, stored_clouds, symmetric_chamfer_matrix
+from eval.sets import (
+    DrawnSets,
+    SetsConfig,
+    chamfer_matrix,
+    draw_assets,
+    draw_sets,
+    set_scores,
+    stored_clouds,
+    symmetric_chamfer_matrix,
+)
 from prior.task import PriorConfig
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline
@@ -269,7 +278,10 @@ def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float)
         scores: Scores = {**vars(trial), "guidance_scale": scale, "hits": right.astype(int).tolist()}
         scores["clip_score"] = float(near.mean())
         scores |= set_measures(bench, samples["points"].numpy())
-        scores |= frechet_scores(bench.run / "data", bench.judge, embeddings, generation(bench, len(prompts)))
+        sets = draw_sets(bench.run / "data", SetsConfig(max_samples=len(prompts)), seed=0)
+        if isinstance(sets, DrawnSets):
+            few = embeddings[: len(sets.held_out)]
+            scores |= frechet_scores(sets, bench.judge, few, generation(bench, len(prompts)))
         scores["empty"] = int((samples["points"].abs().amax((1, 2)) == 0).sum())
         sampling, meshing = (samples["seconds"] / len(prompts)).tolist()
         scores |= {"sampling_seconds": round(sampling, 3), "mesh_seconds": round(meshing, 3)}

@@ -49,7 +49,7 @@ def folders(ball_dataset: Path, tmp_path: Path) -> Folders:
         (data / name).symlink_to(ball_dataset / name)
     failure = {"path": EVIL, "stage": "load", "reason": "unreadable", "message": EVIL, "sha256": ""}
     (data / "quarantine.jsonl").write_text(json.dumps(failure) + "\n")
-    for name in ("encoder", "samples", "evaluation/generation", "evaluation/reconstruction"):
+    for name in ("encoder", "samples", "evaluation/generation/sets", "evaluation/reconstruction"):
         (tmp_path / name).mkdir(parents=True)
     lines = [{"step": i, "train/loss": 1 / (i + 1), EVIL: 1.0} for i in range(500)]
     (tmp_path / "encoder/metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -57,6 +57,7 @@ def folders(ball_dataset: Path, tmp_path: Path) -> Folders:
     for path in (
         "samples/000_ball_seed0.png",
         "evaluation/generation/0000.png",
+        "evaluation/generation/sets/0000.png",
         "evaluation/reconstruction/a.png",
     ):
         picture.save(tmp_path / path)
@@ -72,9 +73,10 @@ def built(folders: Folders, **kwargs: Any) -> str:
     generated = [
         {
             "prompt": EVIL, "seen": False, "place": 3, "judged": EVIL, "picture": "0000.png",
-            "nearest": EVIL, "copied": False, "beside": "0000.png", "fault": "empty",
         }
     ]  # fmt: skip
+    near = {"prompt": EVIL, "nearest": EVIL, "copied": True, "picture": "0000.png"}
+    compared = [near | {"beside": "0000.png", "fault": "empty"}, near]
     (folders.samples / "metadata.json").write_text(
         json.dumps(
             {
@@ -83,7 +85,7 @@ def built(folders: Folders, **kwargs: Any) -> str:
             }
         )
     )
-    return build_report(EVIL, folders, metrics(**kwargs), reconstructed, generated, ReportConfig())
+    return build_report(EVIL, folders, metrics(**kwargs), reconstructed, generated, compared, ReportConfig())
 
 
 @pytest.mark.parametrize("skipped", [False, True])
@@ -97,7 +99,8 @@ def test_text_from_data_never_becomes_markup(folders: Folders, skipped: bool) ->
 def test_broken_samples_are_counted_and_called_broken(folders: Folders) -> None:
     html = built(folders)
     assert "1 objects: 1 crumbled, 1 made with another seed than asked for." in html
-    assert "(crumbled)" in html and "(empty)" in html and "beside the nearest training assets" in html
+    assert "(crumbled)" in html and "(empty)" in html and html.count("(closer than its own") == 2
+    assert "beside the nearest training assets" in html
 
 
 def test_the_page_loads_nothing_from_anywhere(folders: Folders) -> None:
@@ -112,12 +115,12 @@ def test_the_page_loads_nothing_from_anywhere(folders: Folders) -> None:
 def test_a_page_without_samples_says_so_and_carries_no_viewer(folders: Folders) -> None:
     for path in folders.samples.iterdir():
         path.unlink()
-    html = build_report("run", folders, metrics(), [], [], ReportConfig())
+    html = build_report("run", folders, metrics(), [], [], [], ReportConfig())
     assert "has left no samples" in html and "THREE" not in html and len(html) < 200_000
 
 
 def test_models_beyond_the_limit_are_shown_as_pictures_alone(folders: Folders) -> None:
-    html = build_report("run", folders, metrics(), [], [], ReportConfig(model_megabytes=0))
+    html = build_report("run", folders, metrics(), [], [], [], ReportConfig(model_megabytes=0))
     assert "000_ball_seed0" in html and "model/gltf-binary" not in html
 
 

@@ -11,9 +11,11 @@ from encoder.model import Autoencoder
 from eval.distributions import frechet_distance
 from eval.nearest import TrainingAssets
 from eval.sets import (
+    DrawnSets,
     SetsConfig,
     chamfer_matrix,
     draw_assets,
+    draw_sets,
     evaluate_sets,
     nearest_neighbours,
     set_scores,
@@ -107,19 +109,25 @@ def test_copies_of_training_assets_count_as_memorised_and_others_do_not(
     assert not far.is_copied and far.distance > 3
 
 
+def drawn(data: Path, config: SetsConfig) -> DrawnSets:
+    sets = draw_sets(data, config, seed=0)
+    assert isinstance(sets, DrawnSets)
+    return sets
+
+
 def test_balls_of_held_out_radii_score_as_those_and_the_result_is_kept(
     coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
 ) -> None:
     held_out = draw_assets(coloured_balls, ("val", "test"), 4, seed=0)
     radii = [np.linalg.norm(cloud[0]) for cloud in stored_clouds(held_out, 256)]
     latents = torch.tensor([[[radius, 1.0, 0, 0]] for radius in radii])
-    args = coloured_balls, oracle.decoder, latents, CONFIG, tmp_path
-    summary, neighbours = evaluate_sets(*args, seed=0)
+    args = drawn(coloured_balls, CONFIG), oracle.decoder, latents, CONFIG, tmp_path
+    summary, neighbours = evaluate_sets(*args)
     assert summary["num_samples"] == len(neighbours) == 4 and summary["num_empty"] == 0
     assert summary["printable"] == summary["watertight"] == summary["one_piece"] == 1
     assert summary["mmd_cd"] < summary["training_mmd_cd"]
     assert summary["cov_cd"] >= summary["training_cov_cd"]
-    assert evaluate_sets(*args, seed=1) == (summary, neighbours)
+    assert evaluate_sets(*args) == (summary, neighbours)
 
 
 def test_clouds_may_be_as_small_as_accepted_but_no_larger_than_the_data_s(
@@ -127,22 +135,27 @@ def test_clouds_may_be_as_small_as_accepted_but_no_larger_than_the_data_s(
 ) -> None:
     latents = torch.tensor([[[0.4 + 0.1 * i, 1.0, 0, 0]] for i in range(4)])
     smallest = SetsConfig(points=16, resolution=16)
-    summary, _ = evaluate_sets(coloured_balls, oracle.decoder, latents, smallest, tmp_path, seed=0)
+    sets = drawn(coloured_balls, smallest)
+    summary, _ = evaluate_sets(sets, oracle.decoder, latents, smallest, tmp_path)
     assert summary["num_samples"] == 4 and summary["num_empty"] == 0
     too_many = SetsConfig(points=1 << 20)
     with pytest.raises(UserError, match=r"sets\.points is 1048576, but .* points each.*num_points"):
-        evaluate_sets(coloured_balls, oracle.decoder, latents, too_many, tmp_path / "other", seed=0)
+        evaluate_sets(sets, oracle.decoder, latents, too_many, tmp_path / "other")
 
 
 def test_samples_without_a_surface_are_counted(
     coloured_balls: Path, oracle: Autoencoder, tmp_path: Path
 ) -> None:
     nothing = torch.zeros(4, 1, 4)
-    summary, _ = evaluate_sets(coloured_balls, oracle.decoder, nothing, CONFIG, tmp_path, seed=0)
+    summary, _ = evaluate_sets(drawn(coloured_balls, CONFIG), oracle.decoder, nothing, CONFIG, tmp_path)
     assert summary["num_empty"] == 4 and summary["one_nna_cd"] == 1 and summary["printable"] == 0
 
 
-def test_too_few_held_out_assets_are_told(coloured_balls: Path, oracle: Autoencoder, tmp_path: Path) -> None:
-    one = torch.ones(1, 1, 4)
-    summary, neighbours = evaluate_sets(coloured_balls, oracle.decoder, one, CONFIG, tmp_path, seed=0)
-    assert "two held-out" in summary["skipped"] and neighbours == []
+def test_too_few_held_out_assets_are_told(coloured_balls: Path) -> None:
+    assert "two held-out" in str(draw_sets(coloured_balls, SetsConfig(max_samples=1), seed=0))
+
+
+def test_sets_are_of_one_size_and_of_the_splits_that_they_say(coloured_balls: Path) -> None:
+    sets = drawn(coloured_balls, CONFIG)
+    splits = [{shards.rows[i].split for shards, i in each} for each in (sets.held_out, sets.training)]
+    assert splits == [{"val", "test"}, {"train"}] and len(sets.held_out) == len(sets.training) == 4
