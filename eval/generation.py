@@ -94,8 +94,7 @@ def _compare(
     assets = draw_sets(data, config.sets, seed=config.seed)
     if isinstance(assets, str):
         return {"skipped": assets}, []
-    rows = [shards.rows[index] for shards, index in assets.training]
-    captions = [row.captions[0] if row.captions else "" for row in rows]
+    captions = [shards.rows[index].captions[0] for shards, index in assets.training]
     latents, pictures = make(captions, folder / "sets")
     summary, neighbours = evaluate_sets(assets, decoder, latents, config.sets, folder / "sets")
     summary |= frechet_scores(assets, judge, judge.embed(pictures), config)

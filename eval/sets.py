@@ -214,13 +214,20 @@ class DrawnSets:
     training: list[tuple[AssetShards, int]]
 
 
-def draw_sets(data: AnyPath, config: SetsConfig, *, seed: int) -> DrawnSets | str:
-    """Returns two sets of one size, at most `max_samples`, or the reason why there are none."""
-    held_out = draw_assets(data, ("val", "test"), config.max_samples, seed=seed)
-    training = draw_assets(data, ("train",), len(held_out), seed=seed)
-    if len(training) < 3:
-        return "sets need two held-out and three training assets or more"
-    return DrawnSets(held_out[: len(training)], training)
+def draw_sets(
+    data: AnyPath, config: SetsConfig, *, seed: int, splits: Sequence[str] = ("val", "test")
+) -> DrawnSets | str:
+    """Returns two sets of one size, at most `max_samples`, or the reason why there are none.
+
+    splits: of the held-out assets. Training assets are those with a caption.
+    """
+    held_out = draw_assets(data, splits, config.max_samples, seed=seed)
+    known = draw_assets(data, ("train",), len(AssetShards(data)), seed=seed)
+    training = [(shards, index) for shards, index in known if shards.rows[index].captions]
+    num = min(len(held_out), len(training))
+    if num < 2 or len(known) < 3:
+        return "sets need two held-out assets, two training assets with captions, and a third one"
+    return DrawnSets(held_out[:num], training[:num])
 
 
 def evaluate_sets(

@@ -9,7 +9,7 @@ import encoder.train
 import prior.classifier
 import prior.train
 import prior.train_clip
-from benchmarks.experiments import guidance
+from benchmarks.experiments import guidance, settings
 from shapeloom.shards import AssetShards, finish_dataset, write_shard
 
 
@@ -38,8 +38,8 @@ def test_each_setting_is_measured_and_drawn(
     smoke = "configs/{}/smoke.yaml".format
     encoder.train.main(["--config", smoke("encoder"), "--out", str(parts["encoder"]), "--set", data, STEPS])
     for folder, split in ((parts["clip"], "train"), (judge, "judge")):
-        settings = ["--set", data, STEPS, f"split={split}"]
-        prior.train_clip.main(["--config", smoke("clip"), "--out", str(folder), *settings])
+        of_split = ["--set", data, STEPS, f"split={split}"]
+        prior.train_clip.main(["--config", smoke("clip"), "--out", str(folder), *of_split])
     made = [f"{name}={parts[name]}" for name in ("encoder", "clip")]
     quickly = ["workers=0", "fidelity_size=8"]
     encoder.encode.main(["--out", str(parts["latents"]), "--set", data, *made, *quickly])
@@ -53,3 +53,10 @@ def test_each_setting_is_measured_and_drawn(
     guidance.main([*arguments, "--num", "2", "--steps", "2"])
     assert (out / "table.md").read_text().count("\n") == 2 + 3
     assert len(list(out.glob("*.png"))) == 3
+    chosen = tmp_path / "settings"
+    quick = ["--num", "3", "--points", "64"]
+    tried = ["steps=2 guidance_scale=1", f"steps=2 weaker={parts['prior']}"]
+    settings.main(["--model", str(tmp_path), "--out", str(chosen), *quick, *tried])
+    table = (chosen / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [f"| {n}" for n in ("training assets", *tried)]
+    assert len(list(chosen.glob("*/samples.png"))) == 2

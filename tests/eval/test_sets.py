@@ -1,6 +1,7 @@
 """Sets of shapes whose scores are known."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from eval.sets import (
 )
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
-from shapeloom.shards import AssetShards
+from shapeloom.shards import AssetShards, finish_dataset, write_shard
 
 CONFIG = SetsConfig(points=256, resolution=32)
 
@@ -159,3 +160,14 @@ def test_sets_are_of_one_size_and_of_the_splits_that_they_say(coloured_balls: Pa
     sets = drawn(coloured_balls, CONFIG)
     splits = [{shards.rows[i].split for shards, i in each} for each in (sets.held_out, sets.training)]
     assert splits == [{"val", "test"}, {"train"}] and len(sets.held_out) == len(sets.training) == 4
+
+
+def test_training_assets_without_a_caption_are_not_asked_for(ball_samples: Any, tmp_path: Path) -> None:
+    samples = [ball_samples(i, split="train" if i < 6 else "val") for i in range(10)]
+    for silent in samples[:4]:
+        silent["json"]["captions"] = []
+    write_shard(tmp_path / "shards" / "000000.tar", samples)
+    finish_dataset(tmp_path, kind="assets", facts={"views": 4, "resolution": 16})
+    sets = drawn(tmp_path, CONFIG)
+    assert {shards.rows[i].key for shards, i in sets.training} == {"ball0004", "ball0005"}
+    assert len(sets.held_out) == 2
