@@ -28,6 +28,7 @@ from numpy import ndarray
 from pydantic import Field
 from scipy.spatial.distance import cdist, pdist
 
+from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
 from eval.distributions import (
     Gaussian,
     Moments,
@@ -42,7 +43,7 @@ from eval.distributions import (
 from eval.folders import Item
 from eval.looks import KINDS, Look
 from eval.printable import PRINTABLE
-from eval.sets import chamfer_matrix, set_rows, symmetric_chamfer_matrix
+from eval.sets import set_rows
 from shapeloom.clip import Clip
 from shapeloom.config import Config
 from shapeloom.metrics import Interval

@@ -28,16 +28,16 @@ import trimesh
 from jaxtyping import Float
 from numpy import ndarray
 from pydantic import Field
-from scipy.spatial import cKDTree
 
 from data_prep.geometry.farthest import farthest_first
+from eval.chamfer import Cloud, Distances, chamfer_matrix, symmetric_chamfer_matrix
 from eval.nearest import TrainingAssets
 from eval.printable import PRINTABLE, printability
 from sampling.mesh import DEFAULT_MESH, drop_crumbs
 from shapeloom.config import Config, UserError
 from shapeloom.decoder import Decoder, select
 from shapeloom.log import get_logger, progress
-from shapeloom.metrics import chamfer_l2, share_interval
+from shapeloom.metrics import share_interval
 from shapeloom.rendering.isosurface import extract_surface
 from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import AssetShards
@@ -46,8 +46,6 @@ from shapeloom.storage import AnyPath, write_atomic
 OVERSAMPLE = 4
 """Points on a sample's surface among which the farthest are chosen, for each that is: as for stored ones."""
 
-Cloud = Float[ndarray, "_ 3"]
-Distances = Float[ndarray, "_ _"]
 Summary = dict[str, Any]
 
 log = get_logger("eval")
@@ -81,25 +79,6 @@ class Neighbour:
 
 
 # ---------------------------------------------------------------- measures
-
-
-def chamfer_matrix(first: Sequence[Cloud], second: Sequence[Cloud]) -> Distances:
-    """Returns d(X, Y) of all pairs."""
-    trees = [cKDTree(cloud) for cloud in second]
-    out = np.empty((len(first), len(second)))
-    for i, cloud in enumerate(first):
-        tree = cKDTree(cloud)
-        for j, other in enumerate(trees):
-            out[i, j] = chamfer_l2(other.query(cloud)[0], tree.query(second[j])[0])
-    return out
-
-
-def symmetric_chamfer_matrix(clouds: Sequence[Cloud]) -> Distances:
-    """Returns d(X, Y) of all pairs of one set; each is measured once."""
-    out = np.zeros((len(clouds), len(clouds)))
-    for i in range(len(clouds) - 1):
-        out[i, i + 1 :] = chamfer_matrix(clouds[i : i + 1], clouds[i + 1 :])[0]
-    return out + out.T
 
 
 def set_rows(samples: Distances, reference: Distances, between: Distances) -> dict[str, Float[ndarray, " _"]]:

@@ -37,20 +37,12 @@ import prior.train
 from benchmarks.experiments.ablate import make_task, seconds_a_step
 from benchmarks.experiments.headline_page import write_page
 from data_prep.geometry.farthest import farthest_first
+from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
 from eval.generation import ceiling, frechet_scores
 from eval.judge import Judge, pooled, refuse_conditioner
 from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt
 from eval.samples import GenerationConfig, fixed_cameras
-from eval.sets import (
-    DrawnSets,
-    SetsConfig,
-    chamfer_matrix,
-    draw_assets,
-    draw_sets,
-    set_scores,
-    stored_clouds,
-    symmetric_chamfer_matrix,
-)
+from eval.sets import DrawnSets, SetsConfig, draw_assets, draw_sets, set_scores, stored_clouds
 from prior.task import PriorConfig
 from sampling.mesh import MeshConfig
 from sampling.pipeline import ShapePipeline

@@ -9,19 +9,18 @@ import torch
 from scipy.linalg import sqrtm
 
 from encoder.model import Autoencoder
+from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
 from eval.distributions import frechet_distance
 from eval.nearest import TrainingAssets
 from eval.sets import (
     DrawnSets,
     SetsConfig,
-    chamfer_matrix,
     draw_assets,
     draw_sets,
     evaluate_sets,
     nearest_neighbours,
     set_scores,
     stored_clouds,
-    symmetric_chamfer_matrix,
 )
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
@@ -38,17 +37,6 @@ def blobs(num: int, *, seed: int, shift: float = 0.0) -> list[np.ndarray]:
 def scores(samples: list[np.ndarray], reference: list[np.ndarray]) -> dict[str, float]:
     within = symmetric_chamfer_matrix(samples), symmetric_chamfer_matrix(reference)
     return set_scores(*within, chamfer_matrix(samples, reference))
-
-
-def test_chamfer_distance_of_parallel_grids_is_twice_the_squared_gap() -> None:
-    grid = np.stack(np.meshgrid(*2 * [np.arange(5.0)], [0.0]), axis=-1).reshape(-1, 3)
-    found = chamfer_matrix([grid], [grid, grid + np.array([0, 0, 0.3])])
-    np.testing.assert_allclose(found, [[0, 2 * 0.3**2]])
-
-
-def test_chamfer_matrix_of_a_set_is_that_of_all_its_pairs() -> None:
-    clouds = [numpy_rng("clouds", i).normal(size=(20 + i, 3)) for i in range(4)]
-    np.testing.assert_allclose(symmetric_chamfer_matrix(clouds), chamfer_matrix(clouds, clouds))
 
 
 def test_copies_cover_everything_at_no_distance() -> None:
