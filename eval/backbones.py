@@ -1,24 +1,27 @@
-"""Networks that turn pictures into feature vectors, each from a file with a known SHA-256.
+"""Networks that turn pictures or point clouds into feature vectors, each from a file with a known SHA-256.
 
     clip        a folder that `python -m prior.train_clip` wrote (such as RUN/eval/judge), or open_clip's
                 "MODEL/FILE"
     dinov2      Meta's checkpoints (`dinov2_vitb14_pretrain.pth` and its sizes), in timm's network; the CLS
                 token
     inception   the network of FID (`pt_inception-2015-12-05-6726825d.pth`), its 2,048 pooled features
+    pointnet2   PointNet++ of P-FID (Point-E's `pointnet.pt`), 512 features of 4,096 points
+    ulip2       ULIP-2's PointBERT of 10,000 coloured points, or the one of 8,192 positions
+    uni3d       Uni3D (`model.pt`, of any of its sizes), of 10,000 coloured points
     seeded      no file: three convolutions that nothing has trained, drawn from a seed, which see edges,
                 colours and textures and know no objects. It stands in where there are no weights, under its
                 own name
 
-What a standard network would say is "not computed" without its file; another one never bears its name. Files
-are read by torch's unpickler of tensors alone, after their SHA-256 has been checked.
-Pictures are uint8 sRGB [n, height, width, 3] on white.
+What a standard network would say is "not computed" without its file; another one never bears its name. How
+files are read is in `eval.checkpoints`, the networks of points in `eval.point_networks`.
+Pictures are uint8 sRGB [n, height, width, 3] on white, clouds float32 [n, points, 6] of xyz, then sRGB in
+[0, 1], in the frame and in farthest-first order.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +31,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models import inception
 
+from eval.checkpoints import fit, read_checked
+from eval.point_networks import UNI3D_EMBED, UNI3D_SIZES, PointNet2, Ulip2, Uni3d
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError
-from shapeloom.storage import file_digest
 
 BATCH = 16
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,25 +42,40 @@ DINOV2_SIZE = 224
 DINOV2_MODELS = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 """Width of a checkpoint's tokens -> timm's name of its size."""
 SEEDED_WIDTHS = (16, 32, 64)
+MOST_POINTS = 10_000
+"""Of the largest cloud that a network sees: as many as Uni3D's and ULIP-2's were trained on."""
+SHAPED = ("ulip2", "uni3d")
+"""Kinds whose vectors of shapes stand beside a CLIP's of texts."""
+Pictures = UInt8[np.ndarray, "n height width 3"]
+Clouds = Float32[np.ndarray, "n points 6"]
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class BackboneConfig(Config):
     """One feature network."""
 
-    kind: Literal["seeded", "clip", "dinov2", "inception"] = Field(
-        description="seeded: random convolutions, of no meaning but always there; the others: their weights"
+    kind: Literal["seeded", "clip", "dinov2", "inception", "pointnet2", "ulip2", "uni3d"] = Field(
+        description="seeded: random convolutions, of no meaning but always there; the others: their weights; "
+        "the last three see points"
     )
     file: str | None = Field(None, description="weights; none: not computed. clip: a folder, or MODEL/FILE")
     sha256: str | None = Field(
         None, description="of the file; clip: the digest in its meta.json, may be left out"
     )
+    text: str | None = Field(
+        None,
+        description="CLIP that ulip2 or uni3d was trained beside, MODEL/FILE: finds prompts by shape; none: "
+        "not computed",
+    )
 
     @model_validator(mode="after")
-    def _file_has_a_digest(self) -> "BackboneConfig":
-        if self.kind in ("dinov2", "inception") and self.file is not None and self.sha256 is None:
+    def _is_whole(self) -> "BackboneConfig":
+        if self.kind not in ("seeded", "clip") and self.file is not None and self.sha256 is None:
             raise ValueError(
                 f"{self.kind}: name the file's sha256 as well, so that figures say what they are of"
             )
+        if self.text is not None and self.kind not in SHAPED:
+            raise ValueError(f"{self.kind} knows no texts: leave `text` to ulip2 and uni3d")
         return self
 
     @property
@@ -72,12 +91,17 @@ class Backbone:
     name: str
     digest: str
     """Of what its features depend on."""
-    embed: Callable[[UInt8[np.ndarray, "n height width 3"]], Float[Tensor, "n features"]]
+    embed: Callable[[Any], Float[Tensor, "n features"]]
+    """Of Pictures, or of Clouds."""
+    num_points: int = 0
+    """Of the clouds that it sees; 0: it sees pictures."""
+    embed_dim: int = 0
+    """Of the CLIP beside which it learnt to see points; 0: there is none."""
 
     @torch.no_grad()
-    def __call__(self, rgb: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n features"]:
+    def __call__(self, seen: Pictures | Clouds) -> Float32[np.ndarray, "n features"]:
         """Returns features, a batch at a time."""
-        parts = [self.embed(rgb[i : i + BATCH]) for i in range(0, len(rgb), BATCH)]
+        parts = [self.embed(seen[i : i + BATCH]) for i in range(0, len(seen), BATCH)]
         return torch.cat(parts).float().numpy()
 
 
@@ -90,34 +114,26 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         case "clip":
             return _clip(config)
         case "dinov2":
-            network, name = _dinov2(_tensors(config), config)
-            return Backbone(name, str(config.sha256), lambda rgb: network(_normalised(rgb, DINOV2_SIZE)))
+            vit, name = _dinov2(_tensors(config), config)
+            return Backbone(name, str(config.sha256), lambda rgb: vit(_normalised(rgb, DINOV2_SIZE)))
         case "inception":
-            fid = _fitting(FidInception(), _tensors(config), config)
+            fid = _fit(FidInception(), _tensors(config), config)
             return Backbone("Inception (FID)", str(config.sha256), lambda rgb: fid(_pixels(rgb)))
+        case "pointnet2":
+            network = _fit(PointNet2(), _tensors(config), config)
+            return _of_points("PointNet++ (P-FID)", network, config, 4096)
+        case "ulip2":
+            return _ulip2(_tensors(config), config)
+        case "uni3d":
+            return _uni3d(_tensors(config), config)
 
 
-def read_checked(file: str, sha256: str, what: str) -> dict[str, Any]:
-    """Returns a checkpoint's tensors; UserError if the file is missing or has another SHA-256."""
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"The weights of {what} are missing: {path} is no file.")
-    digest = file_digest(path)
-    if digest != sha256:
-        raise UserError(f"{path} isn't the file that was named: its SHA-256 is {digest}, not {sha256}.")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _tensors(config: BackboneConfig) -> dict[str, Any]:
+def _tensors(config: BackboneConfig) -> dict[str, Tensor]:
     return read_checked(str(config.file), str(config.sha256), config.kind)
 
 
-def _fitting(network: nn.Module, tensors: dict[str, Any], config: BackboneConfig) -> nn.Module:
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{config.file} doesn't hold the weights of {config.kind}: {error}") from error
-    return network.eval().requires_grad_(False)
+def _fit(network: NetworkT, tensors: dict[str, Tensor], config: BackboneConfig) -> NetworkT:
+    return fit(network, tensors, file=str(config.file), what=config.kind)
 
 
 def _pixels(rgb: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n 3 height width"]:
@@ -160,7 +176,7 @@ def _clip(config: BackboneConfig) -> Backbone:
     return Backbone(f"CLIP {clip.name}", clip.digest, clip.image)
 
 
-def _dinov2(tensors: dict[str, Any], config: BackboneConfig) -> tuple[nn.Module, str]:
+def _dinov2(tensors: dict[str, Tensor], config: BackboneConfig) -> tuple[nn.Module, str]:
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -172,7 +188,49 @@ def _dinov2(tensors: dict[str, Any], config: BackboneConfig) -> tuple[nn.Module,
     network: Any = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE, global_pool="token"
     )
-    return _fitting(network, checkpoint_filter_fn(tensors, network), config), f"DINOv2 ({name})"
+    return _fit(network, checkpoint_filter_fn(tensors, network), config), f"DINOv2 ({name})"
+
+
+def _of_points(
+    name: str, network: nn.Module, config: BackboneConfig, num: int, embed_dim: int = 0
+) -> Backbone:
+    return Backbone(
+        name, str(config.sha256), lambda clouds: network(torch.from_numpy(clouds)), num, embed_dim
+    )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _ulip2(tensors: dict[str, Tensor], config: BackboneConfig) -> Backbone:
+    """The file's other towers are left alone."""
+    own, projection = _part(tensors, "point_encoder."), tensors.get("pc_projection")
+    first = own.get("encoder.first_conv.0.weight")
+    if first is None or first.ndim != 3 or projection is None or projection.ndim != 2:
+        raise UserError(f"{config.file} is no checkpoint of ULIP-2's PointBERT.")
+    depth = len({name.split(".")[0] for name in _part(own, "blocks.blocks.")})
+    channels, embed_dim = first.shape[1], projection.shape[1]
+    network = Ulip2(depth=depth, channels=channels, embed=embed_dim)
+    _fit(network, {**own, "pc_projection": projection}, config)
+    num, what = (MOST_POINTS, "xyzrgb") if channels == 6 else (8192, "xyz")
+    return _of_points(f"ULIP-2 (PointBERT, {num // 1000}k {what})", network, config, num, embed_dim)
+
+
+def _uni3d(tensors: dict[str, Tensor], config: BackboneConfig) -> Backbone:
+    """What its transformer keeps of its life among pictures is left alone."""
+    import timm
+
+    pictures = tuple(f"visual.{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "head."))
+    named = _part(tensors, "point_encoder.")
+    own = {name: value for name, value in named.items() if not name.startswith(pictures)}
+    width = own["cls_token"].numel() if "cls_token" in own else 0
+    if width not in UNI3D_SIZES:
+        raise UserError(f"{config.file} is no checkpoint of Uni3D (Ti, S, B, L or g).")
+    size, name = UNI3D_SIZES[width]
+    trunk: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    network = _fit(Uni3d(trunk, width, embed=UNI3D_EMBED), own, config)
+    return _of_points(f"Uni3D-{size}", network, config, MOST_POINTS, UNI3D_EMBED)
 
 
 def _mean_pool(x: Tensor) -> Tensor:

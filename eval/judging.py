@@ -17,12 +17,12 @@ from typing import Any
 from PIL import Image
 from pydantic import Field
 
-from eval.backbones import BackboneConfig, load_backbone
+from eval.backbones import SHAPED, BackboneConfig, load_backbone
 from eval.compare import RESULTS, read_results, write_comparison
 from eval.folders import Item, read_outputs, read_references
-from eval.looks import Look, LookConfig, Task, look, make_task, read_look, read_thumbs
+from eval.looks import POINTS, Look, LookConfig, Task, look, make_task, read_look, read_thumbs
 from eval.measures import Judged, MeasureConfig, Measured, Reference, Retrieval
-from shapeloom.clip import load_clip
+from shapeloom.clip import Clip, load_clip
 from shapeloom.config import Config, UserError, parse_stage
 from shapeloom.executors import Executor, check_written, everywhere, run_tasks
 from shapeloom.log import get_logger, progress, start_logging
@@ -90,6 +90,7 @@ def judge(
     names = _names(folders).items()
     systems = {name: read_outputs(each, config.prompts, references.root) for name, each in names}
     prompts = _common_prompts(systems)
+    retrievals = _retrievals(config, given, clip, prompts)
     cache = config.cache or out / "cache"
 
     def tasks_of(items: Sequence[Item]) -> list[Task]:
@@ -112,14 +113,13 @@ def judge(
         networks = {load_backbone(each).digest: load_backbone(each).name for each in given}
         true = _judged(held_out)
         reference = Reference(true, config.measures, networks, num=num)
-        retrieval = Retrieval(clip, prompts) if clip is not None and len(set(prompts)) > 1 else None
         measured = {}
         for name, own in tasks.items():
             log.info("measuring %s (%d outputs)", name, len(own))
             judged = _judged(own)
-            found = reference.measure(judged, retrieval)
+            found = reference.measure(judged, retrievals)
             measured[name] = _record(name, own, judged.looks, found, out, config.pictures)
-        ceiling = reference.of_each(true, retrieval)
+        ceiling = reference.of_each(true, retrievals)
         measured[HELD_OUT] = _record(HELD_OUT, held_out, true.looks, ceiling, out, config.pictures)
         protocol = config.protocol() | {
             "objects": num, "reference_digest": digests["reference"], "prompts_digest": digests["prompts"],
@@ -148,9 +148,36 @@ def _given_backbones(config: JudgingConfig) -> list[BackboneConfig]:
 
 
 def _not_computed(config: JudgingConfig) -> list[str]:
-    return [
-        f"{each.kind}: no file of its weights was named" for each in config.backbones if not each.is_given
+    """What has no file, in the order of the networks; then prompts by shape."""
+    weights = [each.kind for each in config.backbones if not each.is_given]
+    texts = [
+        each.kind for each in config.backbones if each.is_given and each.kind in SHAPED and not each.text
     ]
+    return [
+        *(f"{kind}: no file of its weights was named" for kind in weights),
+        *(f"prompts by {kind}: the CLIP that it was trained beside was not named (text)" for kind in texts),
+    ]
+
+
+def _retrievals(
+    config: JudgingConfig, given: Sequence[BackboneConfig], clip: Clip | None, prompts: Sequence[str]
+) -> list[Retrieval]:
+    """The judge's, and those of networks of points whose CLIP is given. Raises UserError for a CLIP of
+    another space."""
+    if len(set(prompts)) < 2:
+        return []
+    found = [Retrieval(clip, prompts)] if clip is not None else []
+    for each in given:
+        if each.text is not None:
+            network, beside = load_backbone(each), load_clip(each.text, "cpu")
+            if network.embed_dim != beside.embed_dim:
+                raise UserError(
+                    f"{each.text} has vectors of {beside.embed_dim} numbers and {network.name} of "
+                    f"{network.embed_dim}: name the CLIP that it was trained beside (text)."
+                )
+            key, name = f"{network.digest} {POINTS}", f"{POINTS}/{network.name}"
+            found.append(Retrieval(beside, prompts, key, name=name))
+    return found
 
 
 def _common_prompts(systems: Mapping[str, Sequence[Item]]) -> list[str]:

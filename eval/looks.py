@@ -4,7 +4,8 @@ printed.
 All objects go the same way, ours, references and other systems': the loader and normaliser of data
 preparation (longest side 1.9, centred), its light and renderer, `views` fixed cameras. There are two kinds of
 picture, `shaded` (lit, with colours) and `normals` (of surfaces in world axes, colours left out), both on
-white. An object without a surface is white pictures and one point at the centre.
+white; networks of points see a coloured cloud (`POINTS`) that is denser than the one that distances are of.
+An object without a surface is white pictures, one point at the centre, and a black cloud of it.
 
 Looks are kept by what they depend on: the file's content, how it is looked at, and the networks' digests. A
 3D file is read in a process of its own, so that a hostile one costs itself alone.
@@ -12,6 +13,7 @@ Looks are kept by what they depend on: the file's content, how it is looked at, 
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +29,13 @@ from data_prep.geometry.farthest import farthest_first
 from data_prep.geometry.normalize import normalize
 from data_prep.geometry.points import sample_surface
 from data_prep.isolation import Lost, Quota, call
-from data_prep.mesh import Mesh, plain_triangles
+from data_prep.mesh import Mesh, base_color, plain_triangles
 from data_prep.render.views import render_views
 from data_prep.sources.content import content_digest
-from eval.backbones import BackboneConfig, load_backbone
+from eval.backbones import MOST_POINTS, Backbone, BackboneConfig, load_backbone
 from eval.folders import Item
 from eval.printable import PRINTABLE, printability
+from shapeloom.color import linear_to_srgb
 from shapeloom.config import Config
 from shapeloom.pictures import on_white
 from shapeloom.seed import numpy_rng
@@ -42,6 +45,8 @@ from shapeloom.surfaces import Surface
 from shapeloom.viewpoints import fitting_distance, intrinsics, sphere
 
 KINDS = ("shaded", "normals")
+POINTS = "points"
+"""What is seen beside pictures, by networks of points."""
 VERSION = "1"
 """Of what a look is: raised, kept ones are made anew."""
 FOV_DEGREES = 40.0
@@ -68,7 +73,8 @@ class Look:
     """One object, judged."""
 
     features: dict[str, Float32[ndarray, "views features"]]
-    """Of each network's digest and kind of picture, as "DIGEST shaded"; those that there are pictures of."""
+    """Of each network's digest and kind of picture, as "DIGEST shaded", or "DIGEST points" with one vector;
+    those that there are pictures or points of."""
     points: Float32[ndarray, "points 3"]
     facts: dict[str, float]
     """PRINTABLE as 0 or 1, and SURFACE_SCORES where there is a truth; none of an object of pictures alone."""
@@ -86,6 +92,11 @@ class Task:
     path: Path
     is_guarded: bool = True
     """Whether its file is read in a process of its own."""
+
+    @property
+    def num_points(self) -> int:
+        """Of the largest cloud that a network sees; 0: none sees any."""
+        return max((load_backbone(each).num_points for each in self.backbones), default=0)
 
 
 def make_task(
@@ -119,19 +130,18 @@ class _Seen:
     points: Float32[ndarray, "points 3"]
     facts: dict[str, float]
     fault: str = ""
+    cloud: Float32[ndarray, "num 6"] | None = None
+    """Positions and sRGB in [0, 1], farthest first; none: not asked for, or an object of pictures."""
 
 
 def look(task: Task) -> None:
     """Looks at an object and keeps that."""
-    if task.item.pictures:
-        seen = _see_files(task.item, task.config)
-    else:
-        seen = _see_mesh(task.item, task.config, is_guarded=task.is_guarded)
+    seen = _see_files(task.item, task.config) if task.item.pictures else _see_mesh(task)
     arrays: dict[str, ndarray] = {"points": seen.points, "fault": np.array(seen.fault)}
     for config in task.backbones:
         network = load_backbone(config)
-        for kind, pictures in seen.pictures.items():
-            arrays[f"features/{network.digest} {kind}"] = network(pictures)
+        for kind, given in _given(network, seen).items():
+            arrays[f"features/{network.digest} {kind}"] = network(given)
     arrays |= {f"facts/{name}": np.array(value) for name, value in seen.facts.items()}
     shown = [pictures[len(pictures) // 2] for pictures in seen.pictures.values()]
     small = [np.asarray(Image.fromarray(picture).resize((THUMB, THUMB))) for picture in shown]
@@ -139,6 +149,13 @@ def look(task: Task) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_atomic(task.path, file.getvalue())
+
+
+def _given(network: Backbone, seen: _Seen) -> Mapping[str, ndarray]:
+    """What a network is shown, by kind."""
+    if not network.num_points:
+        return seen.pictures
+    return {} if seen.cloud is None else {POINTS: seen.cloud[None, : network.num_points]}
 
 
 def read_thumbs(path: Path) -> UInt8[ndarray, "height width 3"]:
@@ -156,28 +173,28 @@ def read_look(path: Path) -> Look:
     return Look(features, named["points"], facts, str(named["fault"]))
 
 
-def _see_mesh(item: Item, config: LookConfig, *, is_guarded: bool) -> _Seen:
-    if item.mesh is None:
-        return _nothing(item, config, "missing: there is no such file")
-    if not is_guarded:
-        return _try_mesh(item, config)
-    result, _ = call(lambda _: _try_mesh(item, config), QUOTA)
-    return (
-        _nothing(item, config, f"{result.reason}: {result.message}") if isinstance(result, Lost) else result
-    )
+def _see_mesh(task: Task) -> _Seen:
+    num_points = task.num_points  # before the guarded call, so that it loads no network
+    if task.item.mesh is None:
+        return _nothing(task, "missing: there is no such file")
+    if not task.is_guarded:
+        return _try_mesh(task, num_points)
+    result, _ = call(lambda _: _try_mesh(task, num_points), QUOTA)
+    return _nothing(task, f"{result.reason}: {result.message}") if isinstance(result, Lost) else result
 
 
-def _try_mesh(item: Item, config: LookConfig) -> _Seen:
+def _try_mesh(task: Task, num_points: int) -> _Seen:
+    item = task.item
     assert item.mesh is not None
     try:
-        mesh, _ = normalize(load_mesh(item.mesh, root=item.root, up=config.up))
+        mesh, _ = normalize(load_mesh(item.mesh, root=item.root, up=task.config.up))
     except AssetError as error:
-        return _nothing(item, config, f"{error.reason}: {error.message}")
-    return see(mesh, config, truth=item.truth)
+        return _nothing(task, f"{error.reason}: {error.message}")
+    return see(mesh, task.config, truth=item.truth, num_points=num_points)
 
 
-def see(mesh: Mesh, config: LookConfig, *, truth: Path | None = None) -> _Seen:
-    """Returns pictures, points and facts of a normalised mesh."""
+def see(mesh: Mesh, config: LookConfig, *, truth: Path | None = None, num_points: int = 0) -> _Seen:
+    """Returns pictures, points and facts of a normalised mesh, and a cloud of `num_points` for networks."""
     fov = np.radians(FOV_DEGREES)
     poses = sphere(config.views, seed=0, distance=fitting_distance(fov))
     matrix = intrinsics(fov, config.size, config.size)
@@ -191,7 +208,22 @@ def see(mesh: Mesh, config: LookConfig, *, truth: Path | None = None) -> _Seen:
     facts = {name: float(holds) for name, holds in printability(vertices, whole).items()}
     if truth is not None:
         facts |= _scores(Surface.of_mesh(mesh.vertices, mesh.faces, num=config.surface_points), truth, config)
-    return _Seen(pictures, points[farthest_first(points, config.points)], facts)
+    cloud = coloured_cloud(mesh, num_points) if num_points else None
+    return _Seen(pictures, points[farthest_first(points, config.points)], facts, cloud=cloud)
+
+
+def coloured_cloud(mesh: Mesh, num: int) -> Float32[ndarray, "num 6"]:
+    """Returns points of the surface, farthest first, with their unlit sRGB colours in [0, 1].
+
+    They are chosen among as many whatever `num` is, so that fewer are the first of more. num: up to
+    MOST_POINTS.
+    """
+    face, weights = sample_surface(mesh, OVERSAMPLE * MOST_POINTS, numpy_rng("coloured clouds"))
+    points = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
+    chosen = farthest_first(points, num)
+    linear, _ = base_color(mesh, face[chosen], weights[chosen])
+    colours = np.clip(linear_to_srgb(linear), 0, 1)
+    return np.concatenate([points[chosen], colours], axis=1).astype(np.float32)
 
 
 def _scores(surface: Surface, truth: Path, config: LookConfig) -> dict[str, float]:
@@ -199,12 +231,14 @@ def _scores(surface: Surface, truth: Path, config: LookConfig) -> dict[str, floa
     return surface_scores(surface, Surface.of_mesh(mesh.vertices, mesh.faces, num=config.surface_points))
 
 
-def _nothing(item: Item, config: LookConfig, fault: str) -> _Seen:
+def _nothing(task: Task, fault: str) -> _Seen:
+    config, truth = task.config, task.item.truth
     white = np.full((config.views, config.size, config.size, 3), 255, np.uint8)
     facts = dict.fromkeys(PRINTABLE, 0.0)
-    if item.truth is not None:
-        facts |= _scores(Surface.of_mesh(np.zeros((0, 3)), np.zeros((0, 3))), item.truth, config)
-    return _Seen(dict.fromkeys(KINDS, white), np.zeros((1, 3), np.float32), facts, fault)
+    if truth is not None:
+        facts |= _scores(Surface.of_mesh(np.zeros((0, 3)), np.zeros((0, 3))), truth, config)
+    cloud = np.zeros((task.num_points, 6), np.float32) if task.num_points else None
+    return _Seen(dict.fromkeys(KINDS, white), np.zeros((1, 3), np.float32), facts, fault, cloud)
 
 
 def _see_files(item: Item, config: LookConfig) -> _Seen:

@@ -11,6 +11,7 @@ prompts have equal draws, so that the spread of differences between them is that
     r_at_1, r_at_5      share whose own prompt is among the judge's first among `prompts`; a failed one's
                         never is
     clip_score          mean cosine of picture and prompt
+    r_at_1/points/NETWORK and others   the same by shape, of a network of points and the CLIP beside it
     mmd_cd ... one_nna_cd   see `eval.sets`
     frechet/KIND/NETWORK and others   see `eval.distributions`
     diversity/...       mean distance between the outputs of one prompt over that between references: 1 for
@@ -41,7 +42,7 @@ from eval.distributions import (
     weighted_means,
 )
 from eval.folders import Item
-from eval.looks import KINDS, Look
+from eval.looks import KINDS, POINTS, Look
 from eval.printable import PRINTABLE
 from eval.sets import set_rows
 from shapeloom.clip import Clip
@@ -117,7 +118,9 @@ class Reference:
         self.judged = judged.take(np.arange(len(judged.items))[:num])
         self.weights = resampling_weights(self.judged.prompts, num=config.draws, seed=config.seed + 1)
         self.keys = {
-            f"{kind}/{name}": f"{digest} {kind}" for digest, name in networks.items() for kind in KINDS
+            f"{kind}/{name}": f"{digest} {kind}"
+            for digest, name in networks.items()
+            for kind in (*KINDS, POINTS)
         }
         self._features = {key: self.judged.features(key) for key in self.keys.values()}
         self._origins = {k: f.mean(axis=(0, 1)) for k, f in self._features.items() if f is not None}
@@ -130,10 +133,10 @@ class Reference:
         self._clouds = [look.points for look in self.judged.looks[: config.set_size]]
         self._within = symmetric_chamfer_matrix(self._clouds) if self.judged.has_clouds else None
 
-    def measure(self, system: Judged, clip: "Retrieval | None") -> dict[str, Measured]:
+    def measure(self, system: Judged, retrievals: Sequence["Retrieval"]) -> dict[str, Measured]:
         """Returns every measure of a system that its outputs allow."""
         config = self.config
-        found = self.of_each(system, clip)
+        found = self.of_each(system, retrievals)
         order = numpy_rng("outputs", config.seed).permutation(len(system.items))[: self.num]
         chosen = system.take(np.sort(order))
         weights = resampling_weights(chosen.prompts, num=config.draws, seed=config.seed)
@@ -147,7 +150,7 @@ class Reference:
                 }
         return found
 
-    def of_each(self, system: Judged, clip: "Retrieval | None") -> dict[str, Measured]:
+    def of_each(self, system: Judged, retrievals: Sequence["Retrieval"]) -> dict[str, Measured]:
         """Returns the measures that are of each output alone, which references have too."""
         weights = resampling_weights(system.prompts, num=self.config.draws, seed=self.config.seed)
         rows: dict[str, ndarray] = {"failed": np.array([bool(look.fault) for look in system.looks], float)}
@@ -156,7 +159,8 @@ class Reference:
             for name in (*PRINTABLE, *SURFACE_SCORES)
         }
         rows |= {"printable": np.prod([facts[name] for name in PRINTABLE], axis=0), **facts}
-        rows |= clip.rows(system) if clip is not None else {}
+        for each in retrievals:
+            rows |= each.rows(system)
         known = {name: int((~np.isnan(values)).sum()) for name, values in rows.items()}
         return {name: _mean(values, weights, known[name]) for name, values in rows.items() if known[name]}
 
@@ -225,11 +229,14 @@ def _mean(values: Float[ndarray, " items"], weights: ndarray, num: int) -> Measu
 
 
 class Retrieval:
-    """The judge's view of which prompt an output shows, among as many prompts for each."""
+    """Which prompt an output shows, among as many prompts for each: by its pictures or by its shape."""
 
-    def __init__(self, clip: Clip, prompts: Sequence[str]) -> None:
-        """prompts: the list's, each once; two or more."""
-        self.key = f"{clip.digest} shaded"
+    def __init__(self, clip: Clip, prompts: Sequence[str], key: str | None = None, *, name: str = "") -> None:
+        """clip: the judge, which sees shaded pictures itself; with a key, the one whose space the features
+        of that key are in. prompts: the list's, each once; two or more. name: of the features, for people.
+        """
+        self.key = key or f"{clip.digest} shaded"
+        self.suffix = f"/{name}" if name else ""
         self.clip, self.prompts = clip, list(dict.fromkeys(prompts))
         self.text = clip.text(self.prompts).pooled.cpu()
 
@@ -253,4 +260,5 @@ class Retrieval:
         failed = np.array([bool(look.fault) for look in system.looks])
         rank[failed] = len(self.prompts)
         found = {f"r_at_{k}": (rank < k).astype(float) for k in (1, 5) if k < len(self.prompts)}
-        return {**found, "clip_score": np.where(failed, 0.0, own.numpy()).astype(float)}
+        found["clip_score"] = np.where(failed, 0.0, own.numpy()).astype(float)
+        return {f"{measure}{self.suffix}": rows for measure, rows in found.items()}

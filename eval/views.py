@@ -163,6 +163,8 @@ def perceptual(config: BackboneConfig | None) -> tuple[str, Callable[[ndarray, n
     if config is None or not config.is_given:
         return "", None
     backbone = load_backbone(config)
+    if backbone.num_points:
+        raise UserError(f"backbone: {config.kind} sees points, and a perceptual distance is of pictures.")
 
     def distance(first: ndarray, second: ndarray) -> float:
         a, b = backbone(to_uint8(np.stack([first, second])))
