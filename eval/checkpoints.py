@@ -78,10 +78,11 @@ def fit(network: NetworkT, tensors: dict[str, Tensor], *, file: str, what: str) 
     unlike = [name for name in sorted(own.keys() | given.keys()) if own.get(name) != given.get(name)]
     if unlike:
         first = unlike[0]
-        have, need = (str(each.get(first, "not there")) for each in (given, own))
+        have = f"is {given[first]} in the file" if first in given else "the file lacks"
+        need = f"should be {own[first]}" if first in own else "the network lacks"
         raise UserError(
             f"{file} doesn't hold the weights of {what}: {len(unlike)} of {len(own | given)} tensors are "
-            f"unlike, such as {first}, which is {have} in the file and should be {need}."
+            f"unlike, such as {first}, which {have} and which {need}."
         )
     network.load_state_dict(tensors, strict=False)
     return network.eval().requires_grad_(False)

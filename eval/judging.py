@@ -84,6 +84,7 @@ def judge(
     """Judges folders and writes results, table and page to `out`."""
     assert config.reference is not None
     given = _given_backbones(config)
+    networks = _network_names(given)
     clip = load_clip(config.judge, "cpu") if config.judge is not None else None
     data, seed = parse_path(config.reference), config.measures.seed
     references = read_references(data, config.reference_splits, most=config.max_reference, seed=seed)
@@ -110,7 +111,6 @@ def judge(
         _look_at_all([*held_out, *(task for each in tasks.values() for task in each)], config, executor)
         # Of all sets the smallest: Frechet distances and neighbours depend on it.
         num = min(len(each) for each in (held_out, *tasks.values()))
-        networks = {load_backbone(each).digest: load_backbone(each).name for each in given}
         true = _judged(held_out)
         reference = Reference(true, config.measures, networks, num=num)
         measured = {}
@@ -124,6 +124,7 @@ def judge(
         protocol = config.protocol() | {
             "objects": num, "reference_digest": digests["reference"], "prompts_digest": digests["prompts"],
             "judge_digest": clip.digest if clip else None, "networks": networks,
+            "texts": {each.name: each.clip.digest for each in retrievals if each.name},
         }  # fmt: skip
         results = {
             "schema": 1, "protocol": protocol, "not_computed": _not_computed(config), "systems": measured,
@@ -145,6 +146,15 @@ def _given_backbones(config: JudgingConfig) -> list[BackboneConfig]:
     """Those that can be computed, the judge's own tower among them."""
     tower = [BackboneConfig(kind="clip", file=config.judge)] if config.judge is not None else []
     return [each for each in [*config.backbones, *tower] if each.is_given]
+
+
+def _network_names(given: Sequence[BackboneConfig]) -> dict[str, str]:
+    """Digest -> name. Raises UserError for two that would be one row."""
+    names = {load_backbone(each).digest: load_backbone(each).name for each in given}
+    for name in names.values():
+        if list(names.values()).count(name) > 1:
+            raise UserError(f"Two files of `backbones` are both {name}: judge by one of them at a time.")
+    return names
 
 
 def _not_computed(config: JudgingConfig) -> list[str]:

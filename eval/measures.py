@@ -236,7 +236,7 @@ class Retrieval:
         of that key are in. prompts: the list's, each once; two or more. name: of the features, for people.
         """
         self.key = key or f"{clip.digest} shaded"
-        self.suffix = f"/{name}" if name else ""
+        self.name = name
         self.clip, self.prompts = clip, list(dict.fromkeys(prompts))
         self.text = clip.text(self.prompts).pooled.cpu()
 
@@ -261,4 +261,4 @@ class Retrieval:
         rank[failed] = len(self.prompts)
         found = {f"r_at_{k}": (rank < k).astype(float) for k in (1, 5) if k < len(self.prompts)}
         found["clip_score"] = np.where(failed, 0.0, own.numpy()).astype(float)
-        return {f"{measure}{self.suffix}": rows for measure, rows in found.items()}
+        return {f"{measure}/{self.name}".rstrip("/"): rows for measure, rows in found.items()}

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.experiments.melted import WAYS, write_folders
 from data_prep.procedural.dataset import ProceduralConfig, generate
 from eval import compare, judging
+from eval.backbones import BackboneConfig
 from eval.compare import read_results
 from eval.folders import Item, read_outputs, read_references
 from eval.judging import JudgingConfig, judge
+from eval.point_networks import PointNet2
 from shapeloom.config import UserError
 from shapeloom.shards import finish_dataset, write_shard
-from shapeloom.storage import parse_path
+from shapeloom.storage import file_digest, parse_path
 
 NUM = 12
 CONFIG = JudgingConfig.model_validate(
@@ -164,6 +167,41 @@ def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_p
     found = read_results(tmp_path / "out").content["systems"]["pictures"]["measures"]
     kinds = {key.split("/")[1] for key in found if "/" in key}
     assert kinds == {"shaded"} and "mmd_cd" not in found and found["failed"]["value"] == 0
+
+
+def test_networks_of_points_are_a_row_of_their_own_and_none_without_a_file(
+    assets: Path, tmp_path: Path
+) -> None:
+    for name in ("reference", "outputs"):
+        (tmp_path / name).mkdir()
+    for number, file in enumerate(sorted(assets.rglob("*.glb"))[:3]):
+        shutil.copy(file, tmp_path / "reference" / f"{number}.glb")
+        shutil.copy(file, tmp_path / "outputs" / f"{number}.glb")
+    (tmp_path / "outputs" / "2.glb").write_bytes(b"no mesh")
+    weights = tmp_path / "pointnet.pt"
+    torch.manual_seed(0)
+    torch.save({"model_state_dict": PointNet2().state_dict()}, weights)
+    given = BackboneConfig(kind="pointnet2", file=str(weights), sha256=file_digest(weights))
+    config = CONFIG.model_copy(
+        update={
+            "reference": str(tmp_path / "reference"),
+            "backbones": [given, BackboneConfig(kind="uni3d")],
+            "measures": CONFIG.measures.model_copy(update={"draws": 20}),
+        }
+    )
+    judge([tmp_path / "outputs"], tmp_path / "out", config)
+    content = read_results(tmp_path / "out").content
+    found = content["systems"]["outputs"]["measures"]
+    networks = {key.split("/", 1)[1] for key in found if "/" in key}
+    assert networks == {"points/PointNet++ (P-FID)"}  # it sees no pictures
+    assert found["frechet/points/PointNet++ (P-FID)"]["num"] == 3  # the broken one counts
+    assert content["not_computed"] == ["uni3d: no file of its weights was named"]
+    assert "P-FID" in (tmp_path / "out" / "table.md").read_text()
+    torch.save(PointNet2().state_dict(), tmp_path / "another.pt")
+    other = {"file": str(tmp_path / "another.pt"), "sha256": file_digest(tmp_path / "another.pt")}
+    config = config.model_copy(update={"backbones": [given, given.model_copy(update=other)]})
+    with pytest.raises(UserError, match=r"both PointNet\+\+ \(P-FID\)"):
+        judge([tmp_path / "outputs"], tmp_path / "out", config)
 
 
 def test_folders_with_unlike_prompts_are_no_table(tmp_path: Path, assets: Path) -> None:
