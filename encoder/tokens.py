@@ -71,13 +71,17 @@ def cell_moments(
     asset = torch.arange(batch, device=points.device)[:, None]
     index = ((asset * resolution + cell[..., 2]) * resolution + cell[..., 1]) * resolution + cell[..., 0]
     u, n = 2 * (place - cell) - 1, normals
-    i, j = torch.triu_indices(3, 3, device=points.device)
     across = (u[..., :, None] * n[..., None, :]).flatten(-2)
-    one, squares = torch.ones_like(u[..., :1]), [n[..., i] * n[..., j], u[..., i] * u[..., j]]
-    stacked = torch.cat([one, u, 2 * rgb - 1, n, *squares, across], dim=-1).flatten(0, 1)
-    sums = points.new_zeros(batch * resolution**3, stacked.shape[-1]).index_add_(0, index.flatten(), stacked)
-    count = sums[:, :1]
-    means = torch.cat([count.log1p(), (count > 0).float(), sums[:, 1:] / count.clamp(min=1)], dim=-1)
+    one, squares = (
+        torch.ones_like(u[..., :1]),
+        [v[..., i : i + 1] * v[..., i:] for v in (n, u) for i in range(3)],
+    )
+    stacked = torch.cat([one, one, u, 2 * rgb - 1, n, *squares, across], dim=-1).flatten(0, 1)
+    # In place, as the grid is many times as large as the points and mostly empty.
+    means = points.new_zeros(batch * resolution**3, CELL_NUMBERS).index_add_(0, index.flatten(), stacked)
+    count = means[:, :1].clone()
+    means.div_(count.clamp(min=1))
+    means[:, :1] = count.log1p()
     return means.unflatten(0, (batch, resolution, resolution, resolution))
 
 

@@ -29,7 +29,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from pydantic import Field as Key
 from torch import Tensor, nn
 
-from shapeloom import denormals as denormals
+from shapeloom import cpu as cpu
 from shapeloom.config import Config, UserError, validated
 from shapeloom.log import get_logger
 from shapeloom.minilm import SentenceDualEncoder, load_minilm, model_folder

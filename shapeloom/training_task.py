@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field as Key
 from torch import Tensor, nn
 
-from shapeloom import denormals as denormals
+from shapeloom import cpu as cpu
 from shapeloom.config import Config
 from shapeloom.watch import HANG_SECONDS
 

@@ -1,3 +1,3 @@
 """Diffusion as mathematics, without networks: schedules, objectives, samplers, guidance."""
 
-from shapeloom import denormals as denormals
+from shapeloom import cpu as cpu

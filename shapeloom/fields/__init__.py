@@ -1,3 +1,3 @@
 """What a shape is: an implicit MLP whose hidden matrices belong to one asset."""
 
-from shapeloom import denormals as denormals
+from shapeloom import cpu as cpu

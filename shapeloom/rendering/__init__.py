@@ -1,3 +1,3 @@
 """How a shape becomes pixels and surfaces. Knows nothing of latents or networks: fields come as callables."""
 
-from shapeloom import denormals as denormals
+from shapeloom import cpu as cpu
