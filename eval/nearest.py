@@ -5,12 +5,14 @@ the choice by more. It is drawn from its own stored points (`eval.pictures.surfe
 own views differ from those of the asset that it is compared with.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from data_prep.mesh import Mesh
+from eval.chamfer import prepared, squared_distances
 from eval.pictures import surfels
 from shapeloom.log import progress
 from shapeloom.metrics import chamfer_l1
@@ -34,10 +36,12 @@ class TrainingAssets:
             for i in range(len(shards)):
                 points = shards.read(i, points=True).points
                 assert points is not None  # points were asked for
-                prefixes.append(torch.from_numpy(points[:POINTS].copy()))
+                prefixes.append(points[:POINTS].copy())
                 bar.advance()
         shortest = min(len(prefix) for prefix in prefixes)
-        self.points = torch.stack([prefix[:shortest] for prefix in prefixes])
+        self.points = [prefix[:shortest] for prefix in prefixes]
+        self._few = [prepared(points[:SHORTLIST_POINTS]) for points in self.points]
+        self._all = [prepared(points) for points in self.points]
 
     def nearest(self, points: Float[np.ndarray, "points 3"]) -> int:
         """Returns the index of the training asset with the least Chamfer distance to `points`."""
@@ -45,12 +49,12 @@ class TrainingAssets:
 
     def search(self, points: Float[np.ndarray, "points 3"], *, but: int | None = None) -> tuple[int, float]:
         """Returns the nearest training asset and its Chamfer distance; `but`: one that doesn't count."""
-        query = torch.from_numpy(np.asarray(points[:POINTS], np.float32))
-        few = _chamfer(query[:SHORTLIST_POINTS], self.points[:, :SHORTLIST_POINTS])
+        query = np.asarray(points[:POINTS], np.float32)
+        few = _chamfer(query[:SHORTLIST_POINTS], self._few)
         if but is not None:
-            few[but] = torch.inf
-        shortlist = few.topk(min(SHORTLIST, len(few) - (but is not None)), largest=False).indices
-        distances = _chamfer(query, self.points[shortlist])
+            few[but] = np.inf
+        shortlist = few.argsort(kind="stable")[: min(SHORTLIST, len(few) - (but is not None))]
+        distances = _chamfer(query, [self._all[i] for i in shortlist])
         best = int(distances.argmin())
         return int(shortlist[best]), float(distances[best])
 
@@ -64,11 +68,11 @@ class TrainingAssets:
         return self.shards.read(index, points=True)
 
 
-def _chamfer(
-    query: Float[Tensor, "points 3"], assets: Float[Tensor, "assets others 3"]
-) -> Float[Tensor, " assets"]:
-    distances = torch.cdist(query.expand(len(assets), -1, -1), assets)
-    return chamfer_l1(distances.amin(dim=2), distances.amin(dim=1))
+def _chamfer(query: Float[np.ndarray, "points 3"], clouds: Sequence[Any]) -> Float[np.ndarray, " clouds"]:
+    """clouds: prepared."""
+    own = prepared(query)
+    squared = (squared_distances(own, each) for each in clouds)
+    return np.array([chamfer_l1(np.sqrt(there), np.sqrt(back)) for there, back in squared])
 
 
 def drawn_points(sample: AssetSample) -> Mesh:

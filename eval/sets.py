@@ -180,7 +180,7 @@ def nearest_neighbours(clouds: Sequence[Cloud], training: TrainingAssets) -> lis
     for cloud in clouds:
         index, distance = training.search(cloud)
         if index not in own:
-            own[index] = training.search(training.points[index].numpy(), but=index)[1]
+            own[index] = training.search(training.points[index], but=index)[1]
         out.append(Neighbour(index, distance, own[index]))
     return out
 
