@@ -1,5 +1,6 @@
 """A training that takes milliseconds a step, in the test's own process or started by a launcher:
-python -m tests.shapeloom.line_training FOLDER SETTINGS, the settings as JSON."""
+python -m tests.shapeloom.line_training FOLDER SETTINGS, the settings as JSON; with `zero_stages`, one for
+each of those, one after the other, in FOLDER/STAGE."""
 
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +87,14 @@ def main() -> None:
     start_logging()
     settings = json.loads(sys.argv[2])
     watch.SILENT_SECONDS = settings.pop("silent_seconds", watch.SILENT_SECONDS)
-    task = Line(
-        **{name: settings.pop(name) for name in ("stop_at", "kill_at", "seconds") if name in settings}
-    )
-    run_line(Path(sys.argv[1]), task, **settings)
+    of_task = {name: settings.pop(name) for name in ("stop_at", "kill_at", "seconds") if name in settings}
+    out, stages = Path(sys.argv[1]), settings.pop("zero_stages", None)
+    if stages is None:
+        run_line(out, Line(**of_task), **settings)
+        return
+    for stage in stages:
+        with suppress(SystemExit):  # a run that is stopped goes on to the next one
+            run_line(out / str(stage), Line(**of_task), zero_stage=stage, **settings)
 
 
 if __name__ == "__main__":
