@@ -5,7 +5,7 @@ them. Beside the scores stand chance, the judge's own scores on true held-out vi
 share of right families and main colours by probes; then how samples do as a set (`eval.sets`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def _compare(
     captions = [shards.rows[index].captions[0] for shards, index in assets.training]
     latents, pictures = make(captions, folder / "sets")
     summary, neighbours = evaluate_sets(assets, decoder, latents, config.sets, folder / "sets")
-    summary |= frechet_scores(assets, judge, judge.embed(pictures), config)
+    embeddings, known = judge.embed(pictures), true_embeddings(assets.training, judge, config)
+    summary |= frechet_scores(embeddings, true_embeddings(assets.held_out, judge, config), known)
+    summary |= caption_scores(assets, judge, {"": embeddings, "training_": known})
     training, records = AssetShards(data, "train"), list[Record]()
     for number, (caption, views, found) in enumerate(zip(captions, pictures, neighbours, strict=True)):
         nearest, near = training.rows[found.index], _true_views(training, found.index, config)
@@ -132,24 +134,54 @@ def judged_scores(
     return scores
 
 
+def true_embeddings(
+    assets: Sequence[tuple[AssetShards, int]], judge: Judge, config: GenerationConfig
+) -> Float[Tensor, "assets views embed"]:
+    """Returns the judge's embeddings of assets' own views."""
+    return judge.embed(np.stack([_true_views(shards, index, config) for shards, index in assets]))
+
+
 def frechet_scores(
-    assets: DrawnSets,
-    judge: Judge,
-    embeddings: Float[Tensor, "samples views embed"],
-    config: GenerationConfig,
-) -> Summary:
+    samples: Float[Tensor, "samples views embed"], held_out: Float[Tensor, "assets views embed"],
+    training: Float[Tensor, "assets views embed"],
+) -> Summary:  # fmt: skip
     """Returns the Frechet distance of as many samples' views to held-out assets' in the judge's features.
 
     The training assets' own distance is what samples can be measured against.
     """
-    truth, known = (
-        judge.embed(np.stack([_true_views(shards, i, config) for shards, i in drawn])).flatten(0, 1)
-        for drawn in (assets.held_out, assets.training)
-    )
+    of_samples, truth, known = (each.flatten(0, 1).numpy() for each in (samples, held_out, training))
     return {
-        "frechet": round(frechet_distance(embeddings.flatten(0, 1).numpy(), truth.numpy()), 5),
-        "training_frechet": round(frechet_distance(known.numpy(), truth.numpy()), 5),
+        "frechet": round(frechet_distance(of_samples, truth), 5),
+        "training_frechet": round(frechet_distance(known, truth), 5),
     }
+
+
+def caption_scores(
+    assets: DrawnSets, judge: Judge, embeddings: Mapping[str, Float[Tensor, "assets views embed"]]
+) -> Summary:
+    """Returns how often the judge finds a sample's whole caption first among its category's, and chance.
+
+    "a red chair with blue legs" among other chairs: what is told apart are parts and their colours. Of
+    embeddings by prefix, of samples of the training assets' captions or of these assets' own views.
+    Captions that have no other one of their category are left out; {} if all are.
+    """
+    rows = [shards.rows[index] for shards, index in assets.training]
+    captions, kinds = np.array([row.captions[0] for row in rows]), np.array([row.category for row in rows])
+    rivals = (kinds[:, None] == kinds) & (captions[:, None] != captions)
+    asked = rivals.any(axis=1)
+    if not asked.any():
+        return {}
+    # Of equal captions one is a rival.
+    first = np.array([list(captions).index(caption) == i for i, caption in enumerate(captions)])
+    rivals, scores = (rivals & first)[asked], Summary()
+    text = judge.clip.text(captions.tolist()).pooled.cpu()
+    for prefix, each in embeddings.items():
+        similarity = (pooled(each) @ text.T).numpy()
+        own = similarity.diagonal()[asked]
+        right = ~((similarity[asked] >= own[:, None]) & rivals).any(axis=1)
+        scores[f"{prefix}caption_r_at_1"] = round(float(right.mean()), 5)
+        scores[f"{prefix}caption_r_at_1_interval"] = [round(end, 5) for end in share_interval(right)]
+    return scores | {"chance_caption": round(float((1 / (1 + rivals.sum(axis=1))).mean()), 5)}
 
 
 def _records(

@@ -114,6 +114,7 @@ def _generation_table(gen: Record) -> str:
 _SET_ROWS = {
     "mmd_cd": "MMD-CD (less is better)", "cov_cd": "COV-CD", "one_nna_cd": "1-NNA-CD (0.5 is best)",
     "frechet": "Frechet distance of the judge's features (less is better)",
+    "caption_r_at_1": "R@1 of whole captions among those of their category",
 }  # fmt: skip
 
 

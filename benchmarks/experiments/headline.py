@@ -38,7 +38,7 @@ from benchmarks.experiments.ablate import make_task, seconds_a_step
 from benchmarks.experiments.headline_page import write_page
 from data_prep.geometry.farthest import farthest_first
 from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
-from eval.generation import ceiling, frechet_scores
+from eval.generation import ceiling, frechet_scores, true_embeddings
 from eval.judge import Judge, pooled, refuse_conditioner
 from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt
 from eval.samples import GenerationConfig, fixed_cameras
@@ -272,8 +272,11 @@ def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float)
         scores |= set_measures(bench, samples["points"].numpy())
         sets = draw_sets(bench.run / "data", SetsConfig(max_samples=len(prompts)), seed=0)
         if isinstance(sets, DrawnSets):
-            few = embeddings[: len(sets.held_out)]
-            scores |= frechet_scores(sets, bench.judge, few, generation(bench, len(prompts)))
+            known = [
+                true_embeddings(each, bench.judge, generation(bench, len(prompts)))
+                for each in (sets.held_out, sets.training)
+            ]
+            scores |= frechet_scores(embeddings[: len(sets.held_out)], *known)
         scores["empty"] = int((samples["points"].abs().amax((1, 2)) == 0).sum())
         sampling, meshing = (samples["seconds"] / len(prompts)).tolist()
         scores |= {"sampling_seconds": round(sampling, 3), "mesh_seconds": round(meshing, 3)}

@@ -2,9 +2,9 @@
 
 A SETTING is keys of `python -m sampling` in quotes, such as "guidance_scale=2 steps=12", or "weaker=DIR" for
 guidance away from an earlier prior. For each, the same captions of training assets are sampled from the same
-noise, and held as a set against the assets of the split "val" (`eval.sets`); RUN/eval's judge says how often
-it finds a sample's own caption among all of them (R@1). So presets are chosen on "val". Writes table.md, and
-each setting's samples, which are read when the same command goes on.
+noise, held as a set against the assets of the split "val" (`eval.sets`), and looked at by RUN/eval's judge.
+So presets are chosen on "val". Writes table.md, and each setting's samples, which are read when the same
+command goes on.
 """
 
 import argparse
@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field as Key
 from torch import Tensor
 
-from eval.generation import frechet_scores
-from eval.judge import Judge, pooled, refuse_conditioner
+from eval.generation import caption_scores, frechet_scores, true_embeddings
+from eval.judge import Judge, refuse_conditioner
 from eval.samples import GenerationConfig, make_samples
 from eval.sets import DrawnSets, SetsConfig, draw_sets, evaluate_sets
 from sampling.guidance import SampleSettings
@@ -32,7 +31,16 @@ from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
 
 SHEET = 40
-MEASURES = ("r_at_1", "frechet", "one_nna_cd", "mmd_cd", "cov_cd", "memorised", "one_piece", "num_empty")
+MEASURES = (
+    "caption_r_at_1",
+    "frechet",
+    "one_nna_cd",
+    "mmd_cd",
+    "cov_cd",
+    "memorised",
+    "one_piece",
+    "num_empty",
+)
 
 
 class Setting(SampleSettings):
@@ -64,13 +72,12 @@ def measure(
         AssetShards(run / "data"), pipeline.decoder, lambda: sample, captions, config, out
     )
     judge = Judge(clip, {}, {})
-    embeddings, texts = judge.embed(pictures), sorted(set(captions))
-    similarity = (pooled(embeddings) @ clip.text(texts).pooled.cpu().T).numpy()
-    right = similarity.argmax(axis=1) == np.array([texts.index(caption) for caption in captions])
     scores, _ = evaluate_sets(sets, pipeline.decoder, latents, config.sets, out)
-    scores |= frechet_scores(sets, judge, embeddings, config)
+    embeddings, known = judge.embed(pictures), true_embeddings(sets.training, judge, config)
+    scores |= frechet_scores(embeddings, true_embeddings(sets.held_out, judge, config), known)
+    scores |= caption_scores(sets, judge, {"": embeddings, "training_": known})
     write_atomic(out / "samples.png", png(contact_sheet(list(pictures[:SHEET, 0]), captions[:SHEET])))
-    return scores | {"r_at_1": float(right.mean()), "seconds": seconds / len(captions) or None}
+    return scores | {"seconds": seconds / len(captions) or None}
 
 
 def row(name: str, scores: dict[str, Any], prefix: str = "") -> str:

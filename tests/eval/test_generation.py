@@ -98,6 +98,8 @@ def test_right_samples_are_retrieved_and_reported_by_seen_and_held_out_prompts(
                 heights.append(picture.height)
     assert heights == [16] * 6 + [32] * 4
     assert scores["sets"]["frechet"] == pytest.approx(scores["sets"]["training_frechet"], abs=0.01)
+    assert scores["sets"]["caption_r_at_1"] == scores["sets"]["training_caption_r_at_1"] == 1
+    assert scores["sets"]["chance_caption"] == 1 / len(set(captions)) == 0.5
 
 
 def test_samples_of_the_wrong_colour_are_not_retrieved_while_the_ceiling_stays(
@@ -107,7 +109,8 @@ def test_samples_of_the_wrong_colour_are_not_retrieved_while_the_ceiling_stays(
     scores, records, _ = evaluate_generation(
         coloured_balls, oracle.decoder, lambda: wrong, judge, CONFIG, tmp_path
     )
-    assert scores["r_at_1"] == scores["colour_accuracy"] == 0
+    assert scores["r_at_1"] == scores["colour_accuracy"] == scores["sets"]["caption_r_at_1"] == 0
+    assert scores["sets"]["training_caption_r_at_1"] == 1
     assert scores["ceiling_r_at_1"] == 1
     assert {r["judged"] for r in records if r["prompt"] == "a red ball"} == {"a green ball"}
 
