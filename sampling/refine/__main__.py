@@ -119,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.prior_share:
         check_levels(pipe)
     guide, judge = load_guide(config, pipe), load_judge(config.model, pipe, config.judge)
+    if guide.digest == judge.digest:
+        raise UserError(
+            "The judge is the very CLIP that guide=clip follows, so its scores would say nothing. Evaluate "
+            "the run (python -m eval), which trains RUN/eval/judge on other assets, or name another CLIP: "
+            "judge=..."
+        )
     inputs = {"prior": pipe.prior.digest, "encoder": pipe.decoder.digest, "clip": pipe.clip.digest}
     inputs |= {"guide": guide.digest, "judge": judge.digest}
     if config.start is not None:

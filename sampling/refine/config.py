@@ -70,8 +70,8 @@ class RefineConfig(SamplingConfig):
     )
     guide: str = Key(
         "views",
-        description="the 2-D model: views (RUN/views), the folder of a diffusers text-to-image one, or "
-        "Zero-1-to-3's file or folder, which follows `image` alone",
+        description="the 2-D model: views (RUN/views), clip (the model's own CLIP, no diffusion), the folder "
+        "of a diffusers text-to-image one, or Zero-1-to-3's file or folder, which follows `image` alone",
     )
     image: Path | None = Key(
         None,
@@ -145,6 +145,10 @@ class RefineConfig(SamplingConfig):
     def _fitting(self) -> "RefineConfig":
         if self.shape == "none" and self.optimise == "latent":
             raise ValueError("a ball isn't a latent: shape=none needs optimise=matrices")
+        if self.guide == "clip" and (self.estimator.kind != "sds" or self.image is not None):
+            raise ValueError(
+                "guide=clip has no noise and reads words alone: leave out estimator.kind and image"
+            )
         if self.prior_share and self.optimise != "latent":
             raise ValueError("prior_share is of a latent's prior: it needs optimise=latent")
         if isinstance(self.region, tuple) and any(

@@ -1,4 +1,7 @@
-"""A 2-D model's gradient of pictures: what is behind them, noise, guidance, the estimator, regularisers."""
+"""A 2-D model's gradient of pictures: what is behind them, noise, guidance, the estimator, regularisers.
+
+A CLIP's takes the estimator's place.
+"""
 
 import math
 from typing import Any
@@ -7,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sampling.refine.clip_guide import ClipGuide
 from sampling.refine.config import RefineConfig
 from sampling.refine.guides import Guide
 from sampling.refine.own import OwnNetwork
@@ -27,10 +31,11 @@ class Distiller:
     own: VSD's own network, None for other estimators. size: side of the pictures.
     """
 
-    def __init__(self, guide: Guide, prompt: str, config: RefineConfig) -> None:
+    def __init__(self, guide: Guide | ClipGuide, prompt: str, config: RefineConfig) -> None:
         self.guide, self.prompt, self.config = guide, prompt, config
-        is_vsd = config.estimator.kind == "vsd"
-        self.own = OwnNetwork(guide, config.estimator, config.seed) if is_vsd else None
+        self.own = None
+        if config.estimator.kind == "vsd" and not isinstance(guide, ClipGuide):
+            self.own = OwnNetwork(guide, config.estimator, config.seed)
         self.size = config.size or guide.size
         self.style = None if config.style is None else read_style(config.style, size=self.size)
 
@@ -52,7 +57,10 @@ class Distiller:
             background = torch.where(drawn[:, 3:] < 0.5, drawn[:, :3], 1.0).to(flat.device)
         with torch.enable_grad():
             x = self.guide.encode(pictures, background)
-            gradient = self._estimate(x.detach(), views, progress, generator, facts)
+            if isinstance(self.guide, ClipGuide):
+                gradient, facts["clip"] = self.guide.gradient(x, self.prompt)
+            else:
+                gradient = self._estimate(self.guide, x.detach(), views, progress, generator, facts)
             if config.estimator.clip is not None:
                 gradient = gradient.clamp(-config.estimator.clip, config.estimator.clip)
             alpha = pictures[:, 3].clamp(1e-4, 1 - 1e-4)  # whose entropy has a slope at the ends too
@@ -83,44 +91,34 @@ class Distiller:
 
     @torch.no_grad()
     def _estimate(
-        self, x: Tensor, views: Views, progress: float, generator: torch.Generator, facts: dict[str, float]
-    ) -> Tensor:
+        self, guide: Guide, x: Tensor, views: Views, progress: float, generator: torch.Generator,
+        facts: dict[str, float],
+    ) -> Tensor:  # fmt: skip
         """The estimator's gradient by what the 2-D model denoises."""
         how, num = self.config.estimator, len(x)
         low, high = time_range(how.times, progress)
-        t = low + (high - low) * self._shares(views, generator)
+        t = low + (high - low) * _shares(guide, views, generator)
         eps = torch.randn(x.shape, generator=generator).to(x)
-        condition, null, denoise = self._guided(views)
-        sigma = self.guide.sigma(t).to(x)
+        condition, null, denoise = self._guided(guide, views)
+        sigma = guide.sigma(t).to(x)
         if how.kind == "sds":
             return sds(denoise, x, sigma, eps, condition, weighting=how.weighting)
         if self.own is not None:
-            own = self.guide.own_condition([self.prompt] * num, views, generator)
+            own = guide.own_condition([self.prompt] * num, views, generator)
             facts["own_loss"] = self.own.learn(
-                x, self.guide.sigma(0.001 + 0.998 * self._shares(views, generator)).to(x),
+                x, guide.sigma(0.001 + 0.998 * _shares(guide, views, generator)).to(x),
                 torch.randn(x.shape, generator=generator).to(x), own,
             )  # fmt: skip
-            return vsd(
-                denoise, self.guide.own_denoise, x, sigma, eps, condition, own, weighting=how.weighting
-            )
+            return vsd(denoise, guide.own_denoise, x, sigma, eps, condition, own, weighting=how.weighting)
         last = torch.maximum(t - ISM_GAP, (how.times.low + t) / 2)
         share = torch.linspace(0, 1, how.path_steps - 1)[:, None]
         times = torch.cat([how.times.low + (last - how.times.low) * share, t[None]])
-        levels = torch.stack([self.guide.sigma(each) for each in times]).to(x)
-        return ism(
-            denoise, self.guide.denoise, x, levels, eps, condition, null, weighting=how.weighting
-        )  # fmt: skip
+        levels = torch.stack([guide.sigma(each) for each in times]).to(x)
+        return ism(denoise, guide.denoise, x, levels, eps, condition, null, weighting=how.weighting)
 
-    def _shares(self, views: Views, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """Uniform numbers, one a view, or one for all views of a particle where these are joined."""
-        num = len(views.azimuth)
-        if not self.guide.joins_views:
-            return torch.rand(num, generator=generator)
-        return torch.rand(num // views.each, generator=generator).repeat_interleave(views.each)
-
-    def _guided(self, views: Views) -> tuple[Any, Any, Denoise[Any]]:
+    def _guided(self, guide: Guide, views: Views) -> tuple[Any, Any, Denoise[Any]]:
         """The condition, the null condition, and the denoiser under guidance."""
-        how, guide, num = self.config.estimator, self.guide, len(views.azimuth)
+        how, num = self.config.estimator, len(views.azimuth)
         prompts = [self.prompt] * num
         needs_null = how.scale != 1 or how.perp_neg or how.kind == "ism"
         null = guide.null(views) if needs_null else None
@@ -139,3 +137,11 @@ class Distiller:
             for texts, weights in negatives(prompts, *angles)
         ]
         return condition, null, perp_neg(denoise, null, away, scale=how.scale, rescale=how.rescale)
+
+
+def _shares(guide: Guide, views: Views, generator: torch.Generator) -> Float[Tensor, " batch"]:
+    """Uniform numbers, one a view, or one for all views of a particle where these are joined."""
+    num = len(views.azimuth)
+    if not guide.joins_views:
+        return torch.rand(num, generator=generator)
+    return torch.rand(num // views.each, generator=generator).repeat_interleave(views.each)

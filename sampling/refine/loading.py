@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sampling.pipeline import ShapePipeline
+from sampling.refine.clip_guide import ClipGuide
 from sampling.refine.config import RefineConfig
 from sampling.refine.guides import Guide
 from sampling.refine.zero123 import is_zero123, load_zero123_guide
@@ -10,8 +11,10 @@ from shapeloom.clip import Clip, load_clip
 from shapeloom.config import UserError
 
 
-def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide:
+def load_guide(config: RefineConfig, pipe: ShapePipeline) -> Guide | ClipGuide:
     """Returns the 2-D model; raises UserError if there is none."""
+    if config.guide == "clip":
+        return ClipGuide(pipe.clip)
     folder = Path(config.guide)
     if config.guide == "views":
         if config.model is None:

@@ -31,6 +31,8 @@ SAMPLES = RenderConfig(coarse=16, fine=8)
 class BallClip(Clip):
     """Knows the balls by name, and pictures by their mean red, green and blue beside white."""
 
+    image_size = 12
+
     def __init__(self) -> None:
         self.digest, self.name = "the clip's digest", "balls"
         self.embed_dim = self.text_width = EMBED
@@ -43,6 +45,10 @@ class BallClip(Clip):
     def image(self, rgb) -> Tensor:
         missing = 1 - torch.as_tensor(rgb).float().flatten(1, 2).mean(1) / 255
         return nn.functional.normalize(torch.stack([self._widened(each) for each in missing]), dim=1)
+
+    def differentiable_image(self, rgb: Tensor) -> Tensor:
+        missing = 1 - rgb.flatten(1, 2).mean(1)
+        return nn.functional.normalize(torch.cat([missing, torch.zeros(len(rgb), 1)], dim=1), dim=1)
 
     def unknown_words(self, caption: str) -> list[str]:
         return []
