@@ -84,7 +84,8 @@ def frechet(
 
     before, after = distances(np.ones(num, np.int64))
     drawn = numpy_rng("refinement", seed).multinomial(num, np.full(num, 1 / num), size=DRAWS)
-    draws = np.array([np.subtract(*distances(copies)[::-1]) for copies in drawn])
+    pairs = np.array([distances(copies) for copies in drawn])
+    draws = pairs[:, 1] - pairs[:, 0]
     centred = draws - draws.mean() + (after - before)
     return {"before": before, "after": after}, percentile_interval(centred)
 
