@@ -28,7 +28,7 @@ TRAINING = [
 
 def test_assets_are_learnt_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(load_config(DataConfig, Path("configs/data_prep/overfit.yaml"), DATA), tmp_path / "data")
-    schedule = ["train.steps=150", "train.batch_size=2", "train.warmup_steps=10", "train.precision=fp32"]
+    schedule = ["train.steps=80", "train.batch_size=2", "train.warmup_steps=10", "train.precision=fp32"]
     arguments = [f"data={tmp_path / 'data'}", *TRAINING, *schedule]
     train(
         ["--config", "configs/encoder/overfit.yaml", "--out", str(tmp_path / "encoder"), "--set", *arguments]
