@@ -133,6 +133,8 @@ def _sets_table(sets: Record | None) -> str:
         [label, page.number(sets.get(key)), page.number(sets.get(f"training_{key}")), "–"]
         for key, label in _SET_ROWS.items()
     ]
+    if "chance_caption" in sets:
+        rows[-1][0] += f" (chance {page.number(sets['chance_caption'])})"
     for key, label in _PRINT_ROWS.items():
         rows.append([label, page.number(sets.get(key)), "–", "–"])
     copied, held_out = page.number(sets["memorised"]), page.number(sets["held_out_memorised"])
