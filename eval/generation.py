@@ -6,6 +6,7 @@ share of right families and main colours by probes; then how samples do as a set
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def evaluate_generation(
     if len(prompts) < 2:
         return {"skipped": "the data has fewer than two different captions to tell samples apart by"}, [], []
 
+    loaded = cache(sampler)
+
     def make(texts: Sequence[str], where: Path) -> tuple[Tensor, UInt8[ndarray, "texts views h w 3"]]:
-        return make_samples(shards, decoder, sampler, texts, config, where, on_ray)
+        return make_samples(shards, decoder, loaded, texts, config, where, on_ray)
 
     scores, records = _judge(data, judge, prompts, make, config, folder)
     if not config.sets.max_samples:
