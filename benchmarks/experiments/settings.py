@@ -1,10 +1,10 @@
 """python -m benchmarks.experiments.settings --model RUN --out OUT SETTING ...: which settings sample best?
 
-A SETTING is keys of `python -m sampling` in quotes, such as "guidance_scale=2 steps=12", or "weaker=DIR" for
-guidance away from an earlier prior. For each, the same captions of training assets are sampled from the same
-noise, held as a set against the assets of the split "val" (`eval.sets`), and looked at by RUN/eval's judge.
-So presets are chosen on "val". Writes table.md, and each setting's samples, which are read when the same
-command goes on.
+A SETTING is keys of `python -m sampling` in quotes, such as "guidance_scale=2 guidance.interval=[0.3,20]", no
+blanks within one, or "weaker=DIR" for guidance away from an earlier prior. For each, the same captions of
+training assets are sampled from the same noise, held as a set against the assets of the split "val"
+(`eval.sets`), and looked at by RUN/eval's judge. So presets are chosen on "val". Writes table.md, and each
+setting's samples, which are read when the same command goes on.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from sampling.pipeline import ShapePipeline
 from shapeloom.clip import load_clip
 from shapeloom.config import UserError, load_config, run_main
 from shapeloom.decoder import RenderConfig
+from shapeloom.log import start_logging
 from shapeloom.shards import AssetShards
 from shapeloom.storage import write_atomic
 
@@ -87,7 +88,7 @@ def row(name: str, scores: dict[str, Any], prefix: str = "") -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures setting by setting; prints the table as it grows."""
+    """Measures setting by setting; prints each one's line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.settings", description=__doc__)
     parser.add_argument("settings", nargs="+", metavar="SETTING")
     parser.add_argument("--model", type=Path, required=True, help="a run folder with its data and evaluation")
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=200, help="samples, at most as many as val has assets")
     parser.add_argument("--points", type=int, default=2048, help="of a surface")
     options = parser.parse_args(argv)
+    start_logging()
     run: Path = options.model
     config = GenerationConfig(
         samples=RenderConfig(coarse=32, fine=16),
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines.append(row("training assets", scores, "training_"))
         lines.append(row(text, scores))
         write_atomic(options.out / "table.md", "\n".join(lines) + "\n")
-    print("\n".join(lines), flush=True)
+        print(lines[-1], flush=True)
 
 
 if __name__ == "__main__":
