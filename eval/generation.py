@@ -22,7 +22,7 @@ from eval.distributions import frechet_distance
 from eval.judge import Judge, pooled
 from eval.prompts import COLOUR, Prompt, choose_prompts, own_prompt
 from eval.samples import ELEVATION_DEGREES, GenerationConfig, Sampler, make_samples
-from eval.sets import DrawnSets, draw_sets, evaluate_sets
+from eval.sets import DrawnSets, Neighbour, draw_sets, evaluate_sets
 from sampling.pipeline import Parts
 from shapeloom.decoder import Decoder
 from shapeloom.metrics import ranks, retrieval_at_k, share_interval
@@ -99,10 +99,7 @@ def _compare(
         return {"skipped": assets}, []
     captions = [shards.rows[index].captions[0] for shards, index in assets.training]
     latents, pictures = make(captions, folder / "sets")
-    summary, neighbours = evaluate_sets(assets, decoder, latents, config.sets, folder / "sets")
-    embeddings, known = judge.embed(pictures), true_embeddings(assets.training, judge, config)
-    summary |= frechet_scores(embeddings, true_embeddings(assets.held_out, judge, config), known)
-    summary |= caption_scores(assets, judge, {"": embeddings, "training_": known})
+    summary, neighbours = compare_sets(assets, decoder, judge, latents, pictures, config, folder / "sets")
     training, records = AssetShards(data, "train"), list[Record]()
     for number, (caption, views, found) in enumerate(zip(captions, pictures, neighbours, strict=True)):
         nearest, near = training.rows[found.index], _true_views(training, found.index, config)
@@ -115,6 +112,17 @@ def _compare(
             record |= draw_beside(decoder, latents[number], asset, path, samples=config.samples)
         records.append(record)
     return summary, records
+
+
+def compare_sets(
+    assets: DrawnSets, decoder: Decoder, judge: Judge, latents: Float[Tensor, "samples tokens channels"],
+    pictures: UInt8[ndarray, "samples views h w 3"], config: GenerationConfig, folder: Path,
+) -> tuple[Summary, list[Neighbour]]:  # fmt: skip
+    """Returns what shapes and the judge say of samples of training assets' captions, and their neighbours."""
+    summary, neighbours = evaluate_sets(assets, decoder, latents, config.sets, folder)
+    embeddings, known = judge.embed(pictures), true_embeddings(assets.training, judge, config)
+    summary |= frechet_scores(embeddings, true_embeddings(assets.held_out, judge, config), known)
+    return summary | caption_scores(assets, judge, {"": embeddings, "training_": known}), neighbours
 
 
 def judged_scores(

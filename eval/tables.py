@@ -129,12 +129,13 @@ def _sets_table(sets: Record | None) -> str:
         return ""
     if "skipped" in sets:
         return f"<p class='soft small'>Samples were not compared as a set: {page.text(sets['skipped'])}.</p>"
+    labels = dict(_SET_ROWS)
+    if "chance_caption" in sets:
+        labels["caption_r_at_1"] += f" (chance {page.number(sets['chance_caption'])})"
     rows = [
         [label, page.number(sets.get(key)), page.number(sets.get(f"training_{key}")), "–"]
-        for key, label in _SET_ROWS.items()
+        for key, label in labels.items()
     ]
-    if "chance_caption" in sets:
-        rows[-1][0] += f" (chance {page.number(sets['chance_caption'])})"
     for key, label in _PRINT_ROWS.items():
         rows.append([label, page.number(sets.get(key)), "–", "–"])
     copied, held_out = page.number(sets["memorised"]), page.number(sets["held_out_memorised"])

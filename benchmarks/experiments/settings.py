@@ -17,10 +17,10 @@ import torch
 from pydantic import Field as Key
 from torch import Tensor
 
-from eval.generation import caption_scores, frechet_scores, true_embeddings
+from eval.generation import compare_sets
 from eval.judge import Judge, refuse_conditioner
 from eval.samples import GenerationConfig, make_samples
-from eval.sets import DrawnSets, SetsConfig, draw_sets, evaluate_sets
+from eval.sets import DrawnSets, SetsConfig, draw_sets
 from sampling.guidance import SampleSettings
 from sampling.pictures import contact_sheet, png
 from sampling.pipeline import ShapePipeline
@@ -60,6 +60,9 @@ def measure(
     clip = load_clip(run / "eval" / "judge")
     refuse_conditioner(clip.digest, pipeline.clip.digest)
     captions = [shards.rows[index].captions[0] for shards, index in sets.training]
+    # What was made by other networks, or of other sizes, is not read as if it were this one's.
+    priors = "".join(each.digest[:8] for each in (pipeline.prior, pipeline.weaker) if each is not None)
+    out = out / f"{priors}_{clip.digest[:8]}_{len(captions)}_{config.sets.points}"
     how, seconds = {name: value for name, value in setting if name != "weaker"}, 0.0
 
     def sample(prompts: list[str], seeds: list[int]) -> Tensor:
@@ -73,10 +76,7 @@ def measure(
         AssetShards(run / "data"), pipeline.decoder, lambda: sample, captions, config, out
     )
     judge = Judge(clip, {}, {})
-    scores, _ = evaluate_sets(sets, pipeline.decoder, latents, config.sets, out)
-    embeddings, known = judge.embed(pictures), true_embeddings(sets.training, judge, config)
-    scores |= frechet_scores(embeddings, true_embeddings(sets.held_out, judge, config), known)
-    scores |= caption_scores(sets, judge, {"": embeddings, "training_": known})
+    scores, _ = compare_sets(sets, pipeline.decoder, judge, latents, pictures, config, out)
     write_atomic(out / "samples.png", png(contact_sheet(list(pictures[:SHEET, 0]), captions[:SHEET])))
     return scores | {"seconds": seconds / len(captions) or None}
 

@@ -59,4 +59,4 @@ def test_each_setting_is_measured_and_drawn(
     settings.main(["--model", str(tmp_path), "--out", str(chosen), *quick, *tried])
     table = (chosen / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {n}" for n in ("training assets", *tried)]
-    assert len(list(chosen.glob("*/samples.png"))) == 2
+    assert len(list(chosen.glob("*/*/samples.png"))) == 2
