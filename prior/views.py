@@ -137,7 +137,9 @@ def read_pictures(
     assert asset.rgba is not None  # views were asked for
     matrices = torch.from_numpy(asset.intrinsics.copy())
     matrices[:, :2] /= factor
-    return F.avg_pool2d(to_picture(asset.rgba), factor), torch.from_numpy(asset.cam_to_world.copy()), matrices
+    pictures = to_picture(asset.rgba)
+    pictures = F.avg_pool2d(pictures, factor) if factor > 1 else pictures
+    return pictures, torch.from_numpy(asset.cam_to_world.copy()), matrices
 
 
 class ViewTask:

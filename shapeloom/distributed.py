@@ -10,6 +10,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Before CUDA starts (see `same_bits_each_time`).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Before deepspeed's import: it otherwise probes for accelerators and warns on machines that have none.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -49,6 +52,17 @@ class World:
     def is_main(self) -> bool:
         """Whether this process logs and writes."""
         return self.rank == 0
+
+
+def same_bits_each_time() -> None:
+    """Has this process's GPU add in one order, not as it comes, so that a resumed run's curve is the same.
+
+    Sampling grids (of the view model) can't be differentiated that way: there sums differ by their rounding.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A check for faults, at the cost of a write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
 
 
 def start(*, hang_seconds: float = watch.HANG_SECONDS) -> World:

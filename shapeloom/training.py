@@ -112,6 +112,8 @@ def train(
     Raises UserError when the batch can't be shared among the processes, the loss stays non-finite, or the
     training has diverged to its end.
     """
+    if world.device.type == "cuda":
+        distributed.same_bits_each_time()
     share = micro_batch(config, world)
     bf16 = choose_bf16(config.precision, world.device, run, world)
     module = _LossModule(task, bf16=bf16).to(world.device)

@@ -14,7 +14,7 @@ from shapeloom import distributed, watch
 from shapeloom.checkpoint import save_state
 from shapeloom.config import UserError
 from shapeloom.health import NUM_NAMED, Health
-from shapeloom.loading import Batch, made_ahead, num_workers, on_device, ready
+from shapeloom.loading import Batch, made_ahead, on_device
 from shapeloom.log import get_logger, progress
 from shapeloom.runs import Run, peak_bytes
 from shapeloom.training_task import Task, TrainConfig, learning_rate
@@ -114,8 +114,7 @@ class Loop:
         if first:
             self._note_saved(first)
         with progress(config.steps, f"training {self.run.meta['stage']}", done=first) as bar:
-            steps, workers = range(first, config.steps), num_workers(self.world.device)
-            for step, batches in made_ahead(self._make, steps, workers=workers):
+            for step, batches in made_ahead(self._make, range(first, config.steps), self.world.device):
                 self._note("in the middle of a step", step)
                 loss = self._step(step, batches)
                 bar.advance(note=f"loss {loss:.4g}")
@@ -129,8 +128,7 @@ class Loop:
 
     def _make(self, step: int) -> list[Batch]:
         """This process's parts of a step's batch."""
-        made = [self.task.batch(self._samples(step, part)) for part in range(self.config.accumulation)]
-        return [ready(batch, self.world.device) for batch in made]
+        return [self.task.batch(self._samples(step, part)) for part in range(self.config.accumulation)]
 
     def _samples(self, step: int, part: int) -> range:
         """The global numbers of this process's samples in a part of a step."""

@@ -13,7 +13,7 @@ from encoder.train import EncoderTask
 from sampling.mesh import MeshConfig
 from sampling.shape import ShapeSample
 from shapeloom.costs import GPUS
-from shapeloom.loading import made_ahead, num_workers, on_device, ready
+from shapeloom.loading import made_ahead, on_device
 from shapeloom.runs import peak_bytes
 from shapeloom.training import make_optimizer
 
@@ -61,11 +61,11 @@ def training_rates(training: Training, device: torch.device, steps: int) -> dict
 
     def make(number: int) -> dict[str, Tensor]:
         first = number * config.batch_size
-        return ready(task.batch(range(first, first + config.batch_size)), device)
+        return task.batch(range(first, first + config.batch_size))
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for number, made in made_ahead(make, range(WARM_UP + steps), workers=num_workers(device)):
+    for number, made in made_ahead(make, range(WARM_UP + steps), device):
         if number == WARM_UP:
             wait(device)
             start = time.perf_counter()

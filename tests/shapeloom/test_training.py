@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from shapeloom import distributed
 from shapeloom.config import UserError
 from shapeloom.joining import launcher_variables
+from shapeloom.loading import by_processes
 from shapeloom.runs import Run
 from shapeloom.training import TrainConfig, choose_bf16, learning_rate
 from shapeloom.training_loop import Loop
@@ -65,9 +66,13 @@ def test_accumulated_parts_are_the_same_step(tmp_path: Path) -> None:
     np.testing.assert_allclose(whole, parts, rtol=1e-4)
 
 
-def test_several_workers_make_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_processes_that_make_batches_make_the_same_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = run_line(tmp_path / "one", accumulation=2)
-    monkeypatch.setattr("shapeloom.training_loop.num_workers", lambda device: 4)
+    several = lambda make, steps, device: by_processes(make, steps, workers=2, pinned=False)  # noqa: E731
+    monkeypatch.setattr("shapeloom.training_loop.made_ahead", several)
     assert run_line(tmp_path / "four", accumulation=2) == one
 
 
