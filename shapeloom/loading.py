@@ -40,8 +40,8 @@ def made_ahead(make: Callable[[int], T], steps: range, device: torch.device) -> 
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
     if free < LEAST_SHARED:
         get_logger("loading").warning(
-            "batches are made by threads of one process, several times slower than by processes: these need %d "
-            "MB of shared memory, and %s has %d free. Give the container more of it (docker run --shm-size=8g).",
+            "batches are made by threads of one process, several times slower than by processes: these need "
+            "%d MB of shared memory, and %s has %d free. Give the container more (docker run --shm-size=8g).",
             LEAST_SHARED >> 20, SHARED, free >> 20,
         )  # fmt: skip
         return by_threads(make, steps, workers=num_workers())
