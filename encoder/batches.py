@@ -14,13 +14,13 @@ from torch import Tensor
 from encoder.losses import LossConfig, stratified_samples
 from encoder.mesh_losses import MeshLossConfig
 from encoder.model import EncoderConfig
-from encoder.tokens import pixel_features
 from shapeloom.box import MIRROR, TURNS
 from shapeloom.config import Config
-from shapeloom.rendering.rays import camera_rays, intersect_box, pixel_rays
+from shapeloom.rendering.rays import intersect_box, pixel_rays
 from shapeloom.seed import derive_seed, numpy_rng
 from shapeloom.shards import AssetSample, AssetShards
 
+VIEWS = ("view_rgba", "view_depth", "view_cam_to_world", "view_intrinsics")
 RAY_VIEWS = 4  # views of an asset that a step's rays come from
 FOREGROUND_SHARE = 0.7  # of the rays; most of a picture is background
 SILHOUETTE_SHARE = 0.5  # of those: at silhouettes, where thin parts get their thickness
@@ -58,6 +58,12 @@ class Change:
     def normals(self, normals: Int8[np.ndarray, "points 3"]) -> Float[Tensor, "points 3"]:
         """Returns the unit normals there."""
         return F.normalize(torch.from_numpy(normals).float() @ torch.linalg.inv(self.matrix), dim=-1)
+
+    def cameras(self, cam_to_world: Float[np.ndarray, "views 4 4"]) -> Float[Tensor, "views 4 4"]:
+        """Returns cameras that see the changed asset as they saw it; those of a stretched one stretch too."""
+        moved = torch.eye(4)
+        moved[:3, :3] = self.matrix
+        return moved @ torch.from_numpy(cam_to_world)
 
     def rays(
         self, origins: Tensor, directions: Tensor, cosine: Tensor
@@ -120,7 +126,7 @@ def _make_sample(
         **_supervision(asset, rng, losses, change),
     }
     if encoder.num_views:
-        out["pixels"] = _pixels(asset, encoder, change)
+        out |= _views(asset, encoder, change)
         # Points alone, or any number of the views.
         few = 0 if rng.random() < view_dropout else int(rng.integers(1, encoder.num_views + 1))
         out["views_kept"] = torch.arange(encoder.num_views) < few
@@ -143,13 +149,13 @@ def _points(
     }
 
 
-def _pixels(asset: AssetSample, encoder: EncoderConfig, change: Change) -> Tensor:
+def _views(asset: AssetSample, encoder: EncoderConfig, change: Change) -> dict[str, Tensor]:
+    """Returns what `pixel_features` makes the encoder's views of, under the names VIEWS."""
     assert asset.rgba is not None and asset.depth is not None
     num = encoder.num_views
-    rgba = torch.from_numpy(asset.rgba[:num][..., [*change.channels, 3]]).float() / 255
-    depth = torch.from_numpy(asset.depth[:num])
-    poses, intrinsics = torch.from_numpy(asset.cam_to_world[:num]), torch.from_numpy(asset.intrinsics[:num])
-    return pixel_features(rgba, depth, *change.rays(*camera_rays(poses, intrinsics, *depth.shape[-2:])))
+    rgba = torch.from_numpy(asset.rgba[:num][..., [*change.channels, 3]])
+    depth, intrinsics = torch.from_numpy(asset.depth[:num]), torch.from_numpy(asset.intrinsics[:num])
+    return dict(zip(VIEWS, (rgba, depth, change.cameras(asset.cam_to_world[:num]), intrinsics), strict=True))
 
 
 def _rays(
@@ -224,11 +230,9 @@ def _mesh_views(
     """Returns whole pictures; a mirrored asset's cameras are mirrored too, and no rotation any more."""
     assert asset.rgba is not None
     num = meshes.num_views
-    turn = torch.eye(4)
-    turn[:3, :3] = change.matrix
     return {
         "mesh_rgba": torch.from_numpy(asset.rgba[:num][..., [*change.channels, 3]]).float() / 255,
-        "mesh_cam_to_world": turn @ torch.from_numpy(asset.cam_to_world[:num]),
+        "mesh_cam_to_world": change.cameras(asset.cam_to_world[:num]),
         "mesh_intrinsics": torch.from_numpy(asset.intrinsics[:num]),
         "mesh_background": torch.from_numpy(rng.random(3, dtype=np.float32)),
     }

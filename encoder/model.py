@@ -22,7 +22,6 @@ from shapeloom.config import Config, load_config
 from shapeloom.decoder import Decoder, DecoderConfig, load_decoder
 from shapeloom.fields.cloud import to_cloud
 from shapeloom.nn.transformer import Attention, TransformerBlock
-from shapeloom.rendering.rays import camera_rays
 from shapeloom.saved import check_fits
 from shapeloom.shap_e.autoencoder import load_shap_e
 from shapeloom.shards import AssetSample, AssetShards
@@ -210,10 +209,8 @@ def encoder_inputs(
     normals = _stack([s.points_normal for s in samples])[:, :num].float() / 127
     pixels = None
     if config.num_views:
-        rgba = _stack([s.rgba for s in samples]).float() / 255
-        depth = _stack([s.depth for s in samples])
-        poses, matrices = _stack([s.cam_to_world for s in samples]), _stack([s.intrinsics for s in samples])
-        pixels = pixel_features(rgba, depth, *camera_rays(poses, matrices, *depth.shape[-2:])).to(device)
+        views = [[s.rgba, s.depth, s.cam_to_world, s.intrinsics] for s in samples]
+        pixels = pixel_features(*(_stack(part).to(device) for part in zip(*views, strict=True)))
     return EncoderInputs(points.to(device), rgb.to(device), normals.to(device), pixels)
 
 

@@ -13,10 +13,11 @@ from pydantic import Field as Key
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from encoder.batches import AugmentConfig, make_batch
+from encoder.batches import VIEWS, AugmentConfig, make_batch
 from encoder.losses import LossConfig, point_losses, ray_losses, standard_divergence, total_loss
 from encoder.mesh_losses import MeshLossConfig, mesh_loss
 from encoder.model import Autoencoder, EncoderConfig, EncoderInputs, load_encoder, read_for_encoding
+from encoder.tokens import pixel_features
 from shapeloom import distributed
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.decoder import DecoderConfig, select
@@ -106,7 +107,8 @@ class EncoderTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, Autoencoder)
-        inputs = EncoderInputs(batch["points"], batch["rgb"], batch["normals"], batch.get("pixels"))
+        pixels = pixel_features(*(batch[name] for name in VIEWS)) if VIEWS[0] in batch else None
+        inputs = EncoderInputs(batch["points"], batch["rgb"], batch["normals"], pixels)
         latent, log_std = model.encoder.distribution(inputs, batch.get("views_kept"))
         noise = normal(batch["seed"], tuple(latent.shape[1:]), stream="bottleneck", device=latent.device)
         spread = batch["bottleneck_noise"][:, None, None] if log_std is None else log_std.exp()

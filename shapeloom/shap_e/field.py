@@ -54,7 +54,7 @@ def encode_octaves(x: Float[Tensor, "*batch values"], octaves: int) -> Float[Ten
     to 5e-4 at the highest octave, and weights have learnt the rounding.
     """
     with torch.autocast(x.device.type, enabled=False):
-        powers = 2.0 ** torch.arange(octaves, device=x.device)
+        powers = (1 << torch.arange(octaves, device=x.device)).float()  # exact, which a GPU's pow needn't be
         angles = (x.float()[..., None, :] * powers[:, None]).flatten(-2)
         return torch.cat([x.float(), angles.sin(), (angles + math.pi / 2).sin()], dim=-1)
 

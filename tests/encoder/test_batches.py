@@ -12,6 +12,7 @@ from torch import Tensor
 from encoder.batches import (
     FOREGROUND_SHARE,
     SILHOUETTE_SHARE,
+    VIEWS,
     AugmentConfig,
     Change,
     make_batch,
@@ -21,6 +22,7 @@ from encoder.batches import (
 from encoder.losses import LossConfig
 from encoder.mesh_losses import MeshLossConfig
 from encoder.model import EncoderConfig
+from encoder.tokens import pixel_features
 from shapeloom.rendering.rays import camera_rays
 from shapeloom.shards import AssetShards
 
@@ -90,8 +92,8 @@ def test_the_batch_of_a_moved_asset_is_the_moved_batch(moved: tuple[dict, dict, 
         torch.testing.assert_close(other[name], plain[name])
     for name in ("ray_t", "ray_edges"):
         torch.testing.assert_close(other[name], plain[name], atol=1e-6, rtol=1e-6)
-    poses = other["mesh_cam_to_world"], plain["mesh_cam_to_world"]
-    torch.testing.assert_close(poses[0][..., :3, :], matrix @ poses[1][..., :3, :])
+    for name in ("mesh_cam_to_world", "view_cam_to_world"):
+        torch.testing.assert_close(other[name][..., :3, :], matrix @ plain[name][..., :3, :])
 
 
 def test_a_moved_asset_s_colours_are_permuted_everywhere(moved: tuple[dict, dict, Tensor]) -> None:
@@ -99,9 +101,8 @@ def test_a_moved_asset_s_colours_are_permuted_everywhere(moved: tuple[dict, dict
     assert not torch.equal(plain["rgb"], plain["rgb"][..., [2, 0, 1]])
     for name in ("rgb", "surface_rgb"):
         torch.testing.assert_close(other[name], plain[name][..., [2, 0, 1]])
-    for name in ("ray_rgba", "mesh_rgba"):
+    for name in ("ray_rgba", "mesh_rgba", "view_rgba"):
         torch.testing.assert_close(other[name], plain[name][..., [2, 0, 1, 3]])
-    torch.testing.assert_close(other["pixels"][..., :3], plain["pixels"][..., [2, 0, 1]])
 
 
 def test_rays_and_their_colours_are_those_of_pixels(
@@ -163,7 +164,8 @@ def test_a_stretched_ball_is_an_ellipsoid_with_its_normals_and_rays(
     ends = ends[passing < radius]
     assert ends.abs().max() < 1 + 1e-5
     # What views show lies on it too.
-    pixels = batch["pixels"].flatten(1, 3)
+    pixels = pixel_features(*(batch[name] for name in VIEWS)).flatten(1, 3)
+    torch.testing.assert_close(pixels[..., 7:10].norm(dim=-1), torch.ones_like(pixels[..., 0]))
     seen = pixels[..., 3] > 0
     shell = (pixels[..., 4:7] @ back.T).norm(dim=-1) - radius
     assert shell[seen].abs().max() < 1e-3
@@ -230,4 +232,4 @@ def test_pictures_are_read_for_rays_as_for_views_to_encode(
 ) -> None:
     given = {**SETTINGS, "encoder": EncoderConfig(num_points=64, num_views=num_views, patch=8)}
     batch = make_batch(AssetShards(ball_dataset, "train"), [(0, 0)], rays=rays, **given)
-    assert ("ray_rgba" in batch, "pixels" in batch) == (rays, num_views > 0)
+    assert ("ray_rgba" in batch, set(VIEWS) <= batch.keys()) == (rays, num_views > 0)

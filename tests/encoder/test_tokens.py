@@ -100,10 +100,11 @@ def test_a_pixel_is_told_by_its_colour_its_place_in_space_and_its_ray() -> None:
     generator = torch.Generator().manual_seed(0)
     origins, directions, cosine = camera_rays(poses, matrix, 4, 4)
     points = origins + 2 * directions
-    rgba, depth = torch.rand(1, 4, 4, 4, generator=generator), 2 * cosine
+    stored, depth = torch.randint(256, (1, 4, 4, 4), generator=generator, dtype=torch.uint8), 2 * cosine
     depth[0, 0, 0] = 0
-    found = pixel_features(rgba, depth, origins, directions, cosine)
+    found = pixel_features(stored, depth, poses, matrix)
     assert found.shape[-1] == PIXEL_NUMBERS
+    rgba = stored.float() / 255
     torch.testing.assert_close(found[..., :3], rgba[..., :3] * rgba[..., 3:])
     torch.testing.assert_close(found[..., 3], rgba[..., 3])
     assert not found[0, 0, 0, 4:7].any()
