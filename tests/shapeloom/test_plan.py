@@ -189,7 +189,7 @@ def test_the_command_says_steps_hours_memory_and_storage(
         ["encoder", "--config", "configs/encoder/smoke.yaml", "--set", f"data={ball_dataset}", *arguments]
     )
     told = capsys.readouterr().out
-    for words in ("passes over 1,000,000 assets", "GPU hours", "166,667 shards", "threads a GPU", "ZeRO 3"):
+    for words in ("passes over 1,000,000 assets", "GPU hours", "166,667 shards", "cores a GPU", "ZeRO 3"):
         assert words in told, told
 
 
