@@ -11,8 +11,9 @@ A point is a token, a latent has far fewer: the same network is not the same com
 have the same data, captions, CLIP, condition dropout, optimizer, averages, samplers, evaluations at sampling,
 and a guidance scale chosen for each on prompts of the split "val". Clouds become meshes by a regression of
 signed distances (`encoder.train_cloud`). Every mesh is drawn by the renderer of data preparation, in its
-light, and seen by the judge. OUT keeps all of it; the same command goes on where it was killed. It writes the
-page (`--page`) and its pictures beside it, in images/.
+light, and seen by the judge. Priors of the largest budget are also shown a picture of held-out assets,
+and no word. OUT keeps all of it; the same command goes on where it was killed. It writes the page
+(`--page`) and its pictures beside it, in images/.
 """
 
 import argparse
@@ -36,6 +37,7 @@ import encoder.train_cloud
 import prior.train
 from benchmarks.experiments.ablate import make_task, seconds_a_step
 from benchmarks.experiments.headline_page import write_page
+from benchmarks.experiments.pictures import chamfer
 from data_prep.geometry.farthest import farthest_first
 from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
 from eval.generation import ceiling, frechet_scores, true_embeddings
@@ -45,7 +47,7 @@ from eval.samples import GenerationConfig, fixed_cameras
 from eval.sets import DrawnSets, SetsConfig, draw_assets, draw_sets, set_scores, stored_clouds
 from prior.task import PriorConfig
 from sampling.mesh import MeshConfig
-from sampling.pipeline import ShapePipeline
+from sampling.pipeline import Picture, ShapePipeline
 from sampling.portraits import mesh_picture
 from sampling.shape import ShapeSample
 from shapeloom import distributed
@@ -53,6 +55,7 @@ from shapeloom.clip import load_clip
 from shapeloom.config import UserError, load_config, run_main
 from shapeloom.decoder import Decoder, load_decoder
 from shapeloom.metrics import ranks
+from shapeloom.pictures import on_white
 from shapeloom.runs import read_meta
 from shapeloom.seed import derive_seed
 from shapeloom.shards import AssetShards
@@ -64,6 +67,8 @@ from shapeloom.weights import read_tensors
 ArmName = Literal["latent", "points_steps", "points_seconds"]
 ARMS: tuple[ArmName, ...] = ("latent", "points_steps", "points_seconds")
 OVERSAMPLE, BATCH = 4, 32
+LOOKS = 6
+"""Views of an asset: one is shown, the judge knows it by the others."""
 Scores = dict[str, Any]
 
 
@@ -132,10 +137,10 @@ def make_clouds(bench: Bench) -> None:
 def plan(bench: Bench, world: distributed.World) -> dict[str, float]:
     """Returns CPU seconds a training step of "latent" and "points", measured once.
 
-    Raises UserError if OUT was begun with other options: seeds alone may be added.
+    Raises UserError if OUT was begun with other options: seeds and pictures may be added.
     """
     path = bench.out / "plan.json"
-    free = ("run", "out", "page", "seeds", "preset", "cloud_preset")
+    free = ("run", "out", "page", "seeds", "pictures", "preset", "cloud_preset")
     asked = {name: value for name, value in vars(bench.arguments).items() if name not in free}
     asked["presets"] = [each.read_text() for each in (bench.arguments.preset, bench.arguments.cloud_preset)]
     if path.is_file():
@@ -144,7 +149,7 @@ def plan(bench: Bench, world: distributed.World) -> dict[str, float]:
         if odd:
             raise UserError(
                 f"{bench.out} was begun with other {', '.join(odd)}, and what is compared must be alike. Use "
-                "another --out; seeds alone may be added."
+                "another --out; seeds and pictures may be added."
             )
         return dict(found["seconds_a_step"])
     seconds = {}
@@ -193,24 +198,30 @@ def look(bench: Bench, decoder: Decoder, latents: Tensor, config: GenerationConf
 
 
 def make_samples(
-    bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float, path: Path
-) -> dict[str, Tensor]:
-    """Returns `pictures`, `points` and `seconds` (CPU, sampling and meshes) of a sample a prompt; kept."""
+    bench: Bench, trial: Trial, names: Sequence[str], scale: float, path: Path,
+    shown: Sequence[Picture] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Returns `pictures`, `points` and `seconds` (CPU, sampling and meshes) of a sample a name; kept.
+
+    Names are the prompts or, with `shown`, those of pictures that samples follow instead.
+    """
     if not path.is_file():
         pipeline = ShapePipeline.load(
             prior=bench.out / trial.folder / "prior", encoder=bench.parts(trial.arm)[1],
             clip=bench.run / "clip",
         )  # fmt: skip
-        texts, parts, start = [prompt.text for prompt in prompts], [], time.process_time()
-        for first in range(0, len(texts), BATCH):
-            some = texts[first : first + BATCH]
-            seeds = [derive_seed("headline", trial.seed, text) for text in some]
+        parts, start = [], time.process_time()
+        for first in range(0, len(names), BATCH):
+            some = names[first : first + BATCH]
             parts += pipeline(
-                some, seeds=seeds, steps=bench.arguments.steps, guidance_scale=scale, sampler="dpmpp_2m"
-            )
+                some if shown is None else [""] * len(some),
+                image=None if shown is None else list(shown[first : first + BATCH]),
+                seeds=[derive_seed("headline", trial.seed, name) for name in some],
+                steps=bench.arguments.steps, guidance_scale=scale, sampler="dpmpp_2m",
+            )  # fmt: skip
         sampled = time.process_time()
         stacked = torch.stack([shape.latent for shape in parts])
-        pictures, points = look(bench, pipeline.decoder, stacked, generation(bench, len(prompts)))
+        pictures, points = look(bench, pipeline.decoder, stacked, generation(bench, len(names)))
         seconds = torch.tensor([sampled - start, time.process_time() - sampled])
         write_atomic(path, save({"pictures": pictures, "points": points, "seconds": seconds}))
     return read_tensors(path)
@@ -252,7 +263,7 @@ def choose_scale(bench: Bench, trial: Trial, prompts: Sequence[Prompt]) -> dict[
         found, texts = {}, [prompt.text for prompt in prompts]
         for scale in bench.arguments.scales:
             where = bench.out / trial.folder / f"sweep_{scale:g}.safetensors"
-            pictures = make_samples(bench, trial, prompts, scale, where)["pictures"]
+            pictures = make_samples(bench, trial, texts, scale, where)["pictures"]
             right, near, _ = judged(bench, pictures, texts)
             found[f"{scale:g}"] = (float(right.mean()), float(near.mean()))
         best = sorted(found.items(), key=lambda each: each[1], reverse=True)
@@ -265,8 +276,9 @@ def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float)
     """Returns a prior's scores; kept."""
     path = bench.out / trial.folder / "scores.json"
     if not path.is_file():
-        samples = make_samples(bench, trial, prompts, scale, bench.out / trial.folder / "samples.safetensors")
-        right, near, embeddings = judged(bench, samples["pictures"], [prompt.text for prompt in prompts])
+        texts = [prompt.text for prompt in prompts]
+        samples = make_samples(bench, trial, texts, scale, bench.out / trial.folder / "samples.safetensors")
+        right, near, embeddings = judged(bench, samples["pictures"], texts)
         scores: Scores = {**vars(trial), "guidance_scale": scale, "hits": right.astype(int).tolist()}
         scores["clip_score"] = float(near.mean())
         scores |= set_measures(bench, samples["points"].numpy())
@@ -283,6 +295,38 @@ def measure(bench: Bench, trial: Trial, prompts: Sequence[Prompt], scale: float)
         write_atomic(path, json.dumps(scores))
     kept: Scores = json.loads(path.read_text())
     return kept
+
+
+def measure_pictures(bench: Bench, trial: Trial, scale: float) -> Scores:
+    """Returns how samples fit held-out assets whose first view they were shown, without a word; kept.
+
+    `hits`: whether a sample's own asset is the nearest of all by the judge, who sees other views of it;
+    `chamfer`: L1, between a sample's surface and its asset's points.
+    """
+    num = bench.arguments.pictures
+    path = bench.out / trial.folder / f"pictures_{num}.json"
+    if not path.is_file():
+        drawn = draw_assets(bench.run / "data", ("val", "test"), num, seed=1)
+        views = [on_white(_views(shards, index)) for shards, index in drawn]
+        samples = make_samples(
+            bench, trial, [shards.rows[index].key for shards, index in drawn], scale,
+            path.with_suffix(".safetensors"), [each[0] for each in views],
+        )  # fmt: skip
+        truth = pooled(bench.judge.embed(np.stack([each[1:] for each in views])))
+        similarity = (pooled(bench.judge.embed(samples["pictures"].numpy())) @ truth.T).numpy()
+        clouds = stored_clouds(drawn, bench.arguments.set_points)
+        both = zip(samples["points"].numpy(), clouds, strict=True)
+        hits = ranks(similarity, np.arange(len(drawn))) == 0
+        found = {"hits": hits.astype(int).tolist(), "chamfer": [chamfer(own, true) for own, true in both]}
+        write_atomic(path, json.dumps(found))
+    kept: Scores = json.loads(path.read_text())
+    return {**vars(trial), **kept}
+
+
+def _views(shards: AssetShards, index: int) -> np.ndarray:
+    rgba = shards.read(index, views=range(min(LOOKS, shards.num_views))).rgba
+    assert rgba is not None  # they were asked for
+    return rgba
 
 
 def set_measures(bench: Bench, points: np.ndarray) -> dict[str, float]:
@@ -354,6 +398,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--pictures", type=int, default=48, help="held-out assets that are shown")
     parser.add_argument("--sweep-prompts", type=int, default=48)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 3.0, 6.0], help="guidance")
     parser.add_argument("--steps", type=int, default=24, help="of sampling, by dpmpp_2m, for all arms")
@@ -409,17 +454,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = plan(bench, world)
     known = ceilings(bench, prompts)
     results: list[Scores] = []
+    from_pictures: list[Scores] = []
     page = arguments.page or bench.out / "headline.md"
     for trial in trials(bench, seconds):
         train_prior(bench, trial)
         scales = choose_scale(bench, trial, for_sweep)
-        found = measure(bench, trial, prompts, float(next(iter(scales))))
+        scale = float(next(iter(scales)))
+        found = measure(bench, trial, prompts, scale)
+        if trial.budget == max(arguments.budgets):
+            from_pictures.append(measure_pictures(bench, trial, scale))
         kind = "latent" if trial.arm == "latent" else "points"
         results.append({**found, "train_seconds": trial.steps * seconds[kind], "scales": scales})
         say(f"{trial.folder}: R@1 {np.mean(found['hits']):.3f}")
         facts = {
             "seconds_a_step": seconds, "costs": costs(bench), "ceilings": known,
-            "prompts": [prompt.text for prompt in prompts],
+            "prompts": [prompt.text for prompt in prompts], "from_pictures": from_pictures,
         }  # fmt: skip
         write_page(page, results, facts, shown(bench, results), command(arguments))
     say(f"the page is {page}")

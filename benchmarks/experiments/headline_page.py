@@ -56,7 +56,9 @@ def write_page(
         "Solid: seconds of the prior's training; dashed: with the stages before it (latents: encoder and "
         f"encoding, {facts['costs']['latent']:.0f} s; points: their field and shards, "
         f"{facts['costs']['points']:.0f} s).\n",
-        "## Differences\n", _differences(results), "## Ceilings\n", _ceilings(facts["ceilings"]),
+        "## Differences\n", _differences(results),
+        "## From a picture\n", _from_pictures(facts["from_pictures"]),
+        "## Ceilings\n", _ceilings(facts["ceilings"]),
         "## Samples\n\n![Samples](images/headline.png)\n\n"
         f"Of the largest budget, from above: {rows}. Prompts: {'; '.join(shown)}.\n",
         CAVEATS, _how(facts, command),
@@ -130,6 +132,35 @@ def _differences(results: Sequence[Scores]) -> str:
     for arm, budget, mean, low, high in _paired(results):
         lines.append(f"| {budget} | {LABELS[arm]} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) |")
     return "\n".join(lines) + "\n"
+
+
+def _from_pictures(scores: Sequence[Scores]) -> str:
+    """A line an arm, each measure beside the latents', paired by assets."""
+    arms = {arm: [each for each in scores if each["arm"] == arm] for arm in LABELS}
+    lines = [
+        "| arm | seeds | R@1 | latents' is higher by | Chamfer | latents' is higher by |",
+        "|---" * 6 + "|",
+    ]
+    means = {
+        arm: [np.mean([each[name] for each in own], axis=0) for name in ("hits", "chamfer")]
+        for arm, own in arms.items() if own
+    }  # fmt: skip
+    for arm, own in means.items():
+        cells = []
+        for value, latents in zip(own, means.get("latent", own), strict=True):
+            low, high = bootstrap_interval(value)
+            cells.append(f"{value.mean():.3f} ({low:.3f} to {high:.3f})")
+            low, high = bootstrap_interval(latents - value)
+            against = f"{(latents - value).mean():+.3f} ({low:+.3f} to {high:+.3f})"
+            cells.append("" if arm == "latent" else against)
+        lines.append(f"| {LABELS[arm]} | {len(arms[arm])} | {' | '.join(cells)} |")
+    budget, num = scores[0]["budget"], len(scores[0]["hits"])
+    return "\n".join(lines) + (
+        f"\n\nPriors of budget {budget}, shown one view of each of {num} held-out assets and no word, at "
+        "the scale chosen on prompts. R@1: the sample's own asset is the nearest of all by the judge, who "
+        f"sees other views of it; chance is {1 / num:.3f}. Chamfer-L1: to the asset's own points; the box is 2 "
+        "wide.\n"
+    )
 
 
 def _verdict(results: Sequence[Scores]) -> str:

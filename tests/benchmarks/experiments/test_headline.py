@@ -70,13 +70,20 @@ def test_one_command_makes_the_page_and_goes_on_where_it_stopped(tmp_path: Path,
     arguments = [
         "--run", str(run), "--out", str(out), "--budgets", "4", "--seeds", "0", "--prompts", "3",
         "--sweep-prompts", "2", "--scales", "1", "3", "--steps", "2", "--resolution", "16",
-        "--set-points", "32",
+        "--set-points", "32", "--pictures", "2",
         "--preset", str(ROOT / "configs/prior/points_smoke.yaml"), "--settings", "train.batch_size=4",
         "--cloud-preset", str(ROOT / "configs/encoder/cloud_smoke.yaml"), "--cloud-settings", "train.steps=2",
     ]  # fmt: skip
     main(arguments)
     page = (out / "headline.md").read_text()
-    for words in ("latent", "points, same steps", "points, same seconds", "chance is 0.333", "Ceilings"):
+    for words in (
+        "latent",
+        "points, same steps",
+        "points, same seconds",
+        "chance is 0.333",
+        "Ceilings",
+        "From a picture",
+    ):
         assert words in page
     assert (out / "images" / "headline.png").is_file()
     assert "polyline" in (out / "images" / "headline.svg").read_text()
