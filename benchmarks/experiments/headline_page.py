@@ -157,9 +157,9 @@ def _from_pictures(scores: Sequence[Scores]) -> str:
     budget, num = scores[0]["budget"], len(scores[0]["hits"])
     return "\n".join(lines) + (
         f"\n\nPriors of budget {budget}, shown one view of each of {num} held-out assets and no word, at "
-        "the scale chosen on prompts. R@1: the sample's own asset is the nearest of all by the judge, who "
-        f"sees other views of it; chance is {1 / num:.3f}. Chamfer-L1: to the asset's own points; the box is 2 "
-        "wide.\n"
+        "the scale chosen on prompts. R@1: the sample's own asset is the nearest of all by the judge, "
+        f"who sees other views of it; chance is {1 / num:.3f}. Chamfer-L1: to the asset's own points; "
+        "the box is 2 wide.\n"
     )
 
 
