@@ -9,12 +9,13 @@ list names and the folder lacks is an empty one: failures are never left out.
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from data_prep.formats.load import SUFFIXES
+from data_prep.formats.load import SUFFIXES, Up
 from shapeloom.config import UserError
 from shapeloom.seed import numpy_rng
 from shapeloom.shards import AssetShards
@@ -36,7 +37,10 @@ class Item:
     """What the file may read lies in it."""
     mesh: Path | None = None
     pictures: tuple[Path, ...] = ()
-    truth: Path | None = None
+    truth: "Item | None" = None
+    up: Up | None = None
+    rotation: tuple[float, ...] | None = None
+    """As `load_mesh` takes them; up None: as outputs are told to be read."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,32 @@ class References:
     root: Path
     digest: str | None = None
     """Of a data set; of a plain folder, the files' own digests tell (`eval.looks`)."""
+    known: Mapping[str, Item] = field(default_factory=dict)
+    """Of a data set, all of these splits by their paths."""
+
+    def asset(self, path: str) -> Item:
+        """Returns the asset at a path below the root, whether it is there or not."""
+        return self.known.get(path, Item(path, "", self.root, self.root / path))
 
 
 # ---------------------------------------------------------------- outputs
 
 
-def read_outputs(folder: Path, prompts: Path | None, truths: Path) -> list[Item]:
+def read_outputs(folder: Path, prompts: Path | None, references: References) -> list[Item]:
     """Returns a folder's outputs in the order of their list, or all its 3D files by name without prompts.
 
-    truths: the folder that the list's `truth` is relative to. Raises UserError for a folder without outputs,
-    a list without the columns, or a truth that isn't there.
+    references: among which the list's truths are. Raises UserError for a folder without outputs, a list
+    without the columns, or a truth that isn't there.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Name folders of 3D files or pictures.")
     if prompts is not None:
-        return [_listed(folder, row, truths) for row in _rows(prompts)]
+        return [_listed(folder, row, references) for row in _rows(prompts)]
     if (folder / "metadata.json").is_file():
         return list(_own_samples(folder))
     for name in LISTS:
         if (folder / name).is_file():
-            return [_listed(folder, row, truths) for row in _rows(folder / name)]
+            return [_listed(folder, row, references) for row in _rows(folder / name)]
     meshes = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not meshes:
         raise UserError(
@@ -98,12 +108,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def _listed(folder: Path, row: Mapping[str, str], truths: Path) -> Item:
+def _listed(folder: Path, row: Mapping[str, str], references: References) -> Item:
     mesh, pictures = _find(folder, row["path"])
-    truth = truths / row["truth"] if row.get("truth") else None
-    if truth is not None and not truth.is_file():
+    truth = references.asset(row["truth"]) if row.get("truth") else None
+    if truth is not None and not _is_there(truth):
         raise UserError(
-            f"The list names {row['truth']} as the truth of {row['path']}, but {truth} is no file."
+            f"The list names {row['truth']} as the truth of {row['path']}, but {truth.mesh} is no file."
         )
     return Item(row["path"], row["prompt"], folder, mesh, pictures, truth)
 
@@ -135,8 +145,8 @@ def _own_samples(folder: Path) -> Iterator[Item]:
 def read_references(data: AnyPath, splits: Sequence[str], *, most: int, seed: int) -> References:
     """Returns up to `most` held-out and as many training assets, drawn by `seed`.
 
-    data: what `python -m data_prep` wrote, a folder or a URL, whose assets must still lie where they were, or
-    any folder of 3D files, all held out. Raises UserError for neither.
+    data: what `python -m data_prep` wrote, a folder or a URL, whose assets must still lie where they were
+    and are turned as it turned them, or any folder of 3D files, all held out. Raises UserError for neither.
     """
     if not (data / "dataset.json").is_file():
         if not isinstance(data, Path):
@@ -144,15 +154,17 @@ def read_references(data: AnyPath, splits: Sequence[str], *, most: int, seed: in
                 f"{data} is no finished data set (no dataset.json in it), and 3D files are read from local "
                 "folders alone: check the URL, or copy the files here."
             )
-        items = read_outputs(data, None, data)
+        items = read_outputs(data, None, References([], [], data))
         return References(_draw(items, most, seed), [], data)
-    root = assets_of(data)
+    root, up = assets_of(data), _config(data).get("up")
     shards = AssetShards(data)
     by_split: dict[str, list[Item]] = {}
     for index, row in enumerate(shards.rows):
         if row.split in (*splits, "train"):
-            path = shards.facts(index)["path"]
-            item = Item(path, row.captions[0] if row.captions else "", root, root / path)
+            facts, caption = shards.facts(index), row.captions[0] if row.captions else ""
+            path, rotation = facts["path"], facts.get("rotation")
+            turned = tuple(map(float, rotation)) if rotation else None
+            item = Item(path, caption, root, root / path, up=up, rotation=turned)
             by_split.setdefault("train" if row.split == "train" else "held out", []).append(item)
     held_out = by_split.get("held out", [])
     if not held_out:
@@ -165,7 +177,9 @@ def read_references(data: AnyPath, splits: Sequence[str], *, most: int, seed: in
             "3D files as the reference."
         )
     chosen = _draw(held_out, most, seed)
-    return References(chosen, _draw(by_split.get("train", []), len(chosen), seed), root, shards.digest)
+    training = by_split.get("train", [])
+    known = {item.name: item for item in (*held_out, *training)}
+    return References(chosen, _draw(training, len(chosen), seed), root, shards.digest, known)
 
 
 def _is_there(item: Item) -> bool:
@@ -183,7 +197,11 @@ def assets_of(data: AnyPath) -> Path:
     """Returns the folder of files that a data set was prepared from: its own, or its config's."""
     if isinstance(data, Path) and (data / "assets").is_dir():
         return data / "assets"
-    config = data / "config.yaml"
-    named = (yaml.safe_load(config.read_text()) or {}).get("assets") if config.is_file() else None
-    assets = Path(named or Path(str(data), "assets"))
+    assets = Path(_config(data).get("assets") or Path(str(data), "assets"))
     return assets.parent if assets.is_file() else assets
+
+
+def _config(data: AnyPath) -> dict[str, Any]:
+    """What a data set was prepared with, or nothing."""
+    path = data / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}

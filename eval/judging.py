@@ -89,7 +89,7 @@ def judge(
     data, seed = parse_path(config.reference), config.measures.seed
     references = read_references(data, config.reference_splits, most=config.max_reference, seed=seed)
     names = _names(folders).items()
-    systems = {name: read_outputs(each, config.prompts, references.root) for name, each in names}
+    systems = {name: read_outputs(each, config.prompts, references) for name, each in names}
     prompts = _common_prompts(systems)
     retrievals = _retrievals(config, given, clip, prompts)
     cache = config.cache or out / "cache"
@@ -227,13 +227,15 @@ def _look_at_all(tasks: Sequence[Task], config: JudgingConfig, executor: Executo
 
 def _anywhere(task: Task) -> Task:
     """A task for workers that were started in other folders."""
-    item, mesh, truth = task.item, task.item.mesh, task.item.truth
-    item = replace(
-        item, root=item.root.absolute(), mesh=mesh and mesh.absolute(), truth=truth and truth.absolute(),
-        pictures=tuple(path.absolute() for path in item.pictures),
-    )  # fmt: skip
     backbones = tuple(everywhere(each, "file") for each in task.backbones)
-    return replace(task, item=item, backbones=backbones, path=task.path.absolute())
+    return replace(task, item=_absolute(task.item), backbones=backbones, path=task.path.absolute())
+
+
+def _absolute(item: Item) -> Item:
+    return replace(
+        item, root=item.root.absolute(), mesh=item.mesh and item.mesh.absolute(),
+        truth=item.truth and _absolute(item.truth), pictures=tuple(path.absolute() for path in item.pictures),
+    )  # fmt: skip
 
 
 def _look(task: Task, report: object) -> None:

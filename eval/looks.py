@@ -115,8 +115,9 @@ def _digests(item: Item) -> list[str]:
         own = content_digest(item.mesh, root=item.root) if item.mesh is not None else "no mesh"
     except AssetError as error:
         own = f"{error.reason}: {error.message}"
-    truth = content_digest(item.truth) if item.truth is not None else "no truth"
-    return [own, truth, *(file_digest(path) for path in item.pictures)]
+    turned = [] if item.up is None and item.rotation is None else [f"{item.up} {item.rotation}"]
+    truth = _digests(item.truth) if item.truth is not None else ["no truth"]
+    return [own, *truth, *(file_digest(path) for path in item.pictures), *turned]
 
 
 # ---------------------------------------------------------------- looking
@@ -185,15 +186,20 @@ def _see_mesh(task: Task) -> _Seen:
 
 def _try_mesh(task: Task, num_points: int) -> _Seen:
     item = task.item
-    assert item.mesh is not None
     try:
-        mesh, _ = normalize(load_mesh(item.mesh, root=item.root, up=task.config.up))
+        mesh = _load(item, task.config)
     except AssetError as error:
         return _nothing(task, f"{error.reason}: {error.message}")
     return see(mesh, task.config, truth=item.truth, num_points=num_points)
 
 
-def see(mesh: Mesh, config: LookConfig, *, truth: Path | None = None, num_points: int = 0) -> _Seen:
+def _load(item: Item, config: LookConfig) -> Mesh:
+    assert item.mesh is not None
+    up = item.up or config.up
+    return normalize(load_mesh(item.mesh, root=item.root, up=up, rotation=item.rotation))[0]
+
+
+def see(mesh: Mesh, config: LookConfig, *, truth: Item | None = None, num_points: int = 0) -> _Seen:
     """Returns pictures, points and facts of a normalised mesh, and a cloud of `num_points` for networks."""
     fov = np.radians(FOV_DEGREES)
     poses = sphere(config.views, seed=0, distance=fitting_distance(fov))
@@ -226,8 +232,8 @@ def coloured_cloud(mesh: Mesh, num: int) -> Float32[ndarray, "num 6"]:
     return np.concatenate([points[chosen], colours], axis=1).astype(np.float32)
 
 
-def _scores(surface: Surface, truth: Path, config: LookConfig) -> dict[str, float]:
-    mesh, _ = normalize(load_mesh(truth, up=config.up))
+def _scores(surface: Surface, truth: Item, config: LookConfig) -> dict[str, float]:
+    mesh = _load(truth, config)
     return surface_scores(surface, Surface.of_mesh(mesh.vertices, mesh.faces, num=config.surface_points))
 
 

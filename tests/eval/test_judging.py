@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from data_prep.procedural.dataset import ProceduralConfig, generate
 from eval import compare, judging
 from eval.backbones import BackboneConfig
 from eval.compare import read_results
-from eval.folders import Item, read_outputs, read_references
+from eval.folders import Item, References, read_outputs, read_references
 from eval.judging import JudgingConfig, judge
+from eval.looks import look, make_task, read_look
 from eval.point_networks import PointNet2
 from shapeloom.config import UserError
 from shapeloom.shards import finish_dataset, write_shard
@@ -44,7 +46,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """True objects and spoilt ones, judged against themselves."""
     out = tmp_path_factory.mktemp("judging") / "judged"
-    items = [item for item in read_outputs(assets, None, assets) if item.mesh is not None]
+    items = [item for item in read_outputs(assets, None, References([], [], assets)) if item.mesh is not None]
     chosen = {name: WAYS[name] for name in ("true", "smoothed_100", "recoloured", "swapped")}
     folders = write_folders(items, out.with_name("outputs"), chosen)
     (folders[2] / "000.ply").unlink()  # missing
@@ -151,6 +153,36 @@ def test_a_reference_may_be_data_at_a_url_whose_assets_lie_here(tmp_path: Path) 
     data.fs.store.clear()
 
 
+def test_a_reference_is_turned_as_its_data_were(tmp_path: Path) -> None:
+    (tmp_path / "bar.obj").write_text(
+        "v 0 0 0\nv 4 0 0\nv 4 1 0\nv 0 0 2\nf 1 2 3\nf 1 4 2\nf 1 3 4\nf 2 4 3\n"
+    )
+    quarter = [0, -1, 0, 1, 0, 0, 0, 0, 1]  # x becomes y
+    samples = [
+        {
+            "__key__": split,
+            "json": {"split": split, "captions": ["a bar"], "path": "bar.obj", "rotation": turn},
+        }
+        for split, turn in (("val", quarter), ("train", None))
+    ]
+    data = tmp_path / "data"
+    write_shard(data / "shards" / "000000.tar", samples)
+    finish_dataset(data, kind="assets", facts={})
+    (data / "config.yaml").write_text(f"assets: {tmp_path}\nup: z")
+    found = read_references(data, ["val"], most=1, seed=0)
+    places, longest = [], []
+    for item in (*found.held_out, *found.training, replace(found.training[0], up="y")):
+        task = make_task(item, CONFIG.look, (), tmp_path, is_guarded=False)
+        look(task)
+        places.append(task.path)
+        longest.append(int(np.ptp(read_look(task.path).points, axis=0).argmax()))
+    assert longest == [1, 0, 0] and len(set(places)) == 3
+    (tmp_path / "list.csv").write_text("path,prompt,truth\nbar.obj,a bar,bar.obj\n")
+    (item,) = read_outputs(tmp_path, tmp_path / "list.csv", found)
+    assert item.truth is not None and (item.truth.up, item.up) == ("z", None)
+    assert np.ptp(read_look(places[2]).points, axis=0).argmin() == 2  # its y, which is up now
+
+
 def test_pictures_alone_are_judged_by_pictures(judged: Path, assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -223,7 +255,7 @@ def test_a_list_finds_files_without_their_suffix_and_folders_of_pictures(
     (tmp_path / "two").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "two" / "1.png")
     (tmp_path / "prompts.csv").write_text("path,prompt\none.v2,a\ntwo,b\nthree.glb,c\n")
-    one, two, three = read_outputs(tmp_path, None, tmp_path)
+    one, two, three = read_outputs(tmp_path, None, References([], [], tmp_path))
     assert one.mesh == tmp_path / "one.v2.glb" and two.pictures == (tmp_path / "two" / "1.png",)
     assert three == Item("three.glb", "c", tmp_path)  # no mesh, no pictures
 
@@ -231,4 +263,4 @@ def test_a_list_finds_files_without_their_suffix_and_folders_of_pictures(
 def test_a_list_without_its_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("file,text\na.glb,a chair\n")
     with pytest.raises(UserError, match="needs the columns path and prompt"):
-        read_outputs(tmp_path, None, tmp_path)
+        read_outputs(tmp_path, None, References([], [], tmp_path))
