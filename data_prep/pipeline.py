@@ -43,7 +43,7 @@ from shapeloom.shards import (
 )
 from shapeloom.storage import AnyPath, write_atomic
 
-_LIBRARIES = ("DracoPy", "embreex", "fpsample", "libigl", "numpy", "pillow", "trimesh", "zlib-ng")
+_LIBRARIES = ("DracoPy", "embreex", "libigl", "numpy", "pillow", "trimesh", "zlib-ng")
 TRIES = 3
 """Of an asset whose process crashes or is killed: a machine short of memory ends innocent ones too."""
 
@@ -264,9 +264,7 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
     sdf_points, sdf = sdf_samples(mesh, distance, config.num_sdf, numpy_rng(config.seed, source.key, "sdf"))
     stage.name = "points"
     rng = numpy_rng(config.seed, source.key, "points")
-    points, points_rgb, points_normal = surface_points(
-        mesh, config.num_points, rng, hidden=distance.hidden, compiled=compiled
-    )
+    points, points_rgb, points_normal = surface_points(mesh, config.num_points, rng, hidden=distance.hidden)
     mesh.warnings.extend(check_colors(points_rgb, config.filters))
     stage.name = "views"
     views, view_members = shoot(mesh, config, source.key, config.seed)
@@ -285,11 +283,11 @@ def _prepare(source: Source, folder: Path, config: DataConfig, stage: _Stage) ->
         sample["mesh_vertices.npy"], sample["mesh_faces.npy"] = plain_triangles(mesh)
     if config.num_edge_points:
         rng = numpy_rng(config.seed, source.key, "edges")
-        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden, compiled=compiled)
+        on_edges = edge_points(mesh, config.num_edge_points, rng, hidden=distance.hidden)
         sample["edge_points.npy"], sample["edge_normals.npy"] = on_edges
     if config.num_view_points:
         poses, matrices = view_members["cameras.npy"], view_members["intrinsics.npy"]
-        seen = view_points(views, poses, matrices, config.num_view_points, compiled=compiled)
+        seen = view_points(views, poses, matrices, config.num_view_points)
         sample["view_points.npy"], sample["view_points_rgb.npy"] = seen
     return sample
 

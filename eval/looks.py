@@ -47,7 +47,7 @@ from shapeloom.viewpoints import fitting_distance, intrinsics, sphere
 KINDS = ("shaded", "normals")
 POINTS = "points"
 """What is seen beside pictures, by networks of points."""
-VERSION = "1"
+VERSION = "2"
 """Of what a look is: raised, kept ones are made anew."""
 FOV_DEGREES = 40.0
 THUMB = 128

@@ -6,7 +6,7 @@
 # Truth: once every distinct place is taken, all further numbers are one and the same, though points are left: 100
 # places ten times each give 100 numbers, however many are asked for. Count distinct numbers where they must be.
 # Version: fpsample 1.0.2 (measured). Source: its README doesn't tell of it.
-# The product wants places alone and repeats points anyway where there are too few (data_prep/geometry/points.py).
+# Shapeloom went with it until 2026-11-29 and has its own order now (data_prep/geometry/farthest.py): every number once.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -58,12 +58,11 @@ def _ends(corner: Int[ndarray, " edges"]) -> Int[ndarray, "edges 2"]:
 
 
 def edge_points(
-    mesh: Mesh, num: int, rng: np.random.Generator, *, hidden: Hidden, compiled: bool = False
+    mesh: Mesh, num: int, rng: np.random.Generator, *, hidden: Hidden
 ) -> tuple[Float32[ndarray, "points 3"], Int8[ndarray, "points 2 3"]]:
     """`num` points, uniform by length, in farthest-point order, and both normals times 127; or none at all.
 
-    None where the mesh has no sharp edge, or `hidden` (see `surface_points`) hides them all. compiled: see
-    `farthest_first`.
+    None where the mesh has no sharp edge, or `hidden` (see `surface_points`) hides them all.
     """
     ends, sides = sharp_edges(mesh)
     length = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
@@ -82,5 +81,5 @@ def edge_points(
     if not len(exposed):
         return np.zeros((0, 3), np.float32), np.zeros((0, 2, 3), np.int8)
     positions, edge = positions[exposed], edge[exposed]
-    order = np.resize(farthest_first(positions, num, compiled=compiled), num)
+    order = np.resize(farthest_first(positions, num), num)
     return positions[order].astype(np.float32), np.rint(127 * sides[edge[order]]).astype(np.int8)

@@ -34,12 +34,11 @@ def surface_points(
     hidden: Callable[
         [Float64[ndarray, "candidates 3"], Float64[ndarray, "candidates 3"]], Bool[ndarray, " candidates"]
     ],
-    compiled: bool = False,
 ) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"], Int8[ndarray, "num 3"]]:
     """Positions, unlit sRGB base colours and unit normals times 127 of `num` points.
 
     `hidden` tells which points, given with their normals, lie within another part: they are left out.
-    compiled: see `farthest_first`. Normals follow the faces' winding.
+    Normals follow the faces' winding.
     Raises AssetError when the whole surface is cut out by its textures.
     """
     face, weights = sample_surface(mesh, OVERSAMPLE * num, rng)
@@ -50,7 +49,7 @@ def surface_points(
     face, weights, color = face[solid], weights[solid], color[solid]
     positions = np.einsum("nc,ncd->nd", weights, mesh.triangles[face])
     normals = face_normals(mesh.triangles)[face]
-    order = farthest_first(positions, int(EXPOSED * num), height=6, compiled=compiled)
+    order = farthest_first(positions, int(EXPOSED * num))
     exposed = order[~hidden(positions[order], normals[order])]
     # Hidden altogether (one part just inside another's skin) or mostly cut out: repeat points then.
     order = np.resize(exposed if len(exposed) else order, num)
@@ -63,8 +62,6 @@ def view_points(
     cam_to_world: Float[ndarray, "views 4 4"],
     intrinsics: Float[ndarray, "views 3 3"],
     num: int,
-    *,
-    compiled: bool = False,
 ) -> tuple[Float32[ndarray, "num 3"], UInt8[ndarray, "num 3"]]:
     """Positions and unlit sRGB colours of `num` points that the views see, in farthest-point order.
 
@@ -81,6 +78,5 @@ def view_points(
     local = np.concatenate([xy, np.ones((len(xy), 1))], axis=1) * depth[:, None]
     pose = cam_to_world[view]
     world = (np.einsum("pij,pj->pi", pose[:, :3, :3], local) + pose[:, :3, 3]).astype(np.float32)
-    # More buckets than for surface points: there are many times as many to choose from.
-    order = np.resize(farthest_first(world, num, height=9, compiled=compiled), num)
+    order = np.resize(farthest_first(world, num), num)
     return world[order], views.albedo[view, row, column][order]
