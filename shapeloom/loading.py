@@ -1,6 +1,7 @@
 """Batches made ahead of their step, and how they come to the device."""
 
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,7 +88,7 @@ def by_processes(
     loader = DataLoader(
         _Steps(make), batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=1,
         collate_fn=_unchanged, pin_memory=pinned, multiprocessing_context="fork",
-        generator=torch.Generator(),  # so that none is drawn from the global one
+        worker_init_fn=_heed_no_signal, generator=torch.Generator(),  # none is drawn from the global one
     )  # fmt: skip
     for step, (made, error) in zip(steps, loader, strict=True):
         if error is not None:
@@ -97,6 +98,11 @@ def by_processes(
 
 def _unchanged(value: T) -> T:
     return value
+
+
+def _heed_no_signal(worker: int) -> None:
+    """Batch systems send SIGTERM to all of a job's processes; the one that trains has its state to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,6 +1,8 @@
 """Batches come in their order, not too early, and from several threads or processes as from one."""
 
+import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -74,6 +76,19 @@ def test_a_fault_in_a_process_comes_with_its_traceback() -> None:
     assert [next(steps)[1] for _ in range(2)] == [10, 11]
     with pytest.raises(IndexError, match=r"\[10, 11\]\[step\]"):
         next(steps)
+
+
+def test_a_signal_to_all_processes_of_a_job_stops_no_batch_and_none_outlives_the_last() -> None:
+    gc.collect()  # a loader of an earlier test that ended by an error would be waited for by this one's processes
+    steps = processes(lambda step: os.getpid(), range(6), 2)
+    makers = {next(steps)[1], next(steps)[1]}
+    for maker in makers:
+        assert isinstance(maker, int)
+        os.kill(maker, signal.SIGTERM)
+    assert [step for step, _ in steps] == [2, 3, 4, 5]
+    for maker in makers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(str(maker)), 0)
 
 
 def test_processes_draw_nothing_from_the_global_generator() -> None:
