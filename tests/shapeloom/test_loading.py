@@ -1,6 +1,5 @@
 """Batches come in their order, not too early, and from several threads or processes as from one."""
 
-import gc
 import os
 import signal
 import time
@@ -79,7 +78,6 @@ def test_a_fault_in_a_process_comes_with_its_traceback() -> None:
 
 
 def test_a_signal_to_all_processes_of_a_job_stops_no_batch_and_none_outlives_the_last() -> None:
-    gc.collect()  # a loader of an earlier test that ended by an error would be waited for by this one's processes
     steps = processes(lambda step: os.getpid(), range(6), 2)
     makers = {next(steps)[1], next(steps)[1]}
     for maker in makers:
