@@ -62,7 +62,10 @@ def drop_crumbs(vertices: Vertices, faces: Faces, *, min_share: float, max_compo
 
 
 def fill_cavities(vertices: Vertices, faces: Faces) -> SomeMesh:
-    """Drops what nothing leads to from outside: walls of hollows, and parts that float in them."""
+    """Drops what nothing leads to from outside: walls of hollows, and parts that float in them.
+
+    A part that only reaches into another, as simplification leaves them, stays.
+    """
     if not len(faces):
         return vertices, faces
     part = parts(vertices, faces)
@@ -70,9 +73,12 @@ def fill_cavities(vertices: Vertices, faces: Faces) -> SomeMesh:
     keep = np.bincount(part, weights=(a * np.cross(b, c)).sum(axis=1)) > 0
     solid = keep.copy()
     for number in np.flatnonzero(solid) if solid.sum() > 1 else ():
-        others = faces[solid[part] & (part != number)]
-        place = vertices[faces[part == number][:1, 0]].astype(np.float64)
-        keep[number] = igl.winding_number(vertices.astype(np.float64), others, place)[0] < 0.5
+        own, others = part == number, faces[solid[part] & (part != number)]
+        places = vertices[np.unique(faces[own])].astype(np.float64)
+        for some in (places[:1], places):  # of nearly all parts the first is outside already
+            keep[number] = (igl.winding_number(vertices.astype(np.float64), others, some) < 0.5).any()
+            if keep[number]:
+                break
     return compact(vertices, faces[keep[part]])
 
 

@@ -26,6 +26,22 @@ def waves(seed: int):
     return lambda p: (torch.sin(p @ directions.T + phases) * sizes).sum(-1) + 0.3 * (p.norm(dim=-1) - 0.7)
 
 
+def boxes(*at: tuple[tuple[float, float, float], float]):
+    """Closed boxes of these middles and sides as one mesh."""
+    made = [trimesh.creation.box(extents=3 * [side]).apply_translation(middle) for middle, side in at]
+    whole = trimesh.util.concatenate(made)
+    return np.asarray(whole.vertices), np.asarray(whole.faces)
+
+
+@pytest.mark.parametrize(
+    ("middle", "side", "stays"),
+    [(0.0, 0.2, False), (0.49, 0.2, True), (0.41, 0.2, True), (-0.41, 0.2, True), (2.0, 0.2, True)],
+)
+def test_what_lies_within_another_part_goes_and_what_reaches_into_it_stays(middle, side, stays):
+    vertices, faces = boxes(((0, 0, 0), 1.0), ((middle, 0, 0), side))
+    assert len(fill_cavities(vertices, faces)[1]) == (24 if stays else 12)
+
+
 def grey(p: Tensor) -> Tensor:
     return torch.full_like(p, 0.5)
 
