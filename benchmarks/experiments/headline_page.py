@@ -44,22 +44,22 @@ def write_page(
     pictures: Mapping[str, UInt8[ndarray, "prompts views size size 3"]], command: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Writes the page and, in images/ beside it, its curves and samples; as far as there are results."""
-    images = page.parent / "images"
-    write_atomic(images / "headline.svg", curves(results, facts["costs"]))
+    images, name = page.parent / "images", page.stem
+    write_atomic(images / f"{name}.svg", curves(results, facts["costs"]))
     images.mkdir(parents=True, exist_ok=True)
-    _sheet(pictures).save(images / "headline.png", optimize=True)
+    _sheet(pictures).save(images / f"{name}.png", optimize=True)
     shown = [facts["prompts"][i] for i in range(min(MOST_COLUMNS, len(facts["prompts"])))]
     rows = ", ".join(LABELS[arm] for arm in LABELS if arm in pictures)
     parts = [
         HEAD, _verdict(results), "## Quality by budget\n", _table(results),
-        "![R@1 by seconds](images/headline.svg)\n",
+        f"![R@1 by seconds](images/{name}.svg)\n",
         "Solid: seconds of the prior's training; dashed: with the stages before it (latents: encoder and "
         f"encoding, {facts['costs']['latent']:.0f} s; points: their field and shards, "
         f"{facts['costs']['points']:.0f} s).\n",
         "## Differences\n", _differences(results),
         "## From a picture\n", _from_pictures(facts["from_pictures"]),
         "## Ceilings\n", _ceilings(facts["ceilings"]),
-        "## Samples\n\n![Samples](images/headline.png)\n\n"
+        f"## Samples\n\n![Samples](images/{name}.png)\n\n"
         f"Of the largest budget, from above: {rows}. Prompts: {'; '.join(shown)}.\n",
         CAVEATS, _how(facts, command),
     ]  # fmt: skip

@@ -96,10 +96,10 @@ def test_one_command_makes_the_page_and_goes_on_where_it_stopped(tmp_path: Path,
     assert (shapes.tokens, shapes.channels, shapes.is_set) == (64, 6, True)
     assert read_meta(out / "points_steps_4_seed0" / "prior", stage="prior")["status"] == "done"
     (out / "points_steps_4_seed0" / "scores.json").unlink()
-    (out / "headline.md").unlink()
     kept = (out / "latent_4_seed0" / "scores.json").stat().st_mtime_ns
-    main(arguments)
-    assert (out / "headline.md").read_text() == page
+    main([*arguments, "--page", str(out / "another.md")])
+    assert (out / "another.md").read_text() == page.replace("images/headline.", "images/another.")
+    assert (out / "images" / "another.png").is_file()
     assert (out / "latent_4_seed0" / "scores.json").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match="was begun with other prompts"):
         main([*arguments, "--prompts", "2"])
