@@ -138,7 +138,7 @@ def _from_pictures(scores: Sequence[Scores]) -> str:
     """A line an arm, each measure beside the latents', paired by assets."""
     arms = {arm: [each for each in scores if each["arm"] == arm] for arm in LABELS}
     lines = [
-        "| arm | seeds | R@1 | latents' is higher by | Chamfer | latents' is higher by |",
+        "| arm | seeds | R@1 | latents' minus it | Chamfer | latents' minus it |",
         "|---" * 6 + "|",
     ]
     means = {
