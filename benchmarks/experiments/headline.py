@@ -24,11 +24,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,7 +38,7 @@ import encoder.encode
 import encoder.train_cloud
 import prior.train
 from benchmarks.experiments.ablate import make_task, seconds_a_step
-from benchmarks.experiments.headline_page import write_page
+from benchmarks.experiments.headline_page import MOST_COLUMNS, write_page
 from benchmarks.experiments.pictures import chamfer
 from data_prep.geometry.farthest import farthest_first
 from eval.chamfer import chamfer_matrix, symmetric_chamfer_matrix
@@ -46,7 +48,7 @@ from eval.prompts import Prompt, choose_prompts, has_colours, own_prompt
 from eval.samples import GenerationConfig, fixed_cameras
 from eval.sets import DrawnSets, SetsConfig, draw_assets, draw_sets, set_scores, stored_clouds
 from prior.task import PriorConfig
-from sampling.mesh import MeshConfig
+from sampling.mesh import MeshConfig, sample_colours
 from sampling.pipeline import Picture, ShapePipeline
 from sampling.portraits import mesh_picture
 from sampling.shape import ShapeSample
@@ -67,6 +69,8 @@ from shapeloom.weights import read_tensors
 ArmName = Literal["latent", "points_steps", "points_seconds"]
 ARMS: tuple[ArmName, ...] = ("latent", "points_steps", "points_seconds")
 OVERSAMPLE, BATCH = 4, 32
+RADIUS, FINER = 0.03, 4
+"""Of points as they are drawn (the box is 2 wide), and pixels a side for one of the picture."""
 LOOKS = 6
 """Views of an asset: one is shown, the judge knows it by the others."""
 Scores = dict[str, Any]
@@ -197,6 +201,63 @@ def look(bench: Bench, decoder: Decoder, latents: Tensor, config: GenerationConf
     return torch.stack(pictures), torch.stack(clouds)
 
 
+def sample(
+    bench: Bench, trial: Trial, names: Sequence[str], scale: float, shown: Sequence[Picture] | None = None
+) -> tuple[ShapePipeline, list[ShapeSample]]:
+    """Returns the prior's pipeline and a sample a name (see `make_samples`)."""
+    pipeline = ShapePipeline.load(
+        prior=bench.out / trial.folder / "prior", encoder=bench.parts(trial.arm)[1], clip=bench.run / "clip"
+    )
+    parts: list[ShapeSample] = []
+    for first in range(0, len(names), BATCH):
+        some = names[first : first + BATCH]
+        parts += pipeline(
+            some if shown is None else [""] * len(some),
+            image=None if shown is None else list(shown[first : first + BATCH]),
+            seeds=[derive_seed("headline", trial.seed, name) for name in some],
+            steps=bench.arguments.steps, guidance_scale=scale, sampler="dpmpp_2m",
+        )  # fmt: skip
+    return pipeline, parts
+
+
+def as_points(bench: Bench, trial: Trial, names: Sequence[str], scale: float) -> np.ndarray:
+    """Returns pictures [n, size, size, 3] of samples as points; kept.
+
+    Of the cloud itself, or of as many of a latent's mesh, in the field's colours.
+    """
+    path = bench.out / trial.folder / "as_points.safetensors"
+    if not path.is_file():
+        config = generation(bench, len(names))
+        poses, matrix = fixed_cameras(AssetShards(bench.run / "data"), config)
+        num, drawn = LatentShards(bench.out / "clouds").header["tokens"], []
+        for shape in sample(bench, trial, names, scale)[1]:
+            if trial.arm == "latent":
+                mesh = shape.mesh(bench.meshes).mesh
+                points = Surface.of_mesh(mesh.vertices, mesh.faces, num=num).points
+                colours = sample_colours(partial(shape.decoder.texture, shape.weights), points)
+            else:
+                points = shape.latent[:, :3].numpy()
+                colours = np.rint(127.5 * (shape.latent[:, 3:].clamp(-1, 1).numpy() + 1)).astype(np.uint8)
+            drawn.append(discs(points, colours, poses[0].numpy(), matrix.numpy(), config.size))
+        write_atomic(path, save({"pictures": torch.from_numpy(np.stack(drawn))}))
+    return read_tensors(path)["pictures"].numpy()
+
+
+def discs(
+    points: np.ndarray, colours: np.ndarray, cam_to_world: np.ndarray, intrinsics: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns a picture [size, size, 3] on white of points as discs of RADIUS, the farthest drawn first."""
+    seen = (points - cam_to_world[:3, 3]) @ cam_to_world[:3, :3]
+    fine = FINER * intrinsics
+    picture = Image.new("RGB", (FINER * size, FINER * size), "white")
+    draw = ImageDraw.Draw(picture)
+    for i in np.argsort(-seen[:, 2]):
+        x, y = fine[:2, :2] @ (seen[i, :2] / seen[i, 2]) + fine[:2, 2]
+        radius = float(fine[0, 0] * RADIUS / seen[i, 2])
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colours[i].tolist()))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+
+
 def make_samples(
     bench: Bench, trial: Trial, names: Sequence[str], scale: float, path: Path,
     shown: Sequence[Picture] | None = None,
@@ -206,19 +267,8 @@ def make_samples(
     Names are the prompts or, with `shown`, those of pictures that samples follow instead.
     """
     if not path.is_file():
-        pipeline = ShapePipeline.load(
-            prior=bench.out / trial.folder / "prior", encoder=bench.parts(trial.arm)[1],
-            clip=bench.run / "clip",
-        )  # fmt: skip
-        parts, start = [], time.process_time()
-        for first in range(0, len(names), BATCH):
-            some = names[first : first + BATCH]
-            parts += pipeline(
-                some if shown is None else [""] * len(some),
-                image=None if shown is None else list(shown[first : first + BATCH]),
-                seeds=[derive_seed("headline", trial.seed, name) for name in some],
-                steps=bench.arguments.steps, guidance_scale=scale, sampler="dpmpp_2m",
-            )  # fmt: skip
+        start = time.process_time()
+        pipeline, parts = sample(bench, trial, names, scale, shown)
         sampled = time.process_time()
         stacked = torch.stack([shape.latent for shape in parts])
         pictures, points = look(bench, pipeline.decoder, stacked, generation(bench, len(names)))
@@ -453,6 +503,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_clouds(bench)
     seconds = plan(bench, world)
     known = ceilings(bench, prompts)
+    texts = [prompt.text for prompt in prompts]
     results: list[Scores] = []
     from_pictures: list[Scores] = []
     page = arguments.page or bench.out / "headline.md"
@@ -468,14 +519,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{trial.folder}: R@1 {np.mean(found['hits']):.3f}")
         facts = {
             "seconds_a_step": seconds, "costs": costs(bench), "ceilings": known,
-            "prompts": [prompt.text for prompt in prompts], "from_pictures": from_pictures,
+            "prompts": texts, "from_pictures": from_pictures,
         }  # fmt: skip
-        write_page(page, results, facts, shown(bench, results), command(arguments))
+        write_page(page, results, facts, shown(bench, results, texts[:MOST_COLUMNS]), command(arguments))
     say(f"the page is {page}")
 
 
-def shown(bench: Bench, results: Sequence[Scores]) -> dict[str, np.ndarray]:
-    """Returns pictures of each arm's samples at its largest budget so far, of the first seed."""
+def shown(bench: Bench, results: Sequence[Scores], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns pictures of prompts' samples by each arm at its largest budget so far, of the first seed."""
     best: dict[str, Scores] = {}
     for each in results:
         if each["seed"] == bench.arguments.seeds[0] and (
@@ -484,8 +535,9 @@ def shown(bench: Bench, results: Sequence[Scores]) -> dict[str, np.ndarray]:
             best[each["arm"]] = each
     found = {}
     for arm, each in best.items():
-        folder = Trial(each["arm"], each["budget"], each["seed"], each["steps"]).folder
-        found[arm] = read_tensors(bench.out / folder / "samples.safetensors")["pictures"].numpy()
+        trial = Trial(each["arm"], each["budget"], each["seed"], each["steps"])
+        found[arm] = read_tensors(bench.out / trial.folder / "samples.safetensors")["pictures"].numpy()[:, 0]
+        found[f"{arm} as points"] = as_points(bench, trial, names, each["guidance_scale"])
     return found
 
 

@@ -31,7 +31,7 @@ CAVEATS = """## What to make of it
 - Points predict v at the usual noise levels, latents what their preset says; neither was tuned here. Latents
   do without their preset's start from a linear denoiser (`network.components`), which a set has none of.
 - The judge sees meshes, drawn alike from either form. That favours the form whose meshes are cleaner: the
-  ceilings say by how much. Point clouds themselves are not judged.
+  ceilings say by how much. Point clouds themselves are shown, not judged.
 - Intervals are 95%, by bootstrap over prompts (means over seeds); MMD, COV, 1-NNA and Frechet have none but
   the range over seeds. Few samples bias Frechet upward: compare within the table.
 - CPU seconds of training are steps times the median of a step, measured on one thread; seconds of the stages
@@ -41,7 +41,7 @@ CAVEATS = """## What to make of it
 
 def write_page(
     page: Path, results: Sequence[Scores], facts: Mapping[str, Any],
-    pictures: Mapping[str, UInt8[ndarray, "prompts views size size 3"]], command: Mapping[str, Any],
+    pictures: Mapping[str, UInt8[ndarray, "prompts size size 3"]], command: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Writes the page and, in images/ beside it, its curves and samples; as far as there are results."""
     images, name = page.parent / "images", page.stem
@@ -60,7 +60,8 @@ def write_page(
         "## From a picture\n", _from_pictures(facts["from_pictures"]),
         "## Ceilings\n", _ceilings(facts["ceilings"]),
         f"## Samples\n\n![Samples](images/{name}.png)\n\n"
-        f"Of the largest budget, from above: {rows}. Prompts: {'; '.join(shown)}.\n",
+        f"Of the largest budget, from above: {rows}, each as the meshes that are judged and as points (the "
+        f"cloud itself, or as many of the mesh). Prompts: {'; '.join(shown)}.\n",
         CAVEATS, _how(facts, command),
     ]  # fmt: skip
     write_atomic(page, "\n".join(parts))
@@ -216,10 +217,10 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------- pictures
 
 
-def _sheet(pictures: Mapping[str, UInt8[ndarray, "prompts views size size 3"]]) -> Image.Image:
-    """A row an arm, a column a prompt: each sample's first view."""
-    rows = [np.hstack(list(pictures[arm][:MOST_COLUMNS, 0])) for arm in LABELS if arm in pictures]
-    return Image.fromarray(np.vstack(rows))
+def _sheet(pictures: Mapping[str, UInt8[ndarray, "prompts size size 3"]]) -> Image.Image:
+    """Two rows an arm, its meshes and its points; a column a prompt."""
+    rows = [name for arm in LABELS for name in (arm, f"{arm} as points") if name in pictures]
+    return Image.fromarray(np.vstack([np.hstack(list(pictures[name][:MOST_COLUMNS])) for name in rows]))
 
 
 def curves(results: Sequence[Scores], costs: Mapping[str, float]) -> str:
