@@ -40,7 +40,7 @@ def difference(work: Callable[[torch.device], Result], device: torch.device) -> 
     """The largest of the results' root mean square differences from the CPU's, as shares of these.
 
     Not of single numbers: where a ray meets a surface at another sample, a pixel is another's, and Shap-E's
-    octaves carry a rounding of places that far (a relative 3e-7 of them moves single pixels by a tenth).
+    octaves carry a rounding of places that far (a relative 3e-7 of them moves single pixels by .07).
     """
     with full_precision():
         there, here = work(device), work(torch.device("cpu"))
