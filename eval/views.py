@@ -4,8 +4,9 @@
     ... --set prior=RUN/prior encoder=RUN/encoder clip=RUN/clip     beside picture -> latent -> render
 
 Of each asset one view is given, and those nearest to each azimuth gap are made from it, together. Beside the
-model stand the given picture itself, the training asset of the nearest surface (chosen knowing the true one,
-drawn from its points) and, where a prior is named, the object that it makes of the picture. PSNR and SSIM are
+model stand the given picture itself; the training asset that looks most like it (by the model's CLIP, among
+LOOKS views of each) and that of the nearest surface (chosen knowing the true one), drawn from their points;
+and, where a prior is named, the object that it makes of the picture. PSNR and SSIM are
 of pictures on white, all pixels counted; IoU is of alpha > 0.5; the perceptual distance is 1 - cosine of a
 named backbone's features. Views agree as far as the visual hull of the given and the made masks fills these
 (`eval.hull`). A pose is recovered if the made view is nearer (PSNR) to the true one than to any
@@ -34,6 +35,7 @@ from eval.pictures import render_mesh
 from prior.views import read_pictures
 from sampling.pipeline import ShapePipeline
 from shapeloom import page
+from shapeloom.clip import Clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
@@ -50,9 +52,12 @@ log = get_logger("views")
 RESULTS, PAGE, SHEET = "views.json", "views.html", "views.png"
 TOLERANCE = 20.0
 """Degrees by which a stored pair's azimuths may differ from a gap to count for it."""
+LOOKS = 4
+"""Views of a training asset that a picture is compared with."""
 SYSTEMS = {
-    "model": "View model", "copy": "The given picture", "nearest": "Nearest training asset",
-    "latent": "Picture to latent to render", "truth": "True views",
+    "model": "View model", "copy": "The given picture", "alike": "Training asset that looks most alike",
+    "nearest": "Training asset nearest to the truth", "latent": "Picture to latent to render",
+    "truth": "True views",
 }  # fmt: skip
 Record = dict[str, Any]
 Pictures = Float[ndarray, "_ 4 size size"]
@@ -173,11 +178,35 @@ def perceptual(config: BackboneConfig | None) -> tuple[str, Callable[[ndarray, n
     return backbone.name, distance
 
 
+class LookAlikes:
+    """All training assets' looks, searchable by a picture: what is found without making anything."""
+
+    def __init__(self, shards: AssetShards, clip: Clip, *, size: int) -> None:
+        self.clip, looks = clip, []
+        with progress(len(shards), "looking at training assets") as bar:
+            for index in range(len(shards)):
+                views = read_pictures(shards, index, range(min(LOOKS, shards.num_views)), size=size)[0]
+                looks.append(clip.image(_rgb(_unit(views))))
+                bar.advance()
+        self._looks = torch.stack(looks)
+
+    def nearest(self, picture: Pictures) -> int:
+        """Returns the training asset of which one view is the nearest to a single picture, by cosine."""
+        (asked,) = self.clip.image(_rgb(picture))
+        return int((self._looks @ asked).amax(dim=1).argmax())
+
+
+def _rgb(pictures: Pictures) -> ndarray:
+    return to_uint8(np.moveaxis(pictures[:, :3], 1, -1))
+
+
 class Beside:
     """What the model is compared with."""
 
-    def __init__(self, config: ViewEvalConfig, data: AnyPath) -> None:
-        self.training = TrainingAssets(AssetShards(data, "train"))
+    def __init__(self, config: ViewEvalConfig, data: AnyPath, model: ViewModel) -> None:
+        training = AssetShards(data, "train")
+        self.training = TrainingAssets(training)
+        self.looks = model.clip and LookAlikes(training, model.clip, size=model.size)
         self.pipeline: ShapePipeline | None = None
         if config.prior is not None:
             if config.encoder is None or config.clip is None:
@@ -193,12 +222,16 @@ class Beside:
         matrices = question.matrices[asked]
         points = shards.read(index, points=True).points
         assert points is not None  # asked for
-        neighbour = drawn_points(self.training.read(self.training.nearest(points)))
-        drawn = render_mesh(neighbour, poses.numpy(), matrices.numpy(), size=size)
         given = _unit(question.pictures[[question.given]])
-        found = {"copy": np.repeat(given, len(asked), axis=0), "nearest": _stacked(*drawn)}
+        chosen = {"nearest": self.training.nearest(points)}
+        if self.looks is not None:
+            chosen = {"alike": self.looks.nearest(given)} | chosen
+        found = {"copy": np.repeat(given, len(asked), axis=0)}
+        for name, neighbour in chosen.items():
+            mesh = drawn_points(self.training.read(neighbour))
+            found[name] = _stacked(*render_mesh(mesh, poses.numpy(), matrices.numpy(), size=size))
         if self.pipeline is not None:
-            shown = to_uint8(np.moveaxis(given[0, :3], 0, -1))
+            (shown,) = _rgb(given)
             (shape,) = self.pipeline("", image=shown)
             rendering = self.pipeline.decoder.render(
                 [each[None] for each in shape.weights], poses[None], matrices[None], size, size
@@ -324,7 +357,7 @@ def evaluate(model: ViewModel, config: ViewEvalConfig, data: AnyPath, folder: Pa
     splits = [split for split in config.splits if available.get(split)]
     if not splits:
         raise UserError(f"{data} has no assets of {', '.join(config.splits)}; it has {', '.join(available)}.")
-    beside, (backbone, distance) = Beside(config, data), perceptual(config.backbone)
+    beside, (backbone, distance) = Beside(config, data, model), perceptual(config.backbone)
     todo = [(AssetShards(data, split), split) for split in splits]
     todo_rows = [(s, split, i) for s, split in todo for i in range(min(config.max_assets, len(s)))]
     drawn = {id(row) for row in todo_rows[:: max(1, len(todo_rows) // max(1, config.pictures))]}

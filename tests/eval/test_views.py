@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eval.views import (
+    LookAlikes,
     Question,
     ViewEvalConfig,
     choose_views,
@@ -16,7 +17,10 @@ from eval.views import (
     scores,
     summarise,
 )
+from prior.views import read_pictures
+from shapeloom.clip import Clip
 from shapeloom.config import UserError
+from shapeloom.shards import AssetShards
 from shapeloom.view_diffusion import random_view_model
 
 
@@ -52,6 +56,25 @@ def test_a_pose_is_recovered_where_the_made_view_is_nearest_to_its_own() -> None
     made = ((pictures + 1) / 2).numpy()
     assert recovered(made[[1, 2]], question) == [True, True]
     assert recovered(made[[3, 2]], question) == [False, True]
+
+
+class Pixels(Clip):
+    """A picture's vector is its pixels."""
+
+    def __init__(self) -> None: ...
+
+    def image(self, rgb: torch.Tensor | np.ndarray, *, batch_size: int = 64) -> torch.Tensor:
+        pictures = torch.as_tensor(rgb).float() - 128
+        return torch.nn.functional.normalize(pictures.flatten(1), dim=-1)
+
+
+def test_a_training_asset_is_found_by_any_of_its_looks(ball_dataset: Path) -> None:
+    shards = AssetShards(ball_dataset, "train")
+    found = LookAlikes(shards, Pixels(), size=shards.resolution)
+    for index in range(len(shards)):
+        shown = (read_pictures(shards, index, [2], size=shards.resolution)[0] + 1) / 2
+        dimmed = 1 - 0.9 * (1 - shown.numpy())
+        assert found.nearest(dimmed) == index
 
 
 def test_gains_are_paired_and_of_the_model_over_the_other() -> None:
