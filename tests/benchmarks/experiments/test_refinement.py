@@ -40,6 +40,7 @@ def test_a_tiny_run_makes_its_table_and_goes_on(
     shutil.copytree(run / "clip", judge)
     weights = load_file(judge / "weights.safetensors")  # another than the guide
     save_file({name: value * 1.01 for name, value in weights.items()}, judge / "weights.safetensors")
+    monkeypatch.setattr("benchmarks.experiments.refinement.DRAWS", 20)
     monkeypatch.setattr(distillation, "SIZE", 16)
     monkeypatch.setattr("sampling.refine.scores.SCORE_SIZE", 16)
     monkeypatch.setattr("sampling.making.PORTRAIT_SIZE", 16)
