@@ -13,7 +13,7 @@
                 own name
 
 What a standard network would say is "not computed" without its file; another one never bears its name. How
-files are read is in `eval.checkpoints`, the networks of points in `eval.point_networks`.
+files are read is in `shapeloom.checkpoints`, the networks of points in `eval.point_networks`.
 Pictures are uint8 sRGB [n, height, width, 3] on white, clouds float32 [n, points, 6] of xyz, then sRGB in
 [0, 1], in the frame and in farthest-first order.
 """
@@ -31,8 +31,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models import inception
 
-from eval.checkpoints import fit, read_checked
 from eval.point_networks import UNI3D_EMBED, UNI3D_SIZES, PointNet2, Ulip2, Uni3d
+from shapeloom.checkpoints import fit, read_checked
 from shapeloom.clip import load_clip
 from shapeloom.config import Config, UserError
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision import models
 
-from eval.checkpoints import read_checked
+from shapeloom.checkpoints import read_checked
 from shapeloom.config import Config, UserError
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

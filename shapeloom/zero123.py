@@ -25,10 +25,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from open_clip.model import QuickGELU
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shapeloom.checkpoints import read_bare
 from shapeloom.config import UserError
 from shapeloom.diffusion.discrete import DiscreteProcess
 from shapeloom.diffusion.guidance import classifier_free
@@ -207,7 +206,7 @@ def load_zero123(
     """
     if path.is_dir():
         sizes = sizes or _sizes_of(path)
-        found = {part: _read(_weights_file(path / part)) for part in PARTS}
+        found = {part: read_bare(_weights_file(path / part), "Zero-1-to-3") for part in PARTS}
     else:
         sizes = sizes or Zero123Sizes()
         found = {}
@@ -217,7 +216,7 @@ def load_zero123(
     if path.is_dir():
         found["image_encoder"] = _tower(found["image_encoder"], expected["image_encoder"], path)
     else:
-        found = _from_compvis(_read(path), expected, sizes, path)
+        found = _from_compvis(read_bare(path, "Zero-1-to-3"), expected, sizes, path)
     for part in PARTS:
         _check(expected[part], found[part], path, part)
         networks.part(part).load_state_dict(
@@ -283,25 +282,6 @@ def _weights_file(folder: Path) -> Path:
     raise UserError(
         f"{folder} holds no weights: one of {', '.join(FILES)} was expected. Copy the folder again."
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a pickle by torch's restricted loader."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} can't be read as weights ({str(error).splitlines()[0]}).") from error
-    except Exception as error:  # pickle.UnpicklingError and what broken pickles raise
-        raise UserError(
-            f"{path} holds more than numbers, so it could run code and wasn't loaded "
-            f"({str(error).splitlines()[0]}). Convert it to safetensors where you trust it."
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _sizes_of(folder: Path) -> Zero123Sizes:
