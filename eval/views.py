@@ -206,7 +206,7 @@ class Beside:
     def __init__(self, config: ViewEvalConfig, data: AnyPath, model: ViewModel) -> None:
         training = AssetShards(data, "train")
         self.training = TrainingAssets(training)
-        self.looks = model.clip and LookAlikes(training, model.clip, size=model.size)
+        self.looks = None if model.clip is None else LookAlikes(training, model.clip, size=model.size)
         self.pipeline: ShapePipeline | None = None
         if config.prior is not None:
             if config.encoder is None or config.clip is None:
