@@ -112,7 +112,7 @@ def _views(config: SamplingConfig, pipeline: ShapePipeline) -> ViewModel | None:
     try:
         return load_view_model(run, pipeline.prior.device, clip=pipeline.clip)
     except UserError as error:
-        log.warning("the page neither turns pictures nor refines objects: %s", error)
+        log.warning("the page turns no pictures: %s", error)
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import gradio
 
 from sampling.faults import FAULTS
+from sampling.refine.config import RefineConfig
 from serving.inputs import Visits, about_pictures, as_seen, distrust, refusal
 from serving.orders import (
     MAX_GUIDANCE,
@@ -24,7 +25,7 @@ from serving.orders import (
     Turned,
 )
 from serving.stage import STAGE, STAGE_CODE
-from serving.studio import KINDS, MAX_PICTURES, NO_VIEWS, Item, Studio
+from serving.studio import KINDS, MAX_PICTURES, NO_JUDGE, Item, Studio
 from shapeloom.config import UserError
 
 MAX_WAITING = 20
@@ -135,16 +136,17 @@ class Page:
         with gradio.Row():
             self.edit = gradio.Button("Change it", variant="primary", scale=3, min_width=120, elem_id="edit")
             self.cancel_edit = gradio.Button("Cancel", scale=1, min_width=90)
-        if self.studio.views is None:
-            gradio.Markdown(f"**Refine it**: not here. {NO_VIEWS}", elem_id="no-refine")
+        if self.studio.judge is None:
+            gradio.Markdown(f"**Refine it**: not here. {NO_JUDGE}", elem_id="no-refine")
             return
         gradio.Markdown(
-            "**Refine it**: moved step by step until its pictures look as the view model expects of the "
-            "words. Minutes; it stays nearer to what it was."
+            "**Refine it**: moved step by step until its pictures fit the words better by CLIP, as far as "
+            "the model knows such shapes. A minute or more; it stays nearer to what it was."
         )
         self.refine_steps = gradio.Slider(
-            1, MAX_REFINE_STEPS, 60, step=1, label="Steps of the refinement", elem_id="refine-steps"
-        )
+            1, MAX_REFINE_STEPS, RefineConfig().iterations, step=1, label="Steps of the refinement",
+            elem_id="refine-steps",
+        )  # fmt: skip
         with gradio.Row():
             self.refine = gradio.Button(
                 "Refine it", variant="primary", scale=3, min_width=120, elem_id="refine"
@@ -210,21 +212,24 @@ class Page:
         )
         cancels, work = [self.cancel_make.click, self.cancel_edit.click], [made, edited]
         shown = [made, edited, chosen]
-        if self.studio.views is not None:
+        if self.studio.judge is not None:
             refined = self.refine.click(
                 self._refine,
                 [self.key, self.change, self.layers, self.refine_steps, self.seed, self.history, self.source],
                 outputs, api_name="refine", concurrency_id="model", show_progress_on=self.view,
                 scroll_to_output=True,
             )  # fmt: skip
+            shown.append(refined)
+            cancels.append(self.cancel_refine.click)
+            work.append(refined)
+        if self.studio.views is not None:
             turned = gradio.on(
                 [self.turn.click, self.turn_prompt.submit], self._turn,
                 [self.turn_prompt, self.turn_image, self.seed], self.turned, api_name="turn",
                 concurrency_id="model", show_progress_on=self.turned[0],
             )  # fmt: skip
-            shown.append(refined)
-            cancels += [self.cancel_refine.click, self.cancel_turn.click]
-            work += [refined, turned]
+            cancels.append(self.cancel_turn.click)
+            work.append(turned)
         for done in shown:
             done.success(
                 self._beside, [self.history, self.key], [self.strip, self.note, self.way], queue=False,

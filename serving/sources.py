@@ -8,17 +8,16 @@ from data_prep.formats.load import SUFFIXES
 from data_prep.pipeline import Limits
 from sampling.assets import encode_asset
 from sampling.config import SamplingConfig
-from sampling.edit import Layers
+from sampling.edit import Layers, check_levels
 from sampling.pipeline import ShapePipeline
+from sampling.refine.clip_guide import ClipGuide
 from sampling.refine.config import RefineConfig
 from sampling.refine.distiller import Distiller
-from sampling.refine.view_model import ViewGuide
 from sampling.refine.work import STRIP_PICTURES, OnStep, Refined, refine
 from sampling.shape import ShapeSample
 from shapeloom.clip import Clip
 from shapeloom.config import UserError
 from shapeloom.runs import Run
-from shapeloom.view_diffusion import ViewModel
 
 LIMITS = Limits(
     max_faces=500_000, max_megabytes=256, cpu_seconds=60, wall_seconds=300.0, memory_megabytes=2048
@@ -41,10 +40,10 @@ def read_source(pipe: ShapePipeline, file: Path) -> ShapeSample:
 
 
 def refined(
-    pipe: ShapePipeline, start: ShapeSample, views: ViewModel, judge: Clip, settings: SamplingConfig, *,
+    pipe: ShapePipeline, start: ShapeSample, judge: Clip, settings: SamplingConfig, *,
     prompt: str, layers: Layers, steps: int, seed: int, folder: Path, on_step: OnStep,
 ) -> Refined:  # fmt: skip
-    """Returns what `python -m sampling.refine` makes of a start by the view model.
+    """Returns what `python -m sampling.refine` makes of a start by its defaults.
 
     folder: gets a folder of the run's own files, which goes afterwards.
     """
@@ -55,7 +54,9 @@ def refined(
     if start.matrices is not None:
         asked |= {"optimise": "matrices", "rate": MATRIX_RATE}
     config = RefineConfig.model_validate(settings.model_dump() | asked)
-    distiller = Distiller(ViewGuide(views), prompt, config)
+    if config.prior_weight:
+        check_levels(pipe)
+    distiller = Distiller(ClipGuide(pipe.clip), prompt, config)
     with (
         TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name,
         Run.open(Path(name), config, stage="refine") as run,

@@ -66,6 +66,7 @@ KINDS = (*MODELS, "gif", "safetensors")
 """Suffixes of an object's files; USDZ where OpenUSD is installed."""
 
 NO_VIEWS = "The run that this page shows has no view model (make train-views)."
+NO_JUDGE = "The run that this page shows has no judge but the CLIP that a refinement follows (make eval)."
 
 OnStep = Callable[[int, int, str], None]
 """Called with what is done, out of how much, and what comes next; may raise to stop the work."""
@@ -99,7 +100,8 @@ class Studio:
     each thread by itself, and those of a server come and go (100 MB and more of the demo's model).
     folder: gets `objects/`, and `uploads/`, where whoever receives pictures puts them. Cleaners of temporary
     files may take anything away from it: what is missing is made again.
-    views: without one, nothing is turned or refined. judge: of what is refined; none: the pipeline's CLIP.
+    views: without one, nothing is turned. judge: of what is refined by the pipeline's CLIP, so another one;
+    without it nothing is.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Studio:
         views: ViewModel | None = None, judge: Clip | None = None,
     ) -> None:  # fmt: skip
         self.pipeline, self.config, self.capacity, self.views = pipeline, config, capacity, views
-        self.judge = judge or pipeline.clip
+        self.judge = judge if judge is not None and judge.digest != pipeline.clip.digest else None
         self.folder, self.objects, self.uploads = folder, folder / "objects", folder / "uploads"
         private_folder(folder)
         self.uploads.mkdir(exist_ok=True)
@@ -165,10 +167,10 @@ class Studio:
         return self._answer(identity, lambda key: self._write(key, prompt, seed, shape(), on_step))
 
     def refine(self, asked: Refinement, on_step: OnStep) -> Item:
-        """Returns an object that the view model's pictures of the words have moved, step by step."""
-        on_step, model = self._while_open(on_step), self.views
-        if model is None:
-            raise UserError(NO_VIEWS)
+        """Returns an object that what CLIP takes for the words has moved, step by step."""
+        on_step, judge = self._while_open(on_step), self.judge
+        if judge is None:
+            raise UserError(NO_JUDGE)
         prompt, layers = text_of(asked.prompt), layers_of(asked.layers)
         steps = int(number_of("The number of steps", asked.steps, 1, MAX_REFINE_STEPS))
         seed = int(number_of("The seed", asked.seed, 0, MAX_SEED))
@@ -176,7 +178,7 @@ class Studio:
 
         def write(key: str) -> Item:
             done = refined(
-                self.pipeline, source(), model, self.judge, self.config, prompt=prompt, layers=layers,
+                self.pipeline, source(), judge, self.config, prompt=prompt, layers=layers,
                 steps=steps, seed=seed, folder=self.folder,
                 on_step=lambda i, total: on_step(i, total, f"refining, step {i + 1} of {total}"),
             )  # fmt: skip
@@ -325,7 +327,7 @@ class Studio:
 def told(way: Refined) -> str:
     """Returns what a visitor should know of a refinement."""
     words = (
-        f"How well it fits its words: {way.before:.3f} before, {way.after:.3f} after (a CLIP's cosine, "
+        f"How well it fits its words: {way.before:.3f} before, {way.after:.3f} after (another CLIP's cosine, "
         f"mean of {SCORE_VIEWS} views)."
     )
     if way.is_worse:

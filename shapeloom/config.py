@@ -109,7 +109,9 @@ def _explain(error: ValidationError, cls: type[Config], origin: str) -> str:
             known = ", ".join(_keys_at(cls, item["loc"][:-1]))
             problems.append(f"unknown key `{key}` (known there: {known})")
         else:
-            problems.append(f"`{key}`: {item['msg']}, got {item['input']!r}")
+            # Keys that don't fit together have their whole group for an input.
+            got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+            problems.append(f"`{key}`: {item['msg']}{got}")
     return f"{cls.__name__} from {origin} has {len(problems)} error(s): " + "; ".join(problems) + "."
 
 

@@ -44,6 +44,7 @@ SETTINGS = {
 }  # fmt: skip
 MODULES = {"prior": "prior.train", "encoder": "encoder.train", "views": "prior.train_views"}
 REFINE = (
+    "guide=views",
     "estimator={kind: vsd, scale: 2, lora_rank: 1}", "particles=2", "views=1", "steps=2", "log_every=1",
     "checkpoint_every=5", "mesh={resolution: 16, texture_size: 32}", "formats=[safetensors]",
     "samples={coarse: 8, fine: 0}", "turntable={size: 32, samples: {coarse: 8, fine: 0}}",

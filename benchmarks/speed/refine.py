@@ -64,7 +64,7 @@ def compare(
 
     other: of the asset whose pictures are the goal.
     """
-    config = RefineConfig()
+    config = RefineConfig(samples=RenderConfig(coarse=32, fine=16))
     generator = torch.Generator().manual_seed(0)
     rays = rays_of(random_views(config.cameras, 1, views, size=size, generator=generator))
     with torch.no_grad():

@@ -36,7 +36,7 @@ from sampling.refine.own import OwnNetwork
 from sampling.refine.rendering import Views, distil, random_views, rays_of
 from sampling.refine.text_to_image import TextToImage
 from shapeloom.costs import CONTEXT_BYTES
-from shapeloom.decoder import Decoder, DecoderConfig
+from shapeloom.decoder import Decoder, DecoderConfig, RenderConfig
 from shapeloom.diffusion.distillation import own_loss, sds
 
 
@@ -161,7 +161,7 @@ def make_step(guide: TextToImage, *, views: int, side: int, own: bool) -> Callab
     )
     learner = None
     if own:
-        config = RefineConfig.model_validate({"estimator": {"kind": "vsd"}})
+        config = RefineConfig.model_validate({"guide": "views", "estimator": {"kind": "vsd"}})
         learner = OwnNetwork(guide, config.estimator, 0)
 
     def step() -> None:
@@ -203,7 +203,7 @@ def counted(
 
 def field_bytes(rays_at_once: int, config: RefineConfig | None = None) -> int:
     """Returns the most that rendering so many rays and their gradient make, for a field of default sizes."""
-    config = config or RefineConfig()
+    config = config or RefineConfig(samples=RenderConfig(coarse=32, fine=16))
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig()).requires_grad_(False)
     with torch.no_grad():

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{config.start} does not exist; --shape is a file, latent or none.")
     start_logging()
     pipe = load_pipeline(config)
-    if config.prior_share:
+    if config.prior_weight:
         check_levels(pipe)
     guide, judge = load_guide(config, pipe), load_judge(config.model, pipe, config.judge)
     if guide.digest == judge.digest:

@@ -69,9 +69,9 @@ class RefineConfig(SamplingConfig):
         "(.safetensors), a 3D file or a picture",
     )
     guide: str = Key(
-        "views",
-        description="the 2-D model: views (RUN/views), clip (the model's own CLIP, no diffusion), the folder "
-        "of a diffusers text-to-image one, or Zero-1-to-3's file or folder, which follows `image` alone",
+        "clip",
+        description="what pictures follow: clip (the model's own CLIP, no diffusion), views (RUN/views), the "
+        "folder of a diffusers text-to-image model, or Zero-1-to-3's weights, which follow `image` alone",
     )
     image: Path | None = Key(
         None,
@@ -98,17 +98,20 @@ class RefineConfig(SamplingConfig):
     particles: int = Key(
         1, ge=1, le=64, description="shapes that are refined together; latent: seeds seed, ..."
     )
-    iterations: int = Key(300, ge=1, description="steps of the optimisation")
+    iterations: int = Key(200, ge=1, description="steps of the optimisation")
     rate: float = Key(0.02, gt=0, description="Adam's learning rate; latents are standardised")
     estimator: EstimatorConfig = EstimatorConfig()
-    prior_share: float = Key(
-        0.0, ge=0, description="of the latent prior's own score, beside the pictures' gradient of length 1"
+    prior_share: float | None = Key(
+        None,
+        ge=0,
+        description="of the latent prior's own score, beside the pictures' gradient of length 1; none: 1 "
+        "where a latent follows clip, else 0",
     )
     mesh_stage: MeshStageConfig = MeshStageConfig()
-    views: int = Key(4, ge=1, le=64, description="pictures of each particle a step")
+    views: int = Key(2, ge=1, le=64, description="pictures of each particle a step")
     cameras: CameraConfig = CameraConfig()
     size: int | None = Key(None, ge=8, le=1024, description="side of the renders; none: the 2-D model's")
-    samples: RenderConfig = RenderConfig(coarse=32, fine=16)
+    samples: RenderConfig = RenderConfig(coarse=16, fine=8)
     rays_at_once: int = Key(
         16384, ge=64, description="rays whose activations are held at a time: what bounds memory"
     )
@@ -147,7 +150,8 @@ class RefineConfig(SamplingConfig):
             raise ValueError("a ball isn't a latent: shape=none needs optimise=matrices")
         if self.guide == "clip" and (self.estimator.kind != "sds" or self.image is not None):
             raise ValueError(
-                "guide=clip has no noise and reads words alone: leave out estimator.kind and image"
+                "guide=clip has no noise and reads words alone: leave out estimator.kind and image, or name "
+                "another guide (guide=views)"
             )
         if self.prior_share and self.optimise != "latent":
             raise ValueError("prior_share is of a latent's prior: it needs optimise=latent")
@@ -158,6 +162,13 @@ class RefineConfig(SamplingConfig):
                 f"region is a box in [-1, 1]^3, its low corner below its high one, not {self.region}"
             )
         return self
+
+    @property
+    def prior_weight(self) -> float:
+        """Of the latent prior's score: `prior_share`, or what stands for none."""
+        if self.prior_share is None:
+            return float(self.guide == "clip" and self.optimise == "latent")
+        return self.prior_share
 
     @property
     def start(self) -> Path | None:

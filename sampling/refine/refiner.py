@@ -59,7 +59,7 @@ class Refiner:
         self.optimiser.zero_grad()
         moving = [(w, g) for w, g in zip(weights, gradients, strict=True) if w.requires_grad]
         torch.autograd.backward([w for w, _ in moving], [g for _, g in moving])
-        if config.prior_share:
+        if config.prior_weight:
             self._add_prior(generator)
         self.optimiser.step()
         subject.constrain()
@@ -77,7 +77,7 @@ class Refiner:
         eps = torch.randn(x.shape, generator=generator).to(x)
         score = sds(denoise, x, sigma, eps, condition)
         assert x.grad is not None
-        x.grad = _unit(x.grad) + self.config.prior_share * _unit(score)
+        x.grad = _unit(x.grad) + self.config.prior_weight * _unit(score)
 
     def state(self) -> dict[str, Tensor]:
         """All that changes from step to step."""

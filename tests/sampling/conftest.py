@@ -47,6 +47,8 @@ class BallDecoder(Decoder):
 class WordClip(Clip):
     """Embeds captions by their letters and pictures by their mean colour; never saw the word "rocket"."""
 
+    image_size = 12
+
     def __init__(self) -> None:
         self.digest, self.name = "the clip's digest", "words"
         self.embed_dim, self.text_width = EMBED, TEXT_WIDTH
@@ -60,11 +62,14 @@ class WordClip(Clip):
     def image(self, rgb) -> Tensor:
         return torch.stack([self._unit(int(picture.mean())) for picture in rgb])
 
+    def differentiable_image(self, rgb: Tensor) -> Tensor:
+        return torch.stack([self._unit(255 * picture.mean()) for picture in rgb])
+
     def unknown_words(self, caption: str) -> list[str]:
         return [word for word in caption.split() if word == "rocket"]
 
     @staticmethod
-    def _unit(number: int) -> Tensor:
+    def _unit(number: int | Tensor) -> Tensor:
         return nn.functional.normalize(torch.sin(torch.arange(1.0, EMBED + 1) * number), dim=0)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from sampling.cutouts import load_image
 from sampling.refine import __main__ as command
-from sampling.refine.view_model import ViewGuide
 from sampling.refine.work import Refined
 from sampling.views import ViewsConfig, read_object, turntable
 from serving.inputs import as_seen
@@ -22,7 +21,7 @@ from serving.orders import Edit, Order, Refinement, Turned
 from serving.studio import KINDS, Cancelled, Studio, told
 from shapeloom.config import UserError
 from shapeloom.view_diffusion import random_view_model
-from tests.small_page import SMALL
+from tests.small_page import SMALL, another_judge
 from tests.small_pictures import save_disc
 
 
@@ -191,8 +190,8 @@ def test_views_are_those_of_the_command_and_cannot_be_edited(studio):
 
 
 def test_a_refinement_is_the_commands_and_says_how_well_it_fits(balls, tmp_path, monkeypatch):
-    model = random_view_model(clip=balls.pipe.clip)
-    studio = Studio(balls.pipe, SMALL, tmp_path / "page", views=model)
+    judge = another_judge(balls.pipe)
+    studio = Studio(balls.pipe, SMALL, tmp_path / "page", judge=judge)
     balls.shapes[0].save(studio.uploads / "mine.safetensors")
     path = str(studio.uploads / "mine.safetensors")
     steps = []
@@ -202,7 +201,7 @@ def test_a_refinement_is_the_commands_and_says_how_well_it_fits(balls, tmp_path,
     assert studio.refine(asked, quiet) is item
 
     monkeypatch.setattr(command, "load_pipeline", lambda config: balls.pipe)
-    monkeypatch.setattr(command, "load_guide", lambda config, pipe: ViewGuide(model))
+    monkeypatch.setattr(command, "load_judge", lambda *_: judge)
     monkeypatch.setattr("sampling.making.PORTRAIT_SIZE", 32)
     given = ["--prompt", "a large blue ball", "--shape", path, "--iterations", "2", "--seed", "3"]
     small = ["mesh.resolution=16", "mesh.texture_size=32", "turntable.size=16", "formats=[safetensors]"]
@@ -219,7 +218,7 @@ def test_a_refinement_is_the_commands_and_says_how_well_it_fits(balls, tmp_path,
 
 
 def test_a_refinement_that_is_stopped_leaves_nothing(balls, tmp_path):
-    studio = Studio(balls.pipe, SMALL, tmp_path, views=random_view_model(clip=balls.pipe.clip))
+    studio = Studio(balls.pipe, SMALL, tmp_path, judge=another_judge(balls.pipe))
     balls.shapes[0].save(studio.uploads / "mine.safetensors")
 
     def stop(done: int, total: int, what: str) -> None:
@@ -258,20 +257,31 @@ def test_refinements_beyond_the_limits_are_refused(studio, pipeline, wrong, word
     asked = known | wrong
     if asked["upload"] and "/" not in asked["upload"]:
         asked["upload"] = str(studio.uploads / asked["upload"])
-    with pytest.raises(UserError, match="has no view model"):
+    with pytest.raises(UserError, match="has no judge but the CLIP"):
         studio.refine(Refinement(**asked), quiet)
-    studio.views = random_view_model(clip=pipeline.clip)
+    studio.judge = another_judge(pipeline)
     with pytest.raises(UserError, match=words) as error:
         studio.refine(Refinement(**asked), quiet)
     assert str(studio.folder) not in str(error.value)
 
 
-def test_a_page_without_a_view_model_says_so_and_refines_nothing(studio):
+def test_a_page_refines_and_turns_as_far_as_its_run_has_a_judge_and_a_view_model(studio, pipeline):
     page = pytest.importorskip("serving.page", reason="the web page's library isn't installed")
-    built = page.Page(studio).blocks.get_config_file()
-    endpoints = {each["api_name"] for each in built["dependencies"]}
-    assert {"make", "edit", "cancel"} <= endpoints and not {"refine", "turn"} & endpoints
-    assert any("has no view model" in str(each["props"].get("value")) for each in built["components"])
+
+    def endpoints() -> tuple[set[str], str]:
+        built = page.Page(studio).blocks.get_config_file()
+        words = " ".join(str(each["props"].get("value")) for each in built["components"])
+        return {each["api_name"] for each in built["dependencies"]}, words
+
+    found, words = endpoints()
+    assert {"make", "edit", "cancel"} <= found and not {"refine", "turn"} & found
+    assert "has no judge but the CLIP" in words
+    assert Studio(pipeline, SMALL, studio.folder, judge=pipeline.clip).judge is None
+    studio.judge = another_judge(pipeline)
+    found, words = endpoints()
+    assert "refine" in found and "turn" not in found and "has no judge" not in words
+    studio.views = random_view_model(clip=pipeline.clip)
+    assert {"refine", "turn"} <= endpoints()[0]
 
 
 def test_the_page_shows_what_the_model_will_see_or_why_it_cannot(studio):

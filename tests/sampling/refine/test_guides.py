@@ -127,7 +127,8 @@ def test_sds_is_the_weighted_difference_of_the_networks_noise_and_the_one_added(
 def test_vsd_starts_from_the_pretrained_network_and_leaves_it(model, balls):
     settings = load_config(
         RefineConfig, None,
-        ["estimator.kind=vsd", "views=2", "samples.coarse=8", "samples.fine=4", "estimator.clip=1"],
+        ["guide=views", "estimator.kind=vsd", "views=2", "samples.coarse=8", "samples.fine=4",
+         "estimator.clip=1"],
     )  # fmt: skip
     # The particles' network starts as the unconditional answer to a view-independent prompt.
     x = torch.rand(BATCH, 4 if model.vae else 3, SIDE, SIDE)
@@ -231,8 +232,8 @@ def test_our_own_view_model_is_a_guide(balls, estimator):
     assert isinstance(guide, Guide)
     settings = load_config(
         RefineConfig, None,
-        [f"estimator.kind={estimator}", "views=2", "particles=2", "samples.coarse=8", "samples.fine=4",
-         "size=8"],
+        ["guide=views", f"estimator.kind={estimator}", "views=2", "particles=2", "samples.coarse=8",
+         "samples.fine=4", "size=8"],
     )  # fmt: skip
     refiner = Refiner(balls.pipe, balls.shapes[:2], Distiller(guide, "a ball", settings), settings)
     before = refiner.subject.leaves[0].detach().clone()

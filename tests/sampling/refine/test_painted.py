@@ -34,7 +34,7 @@ def painted_ball(path, *, radius=0.35, scale=1.0, up=(0, 0, 1)):
 
 
 def config(path, *changes):
-    return load_config(RefineConfig, None, [*SMALL, f"region={path}", *changes])
+    return load_config(RefineConfig, None, ["guide=views", *SMALL, f"region={path}", *changes])
 
 
 @pytest.mark.parametrize(("suffix", "up"), [("ply", (0, 0, 1)), ("glb", (0, 1, 0))])

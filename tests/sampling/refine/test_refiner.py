@@ -27,7 +27,7 @@ SMALL = [
 
 
 def config(*changes: str) -> RefineConfig:
-    return load_config(RefineConfig, None, [*SMALL, *changes])
+    return load_config(RefineConfig, None, ["guide=views", *SMALL, *changes])
 
 
 def refined(balls, guide, start, prompt, *changes):

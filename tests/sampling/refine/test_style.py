@@ -67,7 +67,9 @@ def test_a_shape_takes_a_style_and_keeps_every_vertex(balls, guide, tmp_path):
     green = np.zeros((40, 60, 4), np.uint8)
     green[:, 10:] = (20, 200, 40, 255)
     Image.fromarray(green).save(tmp_path / "green.png")
-    settings = load_config(RefineConfig, None, [*SMALL, f"style={tmp_path / 'green.png'}", "style_share=3"])
+    settings = load_config(
+        RefineConfig, None, ["guide=views", *SMALL, f"style={tmp_path / 'green.png'}", "style_share=3"]
+    )
     assert settings.layers == "color"
     guide.size = 40
     start = balls.shapes[1]

@@ -94,7 +94,8 @@ def test_a_shape_follows_it(balls, picture, estimator):
     guide = Zero123Guide(Zero123(Zero123Networks(SMALL)), picture, elevation=20.0)  # VSD changes its network
     settings = load_config(
         RefineConfig, None,
-        [f"estimator.kind={estimator}", "views=2", "size=8", "samples.coarse=8", "samples.fine=4"],
+        ["guide=views", f"estimator.kind={estimator}", "views=2", "size=8", "samples.coarse=8",
+         "samples.fine=4"],
     )  # fmt: skip
     refiner = Refiner(balls.pipe, balls.shapes[:1], Distiller(guide, "a ball", settings), settings)
     before = refiner.subject.leaves[0].detach().clone()
