@@ -98,8 +98,10 @@ class RefineConfig(SamplingConfig):
     particles: int = Key(
         1, ge=1, le=64, description="shapes that are refined together; latent: seeds seed, ..."
     )
-    iterations: int = Key(200, ge=1, description="steps of the optimisation")
-    rate: float = Key(0.02, gt=0, description="Adam's learning rate; latents are standardised")
+    iterations: int = Key(100, ge=1, description="steps of the optimisation")
+    rate: float = Key(
+        0.02, gt=0, description="Adam's learning rate at first, which falls to 0; latents are standardised"
+    )
     estimator: EstimatorConfig = EstimatorConfig()
     prior_share: float | None = Key(
         None,

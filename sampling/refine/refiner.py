@@ -61,6 +61,8 @@ class Refiner:
         torch.autograd.backward([w for w, _ in moving], [g for _, g in moving])
         if config.prior_weight:
             self._add_prior(generator)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate * (1 - number / config.iterations)
         self.optimiser.step()
         subject.constrain()
         return facts

@@ -23,7 +23,7 @@ SMALL = [
     "guide=views",
     "mesh.resolution=16", "mesh.max_faces=200", "mesh.texture_size=32", "turntable.frames=2",
     "turntable.size=32", "turntable.samples.coarse=8", "turntable.samples.fine=0", "samples.coarse=12",
-    "samples.fine=6", "views=2", "estimator.scale=1", "rate=0.15", "checkpoint_every=2", "log_every=1",
+    "samples.fine=6", "views=2", "estimator.scale=1", "rate=0.3", "checkpoint_every=2", "log_every=1",
     "picture_every=2", "formats=[safetensors, glb]",
 ]  # fmt: skip
 

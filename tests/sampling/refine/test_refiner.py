@@ -68,7 +68,7 @@ def test_a_shape_becomes_what_the_2d_model_expects_of_the_prompt(balls, guide, o
 def test_a_change_of_colour_alone_leaves_every_vertex_bit_equal(balls, guide, optimise):
     start, target = balls.shapes[0], balls.shapes[3]
     found, _ = refined(
-        balls, guide, start, target.prompt, f"optimise={optimise}", "layers=color", "iterations=10"
+        balls, guide, start, target.prompt, f"optimise={optimise}", "layers=color", "iterations=20"
     )
     for before, after in zip(
         extract_surface(start._sdf, resolution=32), extract_surface(found._sdf, resolution=32), strict=True
@@ -144,6 +144,11 @@ def test_a_step_has_the_gradient_of_a_plain_one(balls):
 def grey_ball(balls):
     """What refinement from scratch starts from."""
     return blob(balls.decoder, "", 0)
+
+
+def test_steps_become_smaller_until_there_is_nothing_left_to_move(balls, guide):
+    _, refiner = refined(balls, guide, balls.shapes[0], balls.shapes[3].prompt, "iterations=4", "rate=0.1")
+    assert refiner.optimiser.param_groups[0]["lr"] == pytest.approx(0.1 / 4)
 
 
 def test_from_scratch_it_starts_from_a_ball(balls, guide, grey_ball):
