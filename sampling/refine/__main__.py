@@ -1,11 +1,11 @@
-"""Refines shapes by a 2-D diffusion model: score distillation into a latent, or into a field's own matrices.
+"""Refines shapes by a model of pictures, whose gradient goes into a latent or a field's own matrices.
 
     python -m sampling.refine --model RUN --prompt "a red chair" --out OUT
     python -m sampling.refine --model RUN --prompt "a red chair" --shape chair.safetensors --out OUT \\
         --set optimise=matrices layers=color
 
-It starts from a sample of the prompt (--shape latent), a ball (none) or a file, and follows RUN/views or the
-diffusers text-to-image folder that `guide` names. strip.png shows the way, metadata.json says how well the
+It starts from a sample of the prompt (--shape latent), a ball (none) or a file, and follows the model's own CLIP
+or the diffusion model of pictures that `guide` names. strip.png shows the way, metadata.json says how well the
 shape fitted the prompt before and after. A command that was killed goes on where it was. See docs/refine.md.
 """
 
