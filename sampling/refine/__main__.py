@@ -5,8 +5,8 @@
         --set optimise=matrices layers=color
 
 It starts from a sample of the prompt (--shape latent), a ball (none) or a file, and follows the model's own
-CLIP or the diffusion model of pictures that `guide` names. strip.png shows the way, metadata.json says how well
-the shape fitted the prompt before and after. A command that was killed goes on where it was. See
+CLIP or the diffusion model of pictures that `guide` names. strip.png shows the way, metadata.json says how
+well the shape fitted the prompt before and after. A command that was killed goes on where it was. See
 docs/refine.md.
 """
 
