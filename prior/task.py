@@ -119,10 +119,15 @@ def read_latents(
 
 
 def read_held_out(folder: AnyPath | str, config: PriorConfig, classes: Sequence[str] = ()) -> Latents | None:
-    """The latents of split "val", if the folder has any."""
+    """The latents of split "val", if the folder has any.
+
+    Without their copies: losses of runs with and without these are then of the same latents.
+    """
     if not LatentShards(folder).header["splits"].get("val"):
         return None
-    return read_latents(folder, "val", config, classes)
+    held_out = read_latents(folder, "val", config, classes)
+    held_out.copies = None
+    return held_out
 
 
 class PriorTask:

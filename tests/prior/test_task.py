@@ -70,6 +70,22 @@ def test_held_out_losses_are_means_over_all_held_out_latents(tmp_path: Path, bat
     assert losses.keys() >= {"held_out/loss", "held_out/loss_t0.25", "held_out/loss_t0.75"}
 
 
+def test_held_out_assets_are_measured_as_they_are_whatever_copies_there_are(tmp_path: Path):
+    def stretch(i: int, sample: dict) -> None:
+        sample["latent_copies.npy"] = 3 * sample["latent.npy"][None] + 1
+
+    plain, copied = write_latents(tmp_path / "plain"), write_latents(tmp_path / "copied", change=stretch)
+    config = PriorConfig(latents=plain, network=NETWORK, diffusion={"target": "x0"})
+    model = new_model(read_latents(plain, "train", config), config)
+    run = Run.open(tmp_path / "run", config, stage="prior")
+    known = read_latents(copied, "train", config)
+    losses = [
+        PriorTask(model, known, config, run, held_out=read_held_out(folder, config)).measure(Silent(model))
+        for folder in (plain, copied)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_copies_count_as_latents_in_the_statistics(tmp_path: Path):
     def mirror(i: int, sample: dict) -> None:
         sample["latent_copies.npy"] = -sample["latent.npy"][None]
