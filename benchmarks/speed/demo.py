@@ -3,9 +3,9 @@
 Each TREE is a checkout of this project that its own `make setup` has set up: several compare builds. Stages
 are run in turn, each by every tree before the next one, into OUT/0, OUT/1 ... Seconds are CPU time of all
 processes of a stage, those left behind too (Linux gives orphans to the nearest ancestor that asks for them),
-so they hardly depend on what else the machine does; and seconds of the clock, which do. Figures are those of
+which depends less on what else the machine does than seconds of the clock, in brackets. Figures are those of
 each run's metrics.json. Stages that are over are kept in OUT/times.json: the same command goes on (a stage
-that was cut short counts from there).
+that was cut short counts from there), and may name more trees.
 """
 
 import argparse
@@ -97,19 +97,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("trees", type=Path, nargs="+", metavar="TREE")
     parser.add_argument("--config", default="tiny")
     options = parser.parse_args(argv)
+    if sys.platform != "linux":
+        raise UserError("Processes that a stage leaves behind are counted by Linux alone.")
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     kept = out / "times.json"
     times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    known = [times.setdefault(str(tree), {}) for tree in options.trees]
+    runs = [out / str(list(times).index(str(tree))) for tree in options.trees]
     for stage in STAGES:
-        for number, tree in enumerate(options.trees):
-            known = times.setdefault(str(tree), {})
-            if stage not in known:
-                known[stage] = list(run_stage(tree, stage, options.config, out / str(number)))
+        for tree, run, taken in zip(options.trees, runs, known, strict=True):
+            if stage not in taken:
+                taken[stage] = list(run_stage(tree, stage, options.config, run))
                 write_atomic(kept, json.dumps(times, indent=1))
-                sys.stderr.write(f"{tree} {stage}: {known[stage][0]:.1f} CPU-s\n")
-    figures = [json.loads((out / str(n) / "metrics.json").read_text()) for n in range(len(options.trees))]
+                sys.stderr.write(f"{tree} {stage}: {taken[stage][0]:.1f} CPU-s\n")
+    figures = [json.loads((run / "metrics.json").read_text()) for run in runs]
     text = table({str(tree): times[str(tree)] for tree in options.trees}, figures)
     write_atomic(out / "table.md", text)
     sys.stdout.write(text)
