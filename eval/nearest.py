@@ -1,6 +1,7 @@
 """The nearest training asset: what a model that only remembered its training set would show.
 
-Nearest by Chamfer distance over farthest-point prefixes of the stored points: a shortlist by few points, then
+`LookAlikes` finds the nearest to a picture, by CLIP; `TrainingAssets` the nearest to a shape:
+by Chamfer distance over farthest-point prefixes of the stored points, a shortlist by few points, then
 the choice by more. It is drawn from its own stored points (`eval.pictures.surfels`), since the cameras of its
 own views differ from those of the asset that it is compared with.
 """
@@ -9,13 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 
 from data_prep.mesh import Mesh
 from eval.chamfer import prepared, squared_distances
 from eval.pictures import surfels
+from shapeloom.clip import Clip
 from shapeloom.log import progress
 from shapeloom.metrics import chamfer_l1
+from shapeloom.pictures import read_views, to_uint8
 from shapeloom.shards import AssetSample, AssetShards
 from shapeloom.surface_metrics import surface_scores
 from shapeloom.surfaces import Surface, read_surface, spacing
@@ -24,6 +28,8 @@ SHORTLIST_POINTS = 128
 POINTS = 512
 SHORTLIST = 8
 DRAWN_POINTS = 4096
+LOOKS = 4
+"""Views of a training asset that a picture is compared with."""
 
 
 class TrainingAssets:
@@ -66,6 +72,25 @@ class TrainingAssets:
     def read(self, index: int) -> AssetSample:
         """Returns training asset `index` with its points."""
         return self.shards.read(index, points=True)
+
+
+class LookAlikes:
+    """All training assets' looks, searchable by a picture: what is found without making anything."""
+
+    def __init__(self, shards: AssetShards, clip: Clip, *, size: int) -> None:
+        """size: of the pictures that are compared, pixels a side; divides the data's resolution."""
+        self.clip, looks = clip, []
+        with progress(len(shards), "looking at training assets") as bar:
+            for i in range(len(shards)):
+                views = read_views(shards, i, range(min(LOOKS, shards.num_views)), size=size)
+                looks.append(clip.image(to_uint8(views.rgb)))
+                bar.advance()
+        self._looks = torch.stack(looks)
+
+    def nearest(self, picture: UInt8[np.ndarray, "1 size size 3"]) -> int:
+        """Returns the training asset of which one view is the nearest to the picture, by CLIP's cosine."""
+        (asked,) = self.clip.image(picture)
+        return int((self._looks @ asked).amax(dim=1).argmax())
 
 
 def _chamfer(query: Float[np.ndarray, "points 3"], clouds: Sequence[Any]) -> Float[np.ndarray, " clouds"]:

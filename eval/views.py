@@ -5,7 +5,7 @@
 
 Of each asset one view is given, and those nearest to each azimuth gap are made from it, together. Beside the
 model stand the given picture itself; the training asset that looks most like it (by the model's CLIP, among
-LOOKS views of each) and that of the nearest surface (chosen knowing the true one), drawn from their points;
+a few views of each) and that of the nearest surface (chosen knowing the true one), drawn from their points;
 and, where a prior is named, the object that it makes of the picture. PSNR and SSIM are
 of pictures on white, all pixels counted; IoU is of alpha > 0.5; the perceptual distance is 1 - cosine of a
 named backbone's features. Views agree as far as the visual hull of the given and the made masks fills these
@@ -30,12 +30,11 @@ from torch import Tensor
 
 from eval.backbones import BackboneConfig, load_backbone
 from eval.hull import hull_agreement
-from eval.nearest import TrainingAssets, drawn_points
+from eval.nearest import LookAlikes, TrainingAssets, drawn_points
 from eval.pictures import render_mesh
 from prior.views import read_pictures
 from sampling.pipeline import ShapePipeline
 from shapeloom import page
-from shapeloom.clip import Clip
 from shapeloom.config import Config, UserError, parse_stage, run_main
 from shapeloom.log import get_logger, progress, start_logging
 from shapeloom.metrics import bootstrap_interval, mask_iou, psnr, ssim
@@ -52,8 +51,6 @@ log = get_logger("views")
 RESULTS, PAGE, SHEET = "views.json", "views.html", "views.png"
 TOLERANCE = 20.0
 """Degrees by which a stored pair's azimuths may differ from a gap to count for it."""
-LOOKS = 4
-"""Views of a training asset that a picture is compared with."""
 SYSTEMS = {
     "model": "View model", "copy": "The given picture", "alike": "Training asset that looks most alike",
     "nearest": "Training asset nearest to the truth", "latent": "Picture to latent to render",
@@ -178,24 +175,6 @@ def perceptual(config: BackboneConfig | None) -> tuple[str, Callable[[ndarray, n
     return backbone.name, distance
 
 
-class LookAlikes:
-    """All training assets' looks, searchable by a picture: what is found without making anything."""
-
-    def __init__(self, shards: AssetShards, clip: Clip, *, size: int) -> None:
-        self.clip, looks = clip, []
-        with progress(len(shards), "looking at training assets") as bar:
-            for index in range(len(shards)):
-                views = read_pictures(shards, index, range(min(LOOKS, shards.num_views)), size=size)[0]
-                looks.append(clip.image(_rgb(_unit(views))))
-                bar.advance()
-        self._looks = torch.stack(looks)
-
-    def nearest(self, picture: Pictures) -> int:
-        """Returns the training asset of which one view is the nearest to a single picture, by cosine."""
-        (asked,) = self.clip.image(_rgb(picture))
-        return int((self._looks @ asked).amax(dim=1).argmax())
-
-
 def _rgb(pictures: Pictures) -> ndarray:
     return to_uint8(np.moveaxis(pictures[:, :3], 1, -1))
 
@@ -225,7 +204,7 @@ class Beside:
         given = _unit(question.pictures[[question.given]])
         chosen = {"nearest": self.training.nearest(points)}
         if self.looks is not None:
-            chosen = {"alike": self.looks.nearest(given)} | chosen
+            chosen = {"alike": self.looks.nearest(_rgb(given))} | chosen
         found = {"copy": np.repeat(given, len(asked), axis=0)}
         for name, neighbour in chosen.items():
             mesh = drawn_points(self.training.read(neighbour))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from eval.nearest import LookAlikes
 from eval.views import (
-    LookAlikes,
     Question,
     ViewEvalConfig,
     choose_views,
@@ -17,9 +17,9 @@ from eval.views import (
     scores,
     summarise,
 )
-from prior.views import read_pictures
 from shapeloom.clip import Clip
 from shapeloom.config import UserError
+from shapeloom.pictures import read_views, to_uint8
 from shapeloom.shards import AssetShards
 from shapeloom.view_diffusion import random_view_model
 
@@ -72,9 +72,8 @@ def test_a_training_asset_is_found_by_any_of_its_looks(ball_dataset: Path) -> No
     shards = AssetShards(ball_dataset, "train")
     found = LookAlikes(shards, Pixels(), size=shards.resolution)
     for index in range(len(shards)):
-        shown = (read_pictures(shards, index, [2], size=shards.resolution)[0] + 1) / 2
-        dimmed = 1 - 0.9 * (1 - shown.numpy())
-        assert found.nearest(dimmed) == index
+        shown = read_views(shards, index, [2], size=shards.resolution).rgb
+        assert found.nearest(to_uint8(1 - 0.9 * (1 - shown))) == index
 
 
 def test_gains_are_paired_and_of_the_model_over_the_other() -> None:
