@@ -59,7 +59,7 @@ class Mesh:
     @property
     def triangles(self) -> Float[ndarray, "faces 3 3"]:
         """Corner positions."""
-        return self.vertices[self.faces]
+        return self.vertices.take(self.faces, axis=0)  # several times as fast as indexing
 
     def select(self, keep: ndarray) -> "Mesh":
         """The same mesh with the faces of a mask or an index list alone."""

@@ -54,8 +54,9 @@ def halve(
     small = np.empty((height, width, 4), np.float32)
     small[..., 3] = _box(alpha, height, width)
     visible = np.maximum(small[..., 3], 1e-6)  # nothing to be seen where alpha is 0
+    linear = np.empty_like(alpha)  # one for all channels: fresh memory costs as much as what is done with it
     for channel in range(3):
-        linear = SRGB_DECODE.take(texture[..., channel])
+        np.take(SRGB_DECODE, texture[..., channel], out=linear, mode="clip")  # clip: written in place
         linear *= alpha
         np.divide(_box(linear, height, width), visible, out=small[..., channel])
     return small

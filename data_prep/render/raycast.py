@@ -110,14 +110,14 @@ def edge_points(
 ) -> Float32[ndarray, "points 3"]:
     """Points along all edges, `spacing` apart or as far as `most` points allow."""
     start = triangles.reshape(-1, 3)
-    along = triangles[:, [1, 2, 0]].reshape(-1, 3) - start
-    cumulative = np.cumsum(np.linalg.norm(along, axis=1), dtype=np.float64)
+    along = triangles.take([1, 2, 0], axis=1).reshape(-1, 3) - start
+    cumulative = np.cumsum(np.sqrt(np.einsum("ij,ij->i", along, along)), dtype=np.float64)
     num = int(np.clip(cumulative[-1] / spacing, 1, most))
     places = (np.arange(num) + 0.5) / num * cumulative[-1]
     edge = np.minimum(np.searchsorted(cumulative, places, side="right"), len(along) - 1)
     length = np.diff(cumulative, prepend=0)[edge]
     t = 1 - (cumulative[edge] - places) / np.maximum(length, 1e-30)
-    return (start[edge] + t[:, None] * along[edge]).astype(np.float32)
+    return (start.take(edge, axis=0) + t[:, None] * along.take(edge, axis=0)).astype(np.float32)
 
 
 class Painter:
