@@ -111,12 +111,14 @@ def near_duplicates(features: Float[ndarray, "assets dim"], limit: float) -> lis
     some = features[:: max(1, len(features) // _BASIS_ASSETS)]
     axes = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_AXES:])[0]
     projected = features @ axes
-    half = np.square(projected).sum(axis=1) / 2
+    half, one = np.square(projected).sum(axis=1, keepdims=True) / 2, np.ones((len(projected), 1), np.float32)
+    # Products of these are half the squared distances below zero.
+    left, right = np.hstack([projected, -half, -one]), np.hstack([projected, one, half])
     pairs = []
     for start in range(0, len(features), 1024):
-        dots = projected[start : start + 1024] @ projected[start:].T
-        apart = half[start : start + 1024, None] + half[start:] - dots  # half the squared distances
-        rows, columns = np.nonzero(apart < limit**2 / 2 + 1e-5)  # float32's rounding is a tenth of that
+        below = left[start : start + 1024] @ right[start:].T
+        near = np.flatnonzero(below > -(limit**2) / 2 - 1e-5)  # float32's rounding is a tenth of that
+        rows, columns = np.divmod(near, below.shape[1])
         later = columns > rows
         for first, second in zip(start + rows[later], start + columns[later], strict=True):
             squared = float(2 - 2 * features[first] @ features[second])
