@@ -263,7 +263,7 @@ def _fidelity(
     matrices = torch.stack([torch.from_numpy(view.intrinsics) for view in truth])
     render = model.decoder.render(
         model.decoder.weights(latents), poses.to(latents), matrices.to(latents), size, size,
-        samples=RenderConfig(coarse=32, fine=16),
+        samples=RenderConfig(coarse=24, fine=8),
     )  # fmt: skip
     scores = zip(
         psnr(render.rgb[:, 0].cpu().numpy(), np.concatenate([view.rgb for view in truth])),
