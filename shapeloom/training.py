@@ -33,6 +33,8 @@ from shapeloom.training_task import Task, TrainConfig, learning_rate
 __all__ = ["Task", "TrainConfig", "learning_rate", "make_optimizer", "train"]
 
 log = get_logger("training")
+LEAST_SPEEDUP = 2.0
+"""Of matrix products in bfloat16, from which on a CPU trains in it."""
 
 
 class _LossModule(nn.Module):
@@ -54,13 +56,14 @@ def choose_bf16(precision: str, device: torch.device, run: Run, world: distribut
 
     On a CPU that is measured (instruction sets don't tell: with the same AVX512-BF16 flag one CPU gains 2.6x
     and another loses), once a run: the answer is kept in meta.json, so that a resumed run goes on in kind.
+    Products must gain enough to pay for rounding what goes into them, a quarter of a step.
     """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if "bf16" not in run.meta:
-        slow = distributed.any_process(bf16_speedup() < 1.2, world)
+        slow = distributed.any_process(bf16_speedup() < LEAST_SPEEDUP, world)
         run.meta["bf16"] = not slow
     return bool(run.meta["bf16"])
 

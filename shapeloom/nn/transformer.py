@@ -74,12 +74,20 @@ class Attention(nn.Module):
         key, value = (self._split(part) for part in self.key_value(source).chunk(2, dim=-1))
         key = self.key_norm(key)
         bias = None if mask is None else mask[:, None, None, :]
-        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.out(gathered.transpose(1, 2).flatten(2))
+        return self.out(_attend(query, key, value, bias).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> [batch, heads, tokens, width / heads]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention; of bfloat16 numbers on a CPU by float32's kernel, as their own takes many times as long."""
+    if value.device.type != "cpu" or value.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    with torch.autocast("cpu", enabled=False):
+        whole = (part.float() for part in (query, key, value))
+        return F.scaled_dot_product_attention(*whole, attn_mask=bias).to(value.dtype)
 
 
 class Mlp(nn.Module):

@@ -271,6 +271,21 @@ def test_the_precision_that_is_asked_for_is_used(tmp_path: Path, precision: str,
     assert choose_bf16(precision, torch.device("cpu"), run, distributed.start()) == bf16
 
 
+@pytest.mark.parametrize(("gain", "bf16"), [(0.5, False), (1.5, False), (8.0, True)])
+def test_a_cpu_trains_in_bf16_where_products_gain_enough_and_goes_on_in_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, bf16: bool
+) -> None:
+    run, device, world = (
+        Run.open(tmp_path, TrainConfig(), stage="line"),
+        torch.device("cpu"),
+        distributed.start(),
+    )
+    monkeypatch.setattr("shapeloom.training.bf16_speedup", lambda: gain)
+    assert choose_bf16("auto", device, run, world) == bf16
+    monkeypatch.setattr("shapeloom.training.bf16_speedup", lambda: 1 / gain)  # of a restart on a busy machine
+    assert choose_bf16("auto", device, run, world) == bf16
+
+
 def test_a_long_average_forgets_the_initial_weights_soon(tmp_path: Path) -> None:
     """20 steps of a decay of 0.999 alone would leave it within 2% of where it began."""
     run_line(tmp_path, ema_decay=0.999, ema_extra=[0.0], learning_rate=1e-2, warmup_steps=0)

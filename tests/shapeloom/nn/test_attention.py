@@ -1,5 +1,6 @@
 """Attention against a slow reference, its masks, and its refusals."""
 
+import copy
 import math
 
 import pytest
@@ -35,6 +36,19 @@ def test_cross_attention_against_a_loop_over_heads():
     layer = Attention(12, 2, context_width=7).double()
     x, context = torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(2, 3, 7, dtype=torch.float64)
     torch.testing.assert_close(layer(x, context), slow_attention(layer, x, context))
+
+
+def test_bfloat16_on_a_cpu_is_attended_in_float32():
+    """The answer and its gradients are those of the same rounded numbers, rounded once more at the end."""
+    torch.manual_seed(0)
+    layer = Attention(16, 2, qk_norm=False).bfloat16()
+    x = torch.randn(2, 5, 16).bfloat16().requires_grad_()
+    layer(x).sum().backward()
+    exact, wanted = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    slow_attention(exact, wanted, wanted).sum().backward()
+    assert layer(x).dtype == torch.bfloat16 and x.grad is not None and wanted.grad is not None
+    torch.testing.assert_close(layer(x).double(), slow_attention(exact, wanted, wanted), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(x.grad.double(), wanted.grad, rtol=0.05, atol=0.05)
 
 
 def test_masked_context_is_as_good_as_absent():
