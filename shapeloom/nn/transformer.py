@@ -86,8 +86,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
     if value.device.type != "cpu" or value.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     with torch.autocast("cpu", enabled=False):
-        whole = (part.float() for part in (query, key, value))
-        return F.scaled_dot_product_attention(*whole, attn_mask=bias).to(value.dtype)
+        whole = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=bias)
+        return whole.to(value.dtype)
 
 
 class Mlp(nn.Module):
