@@ -58,6 +58,8 @@ class Album:
                 )
             self.records = saved["samples"]
         self._places = {_identity(record): place for place, record in enumerate(self.records)}
+        self.next_number = 1 + max(map(number_of, self.records), default=-1)
+        """Of an object that is new in the folder."""
 
     def find(self, wish: Wish) -> Record | None:
         """The record of an object, whether or not its files are there."""
@@ -68,11 +70,6 @@ class Album:
         """Whether an object is recorded and all its files are there."""
         record = self.find(wish)
         return record is not None and all((self.folder / name).is_file() for name in record["files"].values())
-
-    @property
-    def next_number(self) -> int:
-        """Of an object that is new in the folder."""
-        return 1 + max(map(number_of, self.records), default=-1)
 
     def name_for(self, wish: Wish, number: int | None = None) -> str:
         """The file stem of an object: its number in the folder (none: the next), its words, its seed."""
@@ -88,6 +85,7 @@ class Album:
             self.records.append(record)
         else:
             self.records[place] = record
+        self.next_number = max(self.next_number, 1 + number_of(record))
         if time.monotonic() - self._saved >= SAVING_SHARE * self._took:
             self.save()
 
