@@ -68,17 +68,24 @@ def fill_cavities(vertices: Vertices, faces: Faces) -> SomeMesh:
     """
     if not len(faces):
         return vertices, faces
-    part = parts(vertices, faces)
-    a, b, c = (vertices[faces[:, i]].astype(np.float64) for i in range(3))
+    part, places = parts(vertices, faces), vertices.astype(np.float64)
+    a, b, c = (places[faces[:, i]] for i in range(3))
     keep = np.bincount(part, weights=(a * np.cross(b, c)).sum(axis=1)) > 0
     solid = keep.copy()
+    # Of nearly all parts the first place is outside of all others already: each is asked of one by one, since
+    # to prepare them all for every part takes a second in noise.
+    first, around = a[np.unique(part, return_index=True)[1]], np.zeros(len(keep))
     for number in np.flatnonzero(solid) if solid.sum() > 1 else ():
-        own, others = part == number, faces[solid[part] & (part != number)]
-        places = vertices[np.unique(faces[own])].astype(np.float64)
-        for some in (places[:1], places):  # of nearly all parts the first is outside already
-            keep[number] = (igl.winding_number(vertices.astype(np.float64), others, some) < 0.5).any()
-            if keep[number]:
-                break
+        own = faces[part == number]
+        corners = places[own].reshape(-1, 3)
+        within = solid & ((corners.min(axis=0) <= first) & (first <= corners.max(axis=0))).all(axis=1)
+        within[number] = False
+        if within.any():
+            around[within] += igl.winding_number(places, own, first[within])
+    for number in np.flatnonzero(around >= 0.5):
+        others = faces[solid[part] & (part != number)]
+        own_places = places[np.unique(faces[part == number])]
+        keep[number] = (igl.winding_number(places, others, own_places) < 0.5).any()
     return compact(vertices, faces[keep[part]])
 
 

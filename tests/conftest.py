@@ -9,11 +9,9 @@ from typing import Any
 # spinning threads on the same cores are ten times slower than one thread each.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import jaxtyping
+from tests import shape_checks
 
-jaxtyping.install_import_hook(
-    ["shapeloom", "data_prep", "encoder", "prior", "sampling", "serving", "eval"], "beartype.beartype"
-)
+shape_checks.install(["shapeloom", "data_prep", "encoder", "prior", "sampling", "serving", "eval"])
 
 import numpy as np
 import pytest

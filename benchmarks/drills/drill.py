@@ -51,11 +51,11 @@ SETTINGS = {
     ),
     "eval": (
         "reconstruction={max_assets: 1, views: 1, samples: {coarse: 4, fine: 0}, surface_points: 128, "
-        "mesh: {resolution: 16}, pictures: 1}",
+        "surface_resolution: 16, mesh: {resolution: 16}, pictures: 1, sheet: 0}",
         "judge.clip={num_views: 2, embed_dim: 16, image_size: 32, image_width: 32, image_layers: 1, "
         f"text_width: 32, text_layers: 1, {TINY.replace('=', ': ', 1)}}}",
         "generation={num_prompts: 2, steps: 2, batch_size: 2, views: 1, size: 16, "
-        "samples: {coarse: 4, fine: 0}, sets: {max_samples: 2, points: 64, resolution: 16}}",
+        "samples: {coarse: 4, fine: 0}, sets: {max_samples: 2, points: 64, resolution: 16}, beside: 0}",
         "report.assets=2",
     ),
 }  # fmt: skip

@@ -53,13 +53,13 @@ def samples_per_second(data: Path, preset: str, folder: Path, *, processes: int,
         f"train.batch_size={processes * config.train.batch_size}",
     ]
     settings += ["train.log_every=5", f"train.checkpoint_every={steps}", f"train.picture_every={steps}"]
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     arguments = ["encoder.train", "--config", f"configs/encoder/{preset}.yaml", "--out", str(out)]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:processes])  # its child's too
     try:
         subprocess.run(
-            [sys.executable, "-m", *launch, *arguments, "--set", *settings],
+            [sys.executable, *(launch if processes > 1 else ()), "-m", *arguments, "--set", *settings],
             check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     finally:

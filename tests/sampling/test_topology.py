@@ -42,6 +42,13 @@ def test_what_lies_within_another_part_goes_and_what_reaches_into_it_stays(middl
     assert len(fill_cavities(vertices, faces)[1]) == (24 if stays else 12)
 
 
+def test_of_parts_within_each_other_the_outermost_stay():
+    nested = [((0, 0, 0), 1.0), ((0, 0, 0), 0.6), ((0.1, 0, 0), 0.2)]
+    beside = [((0.9, 0, 0), 0.7), ((0.9, 0, 0), 0.1)]
+    vertices, faces = fill_cavities(*boxes(*nested, *beside))
+    assert len(faces) == 24 and np.ptp(vertices[:, 0]) == pytest.approx(0.5 + 0.9 + 0.35)
+
+
 def grey(p: Tensor) -> Tensor:
     return torch.full_like(p, 0.5)
 
