@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import open_clip
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from shapeloom.config import UserError
@@ -92,6 +91,8 @@ def _clip_of(folder: Path) -> str:
         raise UserError(f"{path} isn't what save_pretrained writes ({error!r}).") from error
     if version != FORMAT:
         raise UserError(f"{path} has format {version!r}, but this version reads {FORMAT}. Update Shapeloom.")
+    import open_clip
+
     # A file that came from elsewhere must not make open_clip open paths or addresses of its choice.
     if name is None:
         if own.get("model", open_clip.list_models()[0]) not in open_clip.list_models():

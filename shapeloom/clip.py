@@ -20,12 +20,10 @@ from typing import Annotated, Any, Literal
 
 import huggingface_hub
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from annotated_types import Len
 from jaxtyping import Bool, Float, Int64, UInt8
-from open_clip.tokenizer import SimpleTokenizer
 from pydantic import Field as Key
 from torch import Tensor, nn
 
@@ -57,7 +55,9 @@ class TextEmbedding:
 
 
 @functools.cache
-def _byte_pair_encoding() -> SimpleTokenizer:
+def _byte_pair_encoding() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
     return SimpleTokenizer()
 
 
@@ -205,6 +205,8 @@ def load_clip(spec: str | Path, device: torch.device | str = "cpu") -> Clip:
 
     Raises UserError at once, without a series of retries, when the weights are neither cached nor reachable.
     """
+    import open_clip
+
     folder = Path(spec)
     if (folder / "model.json").is_file():
         return _load_folder(folder, device)
@@ -256,6 +258,8 @@ def check_description(description: dict[str, Any], path: Path) -> None:
 
     Others of open_clip's settings fetch models from elsewhere.
     """
+    import open_clip
+
     if description.get("kind") != "pretrained":
         validated(_Description, description, str(path))
     elif description.get("model") not in open_clip.list_models():
@@ -264,6 +268,8 @@ def check_description(description: dict[str, Any], path: Path) -> None:
 
 def build_network(description: dict[str, Any]) -> nn.Module:
     """Makes the open_clip network that a model.json describes, with fresh weights."""
+    import open_clip
+
     if description["kind"] == "pretrained":
         previous = logging.root.manager.disable
         logging.disable(logging.WARNING)  # open_clip warns of random weights, but the caller loads others
@@ -285,6 +291,8 @@ def build_network(description: dict[str, Any]) -> nn.Module:
 
 def make_tokenizer(description: dict[str, Any]) -> Callable[..., Tensor]:
     """The tokenizer that a model.json describes; raises UserError if its MiniLM isn't the installed one."""
+    import open_clip
+
     if description["kind"] == "pretrained":
         return open_clip.get_tokenizer(description["model"])
     if description["text"].get("kind") == "minilm":
@@ -328,6 +336,8 @@ def _load_folder(folder: Path, device: torch.device | str) -> Clip:
 
 def load_pretrained(model: str, source: str, device: torch.device | str = "cpu") -> Clip:
     """Loads open_clip's `model` with the weights of a tag, or of a local checkpoint file."""
+    import open_clip
+
     known = open_clip.get_pretrained_cfg(model, source)
     if not known and not Path(source).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -359,6 +369,8 @@ def _cached(known: dict[str, Any]) -> Path | None:
 
 
 def _download(known: dict[str, Any], name: str) -> Path:
+    import open_clip
+
     host = "huggingface.co" if known.get("hf_hub") else known["url"].split("/")[2]
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     if offline or not _reachable(host):

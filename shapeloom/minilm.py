@@ -10,8 +10,8 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -37,7 +37,10 @@ def model_folder() -> Path:
 class SentenceDualEncoder(nn.Module):
     """open_clip's image tower beside a map of frozen MiniLM sentence vectors (`shapeloom.minilm`)."""
 
-    def __init__(self, embed_dim: int, vision: open_clip.CLIPVisionCfg, context_length: int) -> None:
+    def __init__(self, embed_dim: int, vision: Any, context_length: int) -> None:
+        """vision: open_clip's CLIPVisionCfg."""
+        import open_clip
+
         super().__init__()
         unused = open_clip.CLIPTextCfg(context_length=2, vocab_size=2, width=8, heads=1, layers=1)
         self.visual = open_clip.CLIP(embed_dim, vision, unused).visual
