@@ -1,5 +1,7 @@
 """Batches made ahead of their step, and how they come to the device."""
 
+import atexit
+import multiprocessing
 import shutil
 import signal
 from collections import deque
@@ -90,10 +92,26 @@ def by_processes(
         collate_fn=_unchanged, pin_memory=pinned, multiprocessing_context="fork",
         worker_init_fn=_heed_no_signal, generator=torch.Generator(),  # none is drawn from the global one
     )  # fmt: skip
-    for step, (made, error) in zip(steps, loader, strict=True):
-        if error is not None:
-            raise error
-        yield step, made
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    own = set(multiprocessing.active_children()) - others
+
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+        for process in own:
+            process.kill()
+
+    # Python ends by sending SIGTERM to such processes and waiting for them. They heed none, and nobody else
+    # has stopped them where an error that nothing catches still holds on to this generator.
+    atexit.register(kill)
+    try:
+        for step, (made, error) in zip(steps, batches, strict=True):
+            if error is not None:
+                raise error
+            yield step, made
+    finally:
+        del batches  # so that its processes end, though an error's traceback may keep this frame
+        atexit.unregister(kill)
 
 
 def _unchanged(value: T) -> T:

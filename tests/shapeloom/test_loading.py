@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -87,6 +89,18 @@ def test_a_signal_to_all_processes_of_a_job_stops_no_batch_and_none_outlives_the
     for maker in makers:
         with pytest.raises(ProcessLookupError):
             os.kill(int(str(maker)), 0)
+
+
+def test_an_error_that_nothing_catches_ends_the_program() -> None:
+    """As when a GPU's memory is full. Python then waits for its children, which heed no SIGTERM."""
+    program = (
+        "from shapeloom.loading import by_processes\n"
+        "kept = by_processes(lambda step: step, range(100), workers=2, pinned=False)\n"
+        "assert next(kept) == (0, 0)\n"
+        "raise RuntimeError('out of memory')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "RuntimeError: out of memory" in ended.stderr
 
 
 def test_processes_draw_nothing_from_the_global_generator() -> None:
