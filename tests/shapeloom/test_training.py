@@ -275,11 +275,8 @@ def test_the_precision_that_is_asked_for_is_used(tmp_path: Path, precision: str,
 def test_a_cpu_trains_in_bf16_where_products_gain_enough_and_goes_on_in_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, bf16: bool
 ) -> None:
-    run, device, world = (
-        Run.open(tmp_path, TrainConfig(), stage="line"),
-        torch.device("cpu"),
-        distributed.start(),
-    )
+    run = Run.open(tmp_path, TrainConfig(), stage="line")
+    device, world = torch.device("cpu"), distributed.start()
     monkeypatch.setattr("shapeloom.training.bf16_speedup", lambda: gain)
     assert choose_bf16("auto", device, run, world) == bf16
     monkeypatch.setattr("shapeloom.training.bf16_speedup", lambda: 1 / gain)  # of a restart on a busy machine
