@@ -101,17 +101,13 @@ def by_processes(
         for process in own:
             process.kill()
 
-    # Python ends by sending SIGTERM to such processes and waiting for them. They heed none, and nobody else
-    # has stopped them where an error that nothing catches still holds on to this generator.
+    # Python ends by sending SIGTERM to such processes, which heed none, and waiting for them: for ever, where
+    # the traceback of an error of one of them holds the loader that would end the others.
     atexit.register(kill)
-    try:
-        for step, (made, error) in zip(steps, batches, strict=True):
-            if error is not None:
-                raise error
-            yield step, made
-    finally:
-        del batches  # so that its processes end, though an error's traceback may keep this frame
-        atexit.unregister(kill)
+    for step, (made, error) in zip(steps, batches, strict=True):
+        if error is not None:
+            raise error
+        yield step, made
 
 
 def _unchanged(value: T) -> T:
